@@ -1,0 +1,131 @@
+"""The quota service as an ASGI application. Importing this does nothing; `create_app(settings)` makes it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import Depends, FastAPI, Request, Response
+from fastapi.security import HTTPBearer
+from fastapi_swagger import patch_fastapi
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+from sqlalchemy.exc import SQLAlchemyError
+
+from quota import problems, schema_version, tasks, timekeeping
+from quota.clock import Clock
+from quota.db import Database
+from quota.dispatch import routes as dispatch
+from quota.dispatch.ranking import StoredQueue
+from quota.door import Hub, answer, hub_of
+from quota.fleet import routes as fleet
+from quota.identity import routes as identity
+from quota.jobs import routes as jobs
+from quota.metrics import HubCollector
+from quota.programs import routes as programs
+from quota.schemas.scheduling import DecisionBatch, RankingDocument, ReportBatch
+from quota.schemas.service import ClockReply, Health
+from quota.schemas.usage import EvidenceBatch
+from quota.settings import Settings
+
+VERSION = "0.1.0"
+_RAW_MODELS: tuple[type[BaseModel], ...] = (DecisionBatch, ReportBatch, RankingDocument, EvidenceBatch)
+
+
+def create_app(settings: Settings, clock: Clock | None = None) -> FastAPI:
+    """The service over a migrated database; the clock is the database's unless one is given."""
+    database = Database(settings.database, clock or Clock(), pool_size=settings.pool_size)
+    if clock is None:
+        with database.read() as connection:
+            clock = timekeeping.read_clock(connection)
+        database.clock = clock
+    hub = Hub(settings, database, clock, StoredQueue(database))
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        periodic = tasks.start(database) if settings.tasks else None
+        yield
+        if periodic is not None:
+            periodic.shutdown(wait=True)
+        database.close()
+
+    app = FastAPI(
+        title="gpuhub quota service",
+        version=VERSION,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        swagger_ui_oauth2_redirect_url=None,
+        max_body_size=settings.body_limit_bytes,
+        dependencies=[Depends(HTTPBearer(auto_error=False))],
+    )
+    app.state.hub = hub
+    problems.install(app)
+    for room in (jobs, programs, fleet, identity, dispatch):
+        app.include_router(room.router)
+    _add_own_routes(app)
+    _describe_raw_bodies(app)
+    patch_fastapi(app, docs_url="/docs", redirect_from_root_to_docs=True)
+    return app
+
+
+def _add_own_routes(app: FastAPI) -> None:
+    registry = CollectorRegistry()
+    hub: Hub = app.state.hub
+    registry.register(HubCollector(hub.database, hub.clock))
+
+    @app.get("/v1/clock", operation_id="read_clock", tags=["service"], response_model=ClockReply)
+    def read_clock() -> Response:
+        """The hub's clock: business time = business_at + (wall - wall_at) x speed."""
+        clock = hub.clock
+        return answer(
+            ClockReply(
+                business_at=clock.business_at_ms,
+                wall_at=clock.wall_at_ms,
+                speed=clock.speed,
+                now=clock.now_ms(),
+            )
+        )
+
+    @app.get("/metrics", include_in_schema=False)
+    def metrics() -> Response:
+        """Prometheus text."""
+        return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+
+    @app.get("/-/healthy", operation_id="read_health", tags=["service"], response_model=Health)
+    async def healthy() -> Response:
+        """The process answers."""
+        return answer(Health(status="ok"))
+
+    @app.get("/-/ready", operation_id="read_readiness", tags=["service"], response_model=Health)
+    def ready(request: Request) -> Response:
+        """The database answers and has this program's schema; else 503 with what is wrong."""
+        checks = _checks(hub_of(request))
+        good = all(value == "ok" for value in checks.values())
+        return answer(Health(status="ok" if good else "not ready", checks=checks), 200 if good else 503)
+
+
+def _checks(hub: Hub) -> dict[str, str]:
+    try:
+        current = schema_version.is_current(hub.database)
+    except SQLAlchemyError as error:
+        return {"database": type(error).__name__}
+    return {"database": "ok", "schema": "ok" if current else "not this program's"}
+
+
+def _describe_raw_bodies(app: FastAPI) -> None:
+    """Put the wire types that routes parse themselves into the OpenAPI document."""
+    build = app.openapi
+
+    def openapi() -> dict[str, object]:
+        document = build()
+        components = document.setdefault("components", {}).setdefault("schemas", {})
+        _, extra = models_json_schema(
+            [(model, "validation") for model in _RAW_MODELS], ref_template="#/components/schemas/{model}"
+        )
+        for name, schema in extra.get("$defs", {}).items():
+            components.setdefault(name, schema)
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]

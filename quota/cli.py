@@ -1,0 +1,152 @@
+"""`gpuhub quota …`: serve, migrate, make the first tokens."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+import uvicorn
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
+
+from quota import schema_version, timekeeping
+from quota.app import create_app
+from quota.clock import Clock, instant_ms
+from quota.db import Database
+from quota.errors import HubError
+from quota.identity import service as identity
+from quota.schemas.identity import NewToken, Role
+from quota.settings import Settings
+
+app = typer.Typer(help="The quota service: grants, ledger, jobs.", no_args_is_help=True)
+
+DatabaseOption = Annotated[str, typer.Option(help="sqlite:///PATH or postgresql://…")]
+
+
+@app.command()
+def serve(
+    database: DatabaseOption = "sqlite:///quota.db",
+    host: str = "127.0.0.1",
+    port: int = 8080,
+    lease_ttl_s: float = 15.0,
+) -> None:
+    """Serve the API; migrates first."""
+    with _one_line_errors(), _only_process(database):
+        opened = _migrated(database)
+        opened.close()
+        listener = _listen(host, port)
+        settings = Settings(database=database, host=host, port=port, lease_ttl_s=lease_ttl_s)
+        config = uvicorn.Config(
+            create_app(settings), log_level="warning", access_log=False, timeout_graceful_shutdown=5
+        )
+        uvicorn.Server(config).run(sockets=[listener])
+
+
+@app.command()
+def init(
+    database: DatabaseOption = "sqlite:///quota.db",
+    clock_speed: Annotated[int, typer.Option(min=1, help="Business seconds per wall second.")] = 1,
+    clock_origin: Annotated[str, typer.Option(help="RFC 3339 business time of the first start.")] = "",
+    clock_at_least: Annotated[int, typer.Option(help="Business ms that another part has reached.")] = 0,
+) -> None:
+    """Migrate the database and anchor its clock; prints {"clock": "BUSINESS,WALL,SPEED"}."""
+    with _one_line_errors(), _only_process(database):
+        opened = _migrated(database)
+        try:
+            origin = instant_ms(clock_origin) if clock_origin else None
+        except ValueError as error:
+            _fail(f"--clock-origin: {error}")
+        clock = opened.write(lambda tx: timekeeping.anchor_clock(tx, clock_speed, origin, clock_at_least))
+        opened.close()
+    typer.echo(json.dumps({"clock": clock.text()}))
+
+
+@app.command()
+def token(
+    role: Annotated[Role, typer.Option()],
+    database: DatabaseOption = "sqlite:///quota.db",
+    organization: str | None = None,
+    node: str | None = None,
+    label: str = "made on the command line",
+) -> None:
+    """Make a token directly in the database; prints it as JSON, its secret this once."""
+    with _one_line_errors(), _only_process(database):
+        opened = _migrated(database)
+        body = NewToken(role=role, organization_id=organization, node=node, label=label)
+        made = opened.write(lambda tx: identity.create_token(tx, "command line", body))
+        opened.close()
+    typer.echo(made.model_dump_json())
+
+
+def _migrated(url: str) -> Database:
+    database = Database(url, Clock())
+    schema_version.upgrade(database)
+    with database.read() as connection:
+        database.clock = timekeeping.read_clock(connection)
+    return database
+
+
+@contextmanager
+def _only_process(url: str) -> Iterator[None]:
+    """SQLite serves one process: a lock beside the file says whose it is."""
+    try:
+        path = make_url(url).database if make_url(url).get_backend_name() == "sqlite" else None
+    except ArgumentError:
+        _fail(f"--database {url!r} is not a database URL such as sqlite:///quota.db")
+    if path is None:
+        yield
+        return
+    lock = Path(f"{path}.lock")
+    try:
+        handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        _fail(f"cannot write beside {path}: {error.strerror}")
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        owner = os.read(handle, 20).decode(errors="replace").strip()
+        _fail(f"{path} is in use by process {owner or 'unknown'}; stop it or use another database")
+    os.ftruncate(handle, 0)
+    os.pwrite(handle, str(os.getpid()).encode(), 0)
+    try:
+        yield
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def _one_line_errors() -> Iterator[None]:
+    try:
+        yield
+    except HubError as error:
+        _fail(error.detail)
+    except DBAPIError as error:
+        _fail(f"the database cannot be used: {str(error.orig).splitlines()[0] if error.orig else error}")
+    except SQLAlchemyError as error:
+        _fail(f"the database cannot be used: {str(error).splitlines()[0]}")
+    except ValueError as error:
+        _fail(str(error).splitlines()[0])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        _fail(f"cannot listen on {host}:{port}: {error.strerror}; choose another --port")
+    return listener
+
+
+def _fail(line: str) -> None:
+    typer.echo(f"gpuhub quota: {line}", err=True)
+    sys.exit(2)

@@ -1,0 +1,250 @@
+"""The database behind one door: engines, write transactions that end in the feed, read snapshots.
+
+SQLite has one writer and this program is its only process, so writers queue on a lock of our own and begin with
+BEGIN IMMEDIATE. PostgreSQL writes at READ COMMITTED; readers on both see one moment.
+"""
+
+from __future__ import annotations
+
+import random
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Connection,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    create_engine,
+    event,
+    insert,
+    select,
+    text,
+    update,
+)
+from sqlalchemy.engine import Engine, make_url
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.pool import ConnectionPoolEntry
+
+from quota.clock import Clock
+
+T = TypeVar("T")
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+RowId = BigInteger().with_variant(Integer, "sqlite")
+"""An id that the database counts up."""
+
+feed_head = Table(
+    "feed_head",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("seq", BigInteger, nullable=False),
+    Column("oldest", BigInteger, nullable=False),
+)
+feed_rows = Table(
+    "feed",
+    metadata,
+    Column("seq", BigInteger, primary_key=True),
+    Column("kind", String(20), primary_key=True),
+    Column("id", String(300), primary_key=True),
+)
+
+RETRY_LIMIT = 12
+_RETRIED_SQLSTATES = {"40001", "40P01", "23505"}
+"""Serialization failure, deadlock, and a key that another transaction inserted first: run again and see it."""
+
+
+@dataclass
+class Tx:
+    """One write transaction: its connection, its business time, and what it will publish at its end.
+
+    `defer` queues rows that carry the transaction's feed sequence; they are inserted by `publish`, which
+    takes the feed's head last, so that no commit is seen out of order.
+    """
+
+    connection: Connection
+    now_ms: int
+    dialect: str
+    touched: dict[tuple[str, str], None] = field(default_factory=dict)
+    deferred: list[tuple[Table, dict[str, Any]]] = field(default_factory=list)
+    seq: int | None = None
+
+    def touch(self, kind: str, object_id: str) -> None:
+        """Let the feed show this object as changed."""
+        assert self.seq is None, "nothing may change after the transaction was published"
+        self.touched[(kind, object_id)] = None
+
+    def defer(self, table: Table, row: dict[str, Any]) -> None:
+        """Insert `row` with this transaction's `seq` when it is published."""
+        assert self.seq is None, "nothing may change after the transaction was published"
+        self.deferred.append((table, row))
+
+    @contextmanager
+    def savepoint(self) -> Iterator[None]:
+        """Undo what happens inside if it raises, rows not yet inserted included."""
+        touched, deferred = dict(self.touched), len(self.deferred)
+        nested = self.connection.begin_nested()
+        try:
+            yield
+        except BaseException:
+            nested.rollback()
+            self.touched = touched
+            del self.deferred[deferred:]
+            raise
+        nested.commit()
+
+    def publish(self) -> int | None:
+        """Take the next feed sequence, insert what waited for it, and answer it; None if nothing changed."""
+        if self.seq is not None or not (self.touched or self.deferred):
+            return self.seq
+        row = self.connection.execute(
+            update(feed_head)
+            .where(feed_head.c.id == 1)
+            .values(seq=feed_head.c.seq + 1)
+            .returning(feed_head.c.seq)
+        ).one()
+        self.seq = int(row.seq)
+        groups: dict[str, tuple[Table, list[dict[str, Any]]]] = {}
+        for table, values in self.deferred:
+            groups.setdefault(table.name, (table, []))[1].append(values | {"seq": self.seq})
+        for table, rows in groups.values():
+            self.connection.execute(insert(table), rows)
+        if self.touched:
+            self.connection.execute(
+                insert(feed_rows), [{"seq": self.seq, "kind": kind, "id": key} for kind, key in self.touched]
+            )
+        return self.seq
+
+
+class Database:
+    """One hub's database. Make it once, in `create_app` or a test."""
+
+    def __init__(self, url: str, clock: Clock, *, pool_size: int = 16) -> None:
+        self.url = url
+        self.clock = clock
+        self.engine = _engine(url, pool_size)
+        self.dialect = self.engine.dialect.name
+        self.head_hint = 0
+        """The greatest sequence this process committed: a cheap sign that the feed moved."""
+        self._writers = threading.Lock()
+        self._reader = self.engine.execution_options(**_reader_options(self.dialect))
+        self._writer = self.engine.execution_options(hub_writes=True)
+
+    def write(self, work: Callable[[Tx], T]) -> T:
+        """Run `work` in one transaction, publish, commit, and answer its result.
+
+        Deadlocks and serialization failures (40P01, 40001) run the whole of `work` again, so it must have no
+        effect outside the transaction.
+        """
+        for attempt in range(RETRY_LIMIT):
+            try:
+                return self._write_once(work)
+            except DBAPIError as error:
+                if attempt == RETRY_LIMIT - 1 or sqlstate(error) not in _RETRIED_SQLSTATES:
+                    raise
+                time.sleep(random.uniform(0, 0.002 * 2**attempt))  # full jitter
+        raise AssertionError("unreachable")
+
+    def _write_once(self, work: Callable[[Tx], T]) -> T:
+        if self.dialect == "sqlite":
+            with self._writers:
+                return self._transact(work)
+        return self._transact(work)
+
+    def _transact(self, work: Callable[[Tx], T]) -> T:
+        with self._writer.connect() as connection, connection.begin():
+            tx = Tx(connection, self.clock.now_ms(), self.dialect)
+            result = work(tx)
+            tx.publish()
+        if tx.seq is not None:
+            self.head_hint = max(self.head_hint, tx.seq)
+        return result
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """A connection that sees one moment of the database and changes nothing."""
+        with self._reader.connect() as connection, connection.begin():
+            yield connection
+
+    def close(self) -> None:
+        """Close all connections."""
+        self.engine.dispose()
+
+
+def head(connection: Connection) -> int:
+    """The feed's sequence at the moment this connection sees."""
+    return int(connection.execute(select(feed_head.c.seq).where(feed_head.c.id == 1)).scalar_one())
+
+
+def database_now_ms(connection: Connection) -> int:
+    """The database server's own wall clock in milliseconds since 1970."""
+    if connection.dialect.name == "sqlite":
+        statement = text(
+            "SELECT CAST(strftime('%s','now') AS INTEGER) * 1000 + CAST(substr(strftime('%f','now'), 4) AS INTEGER)"
+        )
+    else:
+        statement = text("SELECT CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000 AS BIGINT)")
+    return int(connection.execute(statement).scalar_one())
+
+
+def sqlstate(error: DBAPIError) -> str:
+    """PostgreSQL's five-letter code of an error, or an empty string."""
+    return str(getattr(error.orig, "sqlstate", "") or "")
+
+
+def _engine(url: str, pool_size: int) -> Engine:
+    parsed = make_url(url)
+    if parsed.get_backend_name() != "sqlite":
+        return create_engine(
+            parsed.set(drivername="postgresql+psycopg"),
+            pool_size=pool_size,
+            max_overflow=pool_size,
+            pool_pre_ping=True,
+        )
+    engine = create_engine(
+        parsed, pool_size=pool_size, max_overflow=48, connect_args={"check_same_thread": False}
+    )
+    event.listen(engine, "connect", _prepare_sqlite)
+    event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _prepare_sqlite(connection: sqlite3.Connection, _record: ConnectionPoolEntry) -> None:
+    connection.isolation_level = None  # we say BEGIN ourselves
+    for pragma in (
+        "journal_mode=WAL",
+        "synchronous=FULL",
+        "busy_timeout=10000",
+        "foreign_keys=ON",
+        "cache_size=-65536",
+    ):
+        connection.execute(f"PRAGMA {pragma}").close()
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    writes = connection.get_execution_options().get("hub_writes", False)
+    # SQLite has one writer, so take the lock before the first read
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN DEFERRED")
+
+
+def _reader_options(dialect: str) -> dict[str, Any]:
+    if dialect == "sqlite":
+        return {}
+    return {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}

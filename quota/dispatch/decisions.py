@@ -1,0 +1,226 @@
+"""Decisions of the scheduler: start holds the cost and takes the capacity, stop is irrevocable.
+
+What happens when the process dies: before the commit nothing was decided and the same batch is sent again;
+after it the stored reply is answered again. There is nothing in between.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import Row, insert, select, update
+
+from quota.audit import service as audit
+from quota.db import Tx
+from quota.dispatch import lease, objects, streams
+from quota.dispatch.objects import account_paths
+from quota.errors import BadRequest, GrantNotActive, HubError, NotFound, NotSchedulable, WrongState
+from quota.fleet import service as fleet
+from quota.jobs import service as job_service
+from quota.jobs.states import check_move
+from quota.jobs.tables import attempts, jobs, placements
+from quota.ledger import service as ledger
+from quota.ledger.rules import amount_gpu_us
+from quota.ledger.tables import accounts
+from quota.programs import service as programs
+from quota.programs.tables import grants
+from quota.schemas.scheduling import (
+    DecisionBatch,
+    DecisionItem,
+    DecisionReply,
+    ItemResult,
+    JobState,
+    StartItem,
+    StopItem,
+)
+
+ACTOR = "scheduler"
+
+
+def decide(tx: Tx, batch: DecisionBatch, body: bytes) -> DecisionReply:
+    """Carry out a batch: one savepoint per item, one transaction for all, the reply stored beside its number.
+
+    Raises StaleEpoch, StaleSequence.
+    """
+    lease.check_epoch(tx, batch.epoch)
+    stored = streams.replayed(tx, batch.stream, batch.seq, body, DecisionReply)
+    if stored is not None:
+        return stored
+    _lock_accounts(tx, batch)
+    results = tuple(_item(tx, item) for item in batch.items)
+    seq = tx.publish() or 0
+    reply = DecisionReply(
+        stream=batch.stream,
+        stream_seq=batch.seq,
+        seq=seq,
+        results=results,
+        objects=objects.load(tx.connection, tx.touched, seq, tx.now_ms),
+    )
+    streams.remember(tx, batch.stream, batch.seq, body, reply)
+    return reply
+
+
+def _lock_accounts(tx: Tx, batch: DecisionBatch) -> None:
+    """All accounts of the batch in id order, so that two batches never wait for each other in a circle."""
+    paths = {name for item in batch.items if isinstance(item, StartItem) for name in item.account_path}
+    if paths and tx.dialect != "sqlite":
+        ordered = sorted(paths)
+        tx.connection.execute(
+            select(accounts.c.id).where(accounts.c.id.in_(ordered)).order_by(accounts.c.id).with_for_update()
+        ).all()
+
+
+def _item(tx: Tx, item: DecisionItem) -> ItemResult:
+    try:
+        with tx.savepoint():
+            return _start(tx, item) if isinstance(item, StartItem) else _stop(tx, item)
+    except HubError as error:
+        return ItemResult(
+            job_id=item.job_id,
+            attempt=item.attempt,
+            outcome="refused",
+            code=error.code,
+            detail=error.detail,
+            numbers=error.numbers,
+        )
+
+
+# --- start ----------------------------------------------------------------------------------------
+
+
+def _start(tx: Tx, item: StartItem) -> ItemResult:
+    job = _startable_job(tx, item)
+    rate = fleet.read_rate(tx.connection, job.gpu_class)
+    gpus = job.pods * job.gpus_per_pod
+    cost = amount_gpu_us(job.walltime_ms, gpus, rate.rate_thousandths)
+    _check_grant(tx, job, item)
+    hold_id = ledger.hold(
+        tx, job.id, item.attempt, item.grant_id, item.account_path, cost, gpus, rate, actor=ACTOR
+    )
+    fleet.take_capacity(tx, item.cluster, item.pods)
+    tx.connection.execute(insert(attempts), _attempt_row(tx, job, item, hold_id))
+    tx.connection.execute(
+        insert(placements),
+        [
+            {
+                "job_id": job.id,
+                "attempt": item.attempt,
+                "pod_index": pod.index,
+                "cluster": item.cluster,
+                "node": pod.node,
+                "gpu_class": pod.gpu_class,
+                "gpus": pod.count,
+            }
+            for pod in item.pods
+        ],
+    )
+    tx.connection.execute(
+        update(jobs)
+        .where(jobs.c.id == job.id)
+        .values(state=JobState.STARTING.value, attempt=item.attempt, not_before_ms=None)
+    )
+    for kind, key in (("job", job.id), ("attempt", f"{job.id}-{item.attempt}"), ("grant", item.grant_id)):
+        tx.touch(kind, key)
+    detail: dict[str, object] = {
+        "attempt": item.attempt,
+        "grant_id": item.grant_id,
+        "held_gpu_us": str(cost),
+        "cluster": item.cluster,
+        "nodes": sorted({pod.node for pod in item.pods}),
+    }
+    audit.record(tx, ACTOR, "attempt.start", job.id, detail=detail)
+    return ItemResult(job_id=job.id, attempt=item.attempt, outcome="accepted")
+
+
+def _startable_job(tx: Tx, item: StartItem) -> Row[Any]:
+    job = job_service.lock_job(tx, item.job_id)
+    if job is None:
+        raise NotFound(f"there is no job {item.job_id}")
+    check_move(JobState(job.state), JobState.STARTING, job.id)
+    if item.attempt != job.attempt + 1:
+        raise WrongState(f"the next attempt of {job.id} is {job.attempt + 1}, not {item.attempt}")
+    if job.not_before_ms is not None and job.not_before_ms > tx.now_ms:
+        raise WrongState(f"{job.id} waits for {job.not_before_ms - tx.now_ms} ms more after its last attempt")
+    asked = [(job.gpu_class, job.gpus_per_pod)] * job.pods
+    placed = [(pod.gpu_class, pod.count) for pod in item.pods]
+    indexes = [pod.index for pod in item.pods]
+    if placed != asked or indexes != list(range(job.pods)):
+        raise BadRequest(
+            f"the placement is not {job.pods} pods of {job.gpus_per_pod} {job.gpu_class} in order"
+        )
+    if programs.is_frozen(tx.connection, job.organization_id):
+        raise NotSchedulable(f"organization {job.organization_id} is frozen")
+    return job
+
+
+def _check_grant(tx: Tx, job: Row[Any], item: StartItem) -> None:
+    grant = tx.connection.execute(select(grants).where(grants.c.id == item.grant_id)).one_or_none()
+    if grant is None or grant.organization_id != job.organization_id or job.grant_id not in (None, grant.id):
+        raise NotFound(f"job {job.id} may not draw on grant {item.grant_id}")
+    if not grant.starts_at_ms <= tx.now_ms or tx.now_ms + job.walltime_ms > grant.ends_at_ms:
+        fits_ms = max(0, grant.ends_at_ms - tx.now_ms)
+        raise GrantNotActive(
+            f"grant {grant.id} ends before {job.id} would; a walltime of {fits_ms} ms fits",
+            fitting_walltime_ms=fits_ms,
+            starts_in_ms=max(0, grant.starts_at_ms - tx.now_ms),
+        )
+    rows = tx.connection.execute(
+        select(accounts).where(accounts.c.grant_id == grant.id).order_by(accounts.c.id)
+    ).all()
+    paths = {tuple(account.id for account in path.accounts) for path in account_paths(list(rows))}
+    if item.account_path not in paths:
+        raise NotFound(f"grant {grant.id} has no open account path {'/'.join(item.account_path)}")
+
+
+def _attempt_row(tx: Tx, job: Row[Any], item: StartItem, hold_id: str) -> dict[str, Any]:
+    return {
+        "job_id": job.id,
+        "attempt": item.attempt,
+        "organization_id": job.organization_id,
+        "state": JobState.STARTING.value,
+        "cluster": item.cluster,
+        "grant_id": item.grant_id,
+        "hold_id": hold_id,
+        "walltime_ms": job.walltime_ms,
+        "grace_ms": job.grace_ms,
+        "claimed_at_ms": tx.now_ms,
+        "lost": False,
+        "capacity_held": True,
+        "settled": False,
+    }
+
+
+# --- stop -----------------------------------------------------------------------------------------
+
+
+def _stop(tx: Tx, item: StopItem) -> ItemResult:
+    job = job_service.lock_job(tx, item.job_id)
+    row = tx.connection.execute(
+        select(attempts)
+        .where(attempts.c.job_id == item.job_id, attempts.c.attempt == item.attempt)
+        .with_for_update()
+    ).one_or_none()
+    if job is None or row is None:
+        raise NotFound(f"there is no attempt {item.attempt} of job {item.job_id}")
+    state = JobState(row.state)
+    if state in (JobState.STOPPING, JobState.ENDED):
+        return ItemResult(job_id=job.id, attempt=item.attempt, outcome="unchanged", code=state.value)
+    check_move(state, JobState.STOPPING, job.id)
+    tx.connection.execute(
+        update(attempts)
+        .where(attempts.c.job_id == job.id, attempts.c.attempt == item.attempt)
+        .values(
+            state=JobState.STOPPING.value,
+            stop_reason=item.reason.value,
+            # what is settled already is never taken back by a stop
+            stop_at_ms=max(item.stop_at, row.settled_through_ms or 0, row.claimed_at_ms),
+            stop_grace_ms=min(item.grace_ms, row.grace_ms),
+            stop_for_job=item.for_job,
+        )
+    )
+    tx.connection.execute(update(jobs).where(jobs.c.id == job.id).values(state=JobState.STOPPING.value))
+    tx.touch("job", job.id)
+    tx.touch("attempt", f"{job.id}-{item.attempt}")
+    detail: dict[str, object] = {"attempt": item.attempt, "stop": item.reason.value, "for_job": item.for_job}
+    audit.record(tx, ACTOR, "attempt.stop", job.id, detail=detail)
+    return ItemResult(job_id=job.id, attempt=item.attempt, outcome="accepted")

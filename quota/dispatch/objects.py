@@ -1,0 +1,351 @@
+"""The whole objects that snapshot, feed and replies carry, read at one moment of the database."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Collection, Iterable
+from typing import Any
+
+from pydantic import BaseModel
+from sqlalchemy import ColumnElement, Connection, Row, select, tuple_
+
+from quota.dispatch.policy import policy_object
+from quota.fleet.tables import clusters, gpu_classes, node_capacity, nodes, rates
+from quota.identity.tables import organizations
+from quota.jobs.tables import attempts, jobs, placements
+from quota.ledger.tables import accounts, holds
+from quota.programs.tables import grants
+from quota.schemas.scheduling import (
+    AccountBalance,
+    AccountPath,
+    AttemptObject,
+    ClusterObject,
+    FeedItem,
+    FeedKind,
+    GpuClassObject,
+    GrantObject,
+    JobObject,
+    JobState,
+    NodeCapacityObject,
+    NodeObject,
+    OrganizationObject,
+    Pace,
+    PodPlacement,
+    StopReason,
+    StopRecord,
+)
+
+KINDS: tuple[FeedKind, ...] = (
+    "policy",
+    "cluster",
+    "gpu_class",
+    "node",
+    "organization",
+    "grant",
+    "job",
+    "attempt",
+)
+PREEMPTION_MEMORY_MS = 24 * 3_600_000
+
+
+def load(
+    connection: Connection, wanted: Iterable[tuple[str, str]], seq: int, now_ms: int
+) -> tuple[FeedItem, ...]:
+    """The named objects as they are now, or their tombstones, in the order of kinds."""
+    by_kind: dict[str, list[str]] = defaultdict(list)
+    for kind, object_id in wanted:
+        by_kind[kind].append(object_id)
+    items: list[FeedItem] = []
+    for kind in KINDS:
+        ids = by_kind.get(kind, [])
+        for start in range(0, len(ids), 500):
+            part = ids[start : start + 500]
+            found = _read(connection, kind, part, now_ms)
+            items.extend(_item(kind, object_id, seq, found.get(object_id)) for object_id in part)
+    return tuple(items)
+
+
+def page(
+    connection: Connection, kind: FeedKind, after: str, limit: int, seq: int, now_ms: int
+) -> list[FeedItem]:
+    """The next objects of one kind in order of id."""
+    ids = _ids(connection, kind, after, limit)
+    found = _read(connection, kind, ids, now_ms)
+    return [_item(kind, object_id, seq, found[object_id]) for object_id in ids if object_id in found]
+
+
+def _item(kind: FeedKind, object_id: str, seq: int, found: BaseModel | None) -> FeedItem:
+    if found is None:
+        return FeedItem(kind=kind, id=object_id, seq=seq, gone=True)
+    item = FeedItem.model_construct(kind=kind, id=object_id, seq=seq, gone=False)
+    return item.model_copy(update={kind: found})
+
+
+def _ids(connection: Connection, kind: FeedKind, after: str, limit: int) -> list[str]:
+    if kind == "policy":
+        return ["default"] if after < "default" else []
+    column: ColumnElement[str]
+    condition: ColumnElement[bool]
+    match kind:
+        case "cluster":
+            column, condition = clusters.c.id, clusters.c.id > after
+        case "gpu_class":
+            column, condition = gpu_classes.c.id, gpu_classes.c.id > after
+        case "organization":
+            column, condition = organizations.c.id, organizations.c.id > after
+        case "grant":
+            column, condition = grants.c.id, grants.c.id > after
+        case "job":
+            column = jobs.c.id
+            condition = (jobs.c.state != JobState.ENDED.value) & (jobs.c.id > after)
+        case "node":
+            column = (nodes.c.cluster + "/" + nodes.c.node).label("id")
+            condition = (nodes.c.cluster + "/" + nodes.c.node) > after
+        case "attempt":
+            return _attempt_ids(connection, after, limit)
+    statement = select(column).where(condition).order_by(column).limit(limit)
+    return list(connection.execute(statement).scalars())
+
+
+def _attempt_ids(connection: Connection, after: str, limit: int) -> list[str]:
+    after_job, _, after_number = after.rpartition("-")
+    key = tuple_(attempts.c.job_id, attempts.c.attempt)
+    rows = connection.execute(
+        select(attempts.c.job_id, attempts.c.attempt)
+        .where(_open_attempts(), key > (after_job, int(after_number or 0)))
+        .order_by(attempts.c.job_id, attempts.c.attempt)
+        .limit(limit)
+    )
+    return [f"{row.job_id}-{row.attempt}" for row in rows]
+
+
+def _open_attempts() -> ColumnElement[bool]:
+    return attempts.c.capacity_held.is_(True)
+
+
+def _read(connection: Connection, kind: str, ids: Collection[str], now_ms: int) -> dict[str, BaseModel]:
+    match kind:
+        case "policy":
+            return {"default": policy_object()}
+        case "cluster":
+            return _clusters(connection, ids)
+        case "gpu_class":
+            return _gpu_classes(connection, ids)
+        case "node":
+            return _nodes(connection, ids)
+        case "organization":
+            return _organizations(connection, ids)
+        case "grant":
+            return _grants(connection, ids, now_ms)
+        case "job":
+            return _jobs(connection, ids, now_ms)
+        case "attempt":
+            return _attempts(connection, ids)
+        case _:
+            raise AssertionError(f"the feed knows no {kind}")
+
+
+def _clusters(connection: Connection, ids: Collection[str]) -> dict[str, BaseModel]:
+    rows = connection.execute(select(clusters).where(clusters.c.id.in_(ids)))
+    return {
+        row.id: ClusterObject.model_construct(
+            id=row.id, paused=row.paused, observed_through=row.observed_through_ms
+        )
+        for row in rows
+    }
+
+
+def _gpu_classes(connection: Connection, ids: Collection[str]) -> dict[str, BaseModel]:
+    rows = connection.execute(
+        select(gpu_classes.c.id, gpu_classes.c.rate_id, rates.c.rate_thousandths)
+        .join(rates, rates.c.id == gpu_classes.c.rate_id)
+        .where(gpu_classes.c.id.in_(ids))
+    )
+    return {
+        row.id: GpuClassObject.model_construct(
+            id=row.id, rate_id=row.rate_id, rate_thousandths=row.rate_thousandths
+        )
+        for row in rows
+    }
+
+
+def _nodes(connection: Connection, ids: Collection[str]) -> dict[str, BaseModel]:
+    keys = [tuple(object_id.split("/", 1)) for object_id in ids]
+    capacities: dict[tuple[str, str], list[NodeCapacityObject]] = defaultdict(list)
+    for row in connection.execute(
+        select(node_capacity)
+        .where(tuple_(node_capacity.c.cluster, node_capacity.c.node).in_(keys))
+        .order_by(node_capacity.c.gpu_class)
+    ):
+        capacities[(row.cluster, row.node)].append(
+            NodeCapacityObject.model_construct(
+                gpu_class=row.gpu_class, total=row.total, foreign=row.foreign_used, used=row.used
+            )
+        )
+    rows = connection.execute(select(nodes).where(tuple_(nodes.c.cluster, nodes.c.node).in_(keys)))
+    return {
+        f"{row.cluster}/{row.node}": NodeObject.model_construct(
+            cluster=row.cluster,
+            node=row.node,
+            schedulable=row.schedulable and not row.cordoned,
+            capacities=tuple(capacities[(row.cluster, row.node)]),
+        )
+        for row in rows
+    }
+
+
+def _organizations(connection: Connection, ids: Collection[str]) -> dict[str, BaseModel]:
+    rows = connection.execute(select(organizations).where(organizations.c.id.in_(ids)))
+    return {
+        row.id: OrganizationObject.model_construct(
+            id=row.id,
+            frozen=row.frozen,
+            decayed_usage_gpu_us=row.decayed_usage_gpu_us,
+            decayed_as_of=row.decayed_as_of_ms,
+        )
+        for row in rows
+    }
+
+
+def _grants(connection: Connection, ids: Collection[str], now_ms: int) -> dict[str, BaseModel]:
+    rows = connection.execute(select(grants).where(grants.c.id.in_(ids), grants.c.ends_at_ms > now_ms)).all()
+    tree: dict[str, list[Row[Any]]] = defaultdict(list)
+    for account in connection.execute(
+        select(accounts).where(accounts.c.grant_id.in_([row.id for row in rows])).order_by(accounts.c.id)
+    ):
+        tree[account.grant_id].append(account)
+    return {
+        row.id: GrantObject.model_construct(
+            id=row.id,
+            program_id=row.program_id,
+            organization_id=row.organization_id,
+            starts_at=row.starts_at_ms,
+            ends_at=row.ends_at_ms,
+            paths=account_paths(tree[row.id]),
+            pace=None if row.pace_lag_ms is None else Pace(lag_ms=row.pace_lag_ms, as_of=row.pace_as_of_ms),
+        )
+        for row in rows
+    }
+
+
+def account_paths(rows: list[Row[Any]]) -> tuple[AccountPath, ...]:
+    """The paths a hold may take through a grant's accounts: from each released leaf up to the grant."""
+    by_id = {row.id: row for row in rows}
+    parents = {row.parent_id for row in rows}
+    paths = []
+    for leaf in rows:
+        if leaf.id in parents:
+            continue
+        path, here = [], leaf
+        while True:
+            path.append(here)
+            if here.parent_id not in by_id:
+                break
+            here = by_id[here.parent_id]
+        if all(row.released for row in path):
+            paths.append(AccountPath.model_construct(accounts=tuple(_balance(row) for row in path)))
+    return tuple(paths)
+
+
+def _balance(row: Row[Any]) -> AccountBalance:
+    return AccountBalance.model_construct(
+        id=row.id,
+        granted_gpu_us=row.granted_gpu_us,
+        held_gpu_us=row.held_gpu_us,
+        used_gpu_us=row.used_gpu_us,
+        overdraft_gpu_us=row.overdraft_gpu_us,
+    )
+
+
+def _jobs(connection: Connection, ids: Collection[str], now_ms: int) -> dict[str, BaseModel]:
+    rows = connection.execute(
+        select(jobs).where(jobs.c.id.in_(ids), jobs.c.state != JobState.ENDED.value)
+    ).all()
+    preempted: dict[str, list[int]] = defaultdict(list)
+    restarted = [row.id for row in rows if row.attempt > 0]
+    for row in connection.execute(
+        select(attempts.c.job_id, attempts.c.ended_at_ms).where(
+            attempts.c.job_id.in_(restarted),
+            attempts.c.end_reason == "preempted",
+            attempts.c.ended_at_ms > now_ms - PREEMPTION_MEMORY_MS,
+        )
+    ):
+        preempted[row.job_id].append(row.ended_at_ms)
+    return {
+        row.id: JobObject.model_construct(
+            id=row.id,
+            organization_id=row.organization_id,
+            grant_id=row.grant_id,
+            gpu_class=row.gpu_class,
+            gpus_per_pod=row.gpus_per_pod,
+            pods=row.pods,
+            walltime_ms=row.walltime_ms,
+            grace_ms=row.grace_ms,
+            restartable=row.restartable,
+            submitted_at=row.submitted_at_ms,
+            state=JobState(row.state),
+            attempt=row.attempt,
+            not_before=row.not_before_ms,
+            cancel_requested_at=row.cancel_requested_at_ms,
+            preempted_at=tuple(sorted(preempted[row.id])),
+        )
+        for row in rows
+    }
+
+
+def _attempts(connection: Connection, ids: Collection[str]) -> dict[str, BaseModel]:
+    keys = [(object_id.rpartition("-")[0], int(object_id.rpartition("-")[2])) for object_id in ids]
+    pods: dict[tuple[str, int], list[PodPlacement]] = defaultdict(list)
+    wanted = tuple_(placements.c.job_id, placements.c.attempt).in_(keys)
+    for row in connection.execute(select(placements).where(wanted).order_by(placements.c.pod_index)):
+        pods[(row.job_id, row.attempt)].append(
+            PodPlacement.model_construct(
+                index=row.pod_index, node=row.node, gpu_class=row.gpu_class, count=row.gpus
+            )
+        )
+    rows = connection.execute(
+        select(attempts, jobs.c.spec, holds.c.amount_gpu_us)
+        .join(jobs, jobs.c.id == attempts.c.job_id)
+        .join(holds, holds.c.id == attempts.c.hold_id)
+        .where(tuple_(attempts.c.job_id, attempts.c.attempt).in_(keys), _open_attempts())
+    )
+    return {
+        f"{row.job_id}-{row.attempt}": _attempt(row, tuple(pods[(row.job_id, row.attempt)])) for row in rows
+    }
+
+
+def _attempt(row: Row[Any], pods: tuple[PodPlacement, ...]) -> AttemptObject:
+    stop = None
+    if row.stop_reason is not None:
+        stop = StopRecord.model_construct(
+            reason=StopReason(row.stop_reason),
+            stop_at=row.stop_at_ms,
+            grace_ms=row.stop_grace_ms,
+            for_job=row.stop_for_job,
+        )
+    spec = json.loads(row.spec)
+    return AttemptObject.model_construct(
+        id=f"{row.job_id}-{row.attempt}",
+        job_id=row.job_id,
+        organization_id=row.organization_id,
+        attempt=row.attempt,
+        state=JobState(row.state),
+        cluster=row.cluster,
+        pods=pods,
+        grant_id=row.grant_id,
+        hold_id=row.hold_id,
+        cost_gpu_us=row.amount_gpu_us,
+        walltime_ms=row.walltime_ms,
+        grace_ms=row.grace_ms,
+        claimed_at=row.claimed_at_ms,
+        first_started_at=row.first_started_at_ms,
+        last_started_at=row.last_started_at_ms,
+        ended_at=row.ended_at_ms,
+        capacity_held=row.capacity_held,
+        stop=stop,
+        image=spec["image"],
+        command=tuple(spec["command"]),
+        environment=spec["environment"],
+        annotations=spec["annotations"],
+    )

@@ -1,0 +1,20 @@
+"""The numbers that the scheduler follows, as the service states them."""
+
+from __future__ import annotations
+
+from quota.schemas.scheduling import PolicyObject
+
+ABANDONMENTS_LIMIT = 3
+COOLDOWN_WALL_S = 10
+"""First pause after an attempt that did not start, doubled each time."""
+
+
+def policy_object() -> PolicyObject:
+    """The hub's default policy."""
+    return PolicyObject(
+        half_life_ms=7 * 24 * 3_600_000,
+        lag_bound_thousandths=100,
+        cluster_unseen_wall_s=60,
+        start_limit_wall_s=600,
+        abandonments_limit=ABANDONMENTS_LIMIT,
+    )

@@ -1,0 +1,86 @@
+"""The scheduler's latest word on who waits, in which order and why; positions are computed when someone reads."""
+
+from __future__ import annotations
+
+import json
+import threading
+import zlib
+
+from sqlalchemy import Connection, insert, select, update
+
+from quota.db import Database, Tx
+from quota.dispatch import lease
+from quota.dispatch.tables import ranking
+from quota.errors import RankingBaseUnknown
+from quota.jobs.service import Queue
+from quota.programs.tables import grants
+from quota.schemas.scheduling import RankingDocument, RankingReply, Waiting
+
+
+def put_ranking(tx: Tx, document: RankingDocument) -> RankingReply:
+    """Store the order, merge the reasons that changed, and keep each grant's pace.
+
+    Raises StaleEpoch, and RankingBaseUnknown if the changes start from another document than the stored one.
+    """
+    lease.check_epoch(tx, document.epoch)
+    row = tx.connection.execute(select(ranking).where(ranking.c.id == 1).with_for_update()).one_or_none()
+    reasons: dict[str, object] = {}
+    if document.base_cycle is not None:
+        stored = None if row is None else json.loads(zlib.decompress(row.body))
+        if stored is None or (stored["epoch"], row.cycle if row else 0) != (
+            document.epoch,
+            document.base_cycle,
+        ):
+            raise RankingBaseUnknown()
+        waiting = set(document.order)
+        reasons = {job_id: reason for job_id, reason in stored["reasons"].items() if job_id in waiting}
+    reasons |= {job_id: reason.model_dump(mode="json") for job_id, reason in document.reasons.items()}
+    body = zlib.compress(
+        json.dumps({"epoch": document.epoch, "order": document.order, "reasons": reasons}).encode(), 1
+    )
+    values = {"cycle": document.cycle, "at_ms": document.at, "body": body}
+    if row is None:
+        tx.connection.execute(insert(ranking), values | {"id": 1})
+    else:
+        tx.connection.execute(update(ranking).where(ranking.c.id == 1).values(**values))
+    for grant_id, pace in sorted(document.paces.items()):
+        tx.connection.execute(
+            update(grants)
+            .where(grants.c.id == grant_id)
+            .values(pace_lag_ms=pace.lag_ms, pace_as_of_ms=pace.as_of)
+        )
+    return RankingReply(cycle=document.cycle, seq=0)
+
+
+class StoredQueue(Queue):
+    """The stored ranking, unpacked once per cycle and process."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._lock = threading.Lock()
+        self._version: tuple[int, int] | None = None
+        self._positions: dict[str, int] = {}
+        self._reasons: dict[str, dict[str, object]] = {}
+
+    def refresh(self, connection: Connection) -> None:
+        """Take over the stored ranking if it is a newer one."""
+        row = connection.execute(
+            select(ranking.c.cycle, ranking.c.at_ms).where(ranking.c.id == 1)
+        ).one_or_none()
+        if row is None or (row.cycle, row.at_ms) == self._version:
+            return
+        with self._lock:
+            full = connection.execute(select(ranking).where(ranking.c.id == 1)).one()
+            document = json.loads(zlib.decompress(full.body))
+            self._positions = {job_id: place for place, job_id in enumerate(document["order"], 1)}
+            self._reasons = document["reasons"]
+            self._version = (full.cycle, full.at_ms)
+
+    def position(self, job_id: str) -> int | None:
+        """Place in the hub's queue, 1 = next; None if unranked."""
+        return self._positions.get(job_id)
+
+    def waiting(self, job_id: str) -> Waiting | None:
+        """Why a job waits, or None if no cycle has said."""
+        reason = self._reasons.get(job_id)
+        return None if reason is None else Waiting.model_validate(reason)

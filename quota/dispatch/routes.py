@@ -1,0 +1,145 @@
+"""HTTP door for the other programs: the scheduler's contract and the agents' evidence."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Query, Request, Response
+from pydantic import BaseModel
+from starlette.concurrency import run_in_threadpool
+
+from quota.db import head
+from quota.dispatch import decisions, feed, lease, ranking, reports
+from quota.dispatch.evidence import deliver
+from quota.door import Hub, answer, caller_of, hub_of, parse, raw_body
+from quota.schemas.identity import Role
+from quota.schemas.scheduling import (
+    DecisionBatch,
+    DecisionReply,
+    FeedPage,
+    LeaseReply,
+    LeaseRequest,
+    RankingDocument,
+    RankingReply,
+    ReportBatch,
+    ReportReply,
+    SnapshotPage,
+)
+from quota.schemas.usage import EvidenceBatch, EvidenceReply
+
+router = APIRouter(tags=["programs' doors"])
+
+Raw = Annotated[bytes, Depends(raw_body)]
+HINT_POLL_S = 0.02
+"""How often a long poll looks whether this process itself committed something."""
+
+
+def _takes(model: type[BaseModel]) -> dict[str, Any]:
+    schema = {"$ref": f"#/components/schemas/{model.__name__}"}
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+@router.put("/v1/scheduler/lease", operation_id="take_lease", response_model=LeaseReply)
+def take_lease(request: Request, body: LeaseRequest) -> Response:
+    """Take or renew the scheduler lease; every new process start gets a greater epoch. 409 `lease_held`."""
+    caller_of(request, Role.SCHEDULER)
+    hub = hub_of(request)
+    return answer(hub.database.write(lambda tx: lease.take_lease(tx, body, hub.settings.lease_ttl_s)))
+
+
+@router.get("/v1/scheduler/snapshot", operation_id="read_snapshot", response_model=SnapshotPage)
+def read_snapshot(
+    request: Request, after: str | None = None, limit: Annotated[int, Query(ge=1, le=20_000)] = 5000
+) -> Response:
+    """Everything the scheduler needs, page by page; apply the feed from `cursor` on top."""
+    caller_of(request, Role.SCHEDULER)
+    return answer(feed.read_snapshot(hub_of(request).database, after, limit))
+
+
+@router.get("/v1/scheduler/feed", operation_id="follow_feed", response_model=FeedPage)
+async def follow_feed(
+    request: Request,
+    after: Annotated[int, Query(ge=0)],
+    wait: Annotated[float, Query(ge=0, le=60)] = 25,
+    limit: Annotated[int, Query(ge=1, le=20_000)] = 2000,
+) -> Response:
+    """What changed since a cursor; waits up to `wait` seconds for something. 410 `cursor_expired`."""
+    hub = hub_of(request)
+    await run_in_threadpool(caller_of, request, Role.SCHEDULER)
+    deadline = time.monotonic() + wait
+    while True:
+        page = await run_in_threadpool(feed.read_feed, hub.database, after, limit)
+        if page.items or time.monotonic() >= deadline or await request.is_disconnected():
+            return answer(page)
+        await _until_moved(hub, after, deadline)
+
+
+async def _until_moved(hub: Hub, after: int, deadline: float) -> None:
+    """Hold no session: look at this process's own commits often, at the database's head now and then."""
+    look_at = time.monotonic() + hub.settings.feed_poll_s
+    while time.monotonic() < deadline and hub.database.head_hint <= after:
+        await asyncio.sleep(HINT_POLL_S)
+        if time.monotonic() >= look_at:
+            look_at = time.monotonic() + hub.settings.feed_poll_s
+            if await run_in_threadpool(_head, hub) > after:
+                return
+
+
+def _head(hub: Hub) -> int:
+    with hub.database.read() as connection:
+        return head(connection)
+
+
+@router.post(
+    "/v1/scheduler/decisions",
+    operation_id="send_decisions",
+    response_model=DecisionReply,
+    openapi_extra=_takes(DecisionBatch),
+)
+def send_decisions(request: Request, raw: Raw) -> Response:
+    """Starts and stops of one cycle, one savepoint each. 409 `stale_epoch`, 409 `stale_sequence`."""
+    caller_of(request, Role.SCHEDULER)
+    batch = parse(DecisionBatch, raw)
+    return answer(hub_of(request).database.write(lambda tx: decisions.decide(tx, batch, raw)))
+
+
+@router.post(
+    "/v1/scheduler/reports",
+    operation_id="send_reports",
+    response_model=ReportReply,
+    openapi_extra=_takes(ReportBatch),
+)
+def send_reports(request: Request, raw: Raw) -> Response:
+    """What one cluster shows, up to `observed_through`. 409 `stale_epoch`, 409 `stale_sequence`."""
+    caller_of(request, Role.SCHEDULER)
+    batch = parse(ReportBatch, raw)
+    hub = hub_of(request)
+    return answer(hub.database.write(lambda tx: reports.report(tx, batch, raw, hub.clock.speed)))
+
+
+@router.put(
+    "/v1/scheduler/ranking",
+    operation_id="put_ranking",
+    response_model=RankingReply,
+    openapi_extra=_takes(RankingDocument),
+)
+def put_ranking(request: Request, raw: Raw) -> Response:
+    """The waiting jobs in order, with the reasons that changed; may come gzipped. 409 `ranking_base_unknown`."""
+    caller_of(request, Role.SCHEDULER)
+    document = parse(RankingDocument, raw)
+    return answer(hub_of(request).database.write(lambda tx: ranking.put_ranking(tx, document)))
+
+
+@router.post(
+    "/v1/usage/evidence",
+    operation_id="deliver_evidence",
+    response_model=EvidenceReply,
+    openapi_extra=_takes(EvidenceBatch),
+)
+def deliver_evidence(request: Request, raw: Raw) -> Response:
+    """Cumulative evidence rows of agents; sending them again changes nothing."""
+    caller = caller_of(request, Role.AGENT)
+    batch = parse(EvidenceBatch, raw)
+    return answer(hub_of(request).database.write(lambda tx: deliver(tx, caller, batch)))

@@ -1,0 +1,49 @@
+"""The scheduler's lease, epoch, streams and ranking."""
+
+from sqlalchemy import BigInteger, Column, Integer, LargeBinary, String, Table, Text
+
+from quota.db import metadata
+
+scheduler_epoch = Table(
+    "scheduler_epoch",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("epoch", BigInteger, nullable=False),
+)
+
+scheduler_lease = Table(
+    "scheduler_lease",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("holder", String(200), nullable=False),
+    Column("instance", String(64), nullable=False),
+    Column("url", String(500), nullable=False),
+    Column("expires_wall_ms", BigInteger, nullable=False),
+)
+
+streams = Table(
+    "streams",
+    metadata,
+    Column("stream", String(80), primary_key=True),
+    Column("last_seq", BigInteger, nullable=False),
+    Column("body_sha256", String(64), nullable=False),
+    Column("reply", Text, nullable=False),
+)
+
+ranking = Table(
+    "ranking",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("cycle", BigInteger, nullable=False),
+    Column("at_ms", BigInteger, nullable=False),
+    Column("body", LargeBinary, nullable=False),
+)
+
+clock_row = Table(
+    "clock",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("business_at_ms", BigInteger, nullable=False),
+    Column("wall_at_ms", BigInteger, nullable=False),
+    Column("speed", Integer, nullable=False),
+)

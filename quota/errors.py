@@ -1,0 +1,160 @@
+"""Everything a caller can cause, each with a stable code and an HTTP status.
+
+HubError
+├── BadRequest 422      a field is wrong in a way only the service can know
+├── Unauthenticated 401
+├── Forbidden 403
+├── NotFound 404        also another organization's object
+├── Conflict 409        the state does not allow it
+│   ├── InsufficientBalance
+│   ├── CapacityTaken
+│   └── StaleEpoch, StaleSequence, LeaseHeld
+├── CursorExpired 410
+└── IdempotencyMismatch 422
+"""
+
+from __future__ import annotations
+
+
+class HubError(Exception):
+    """The hub refused."""
+
+    code = "refused"
+    status = 400
+
+    def __init__(self, detail: str = "", *, field: str = "", **numbers: int | str) -> None:
+        super().__init__(detail or self.title())
+        self.detail = detail or self.title()
+        self.field = field
+        self.numbers = numbers
+
+    @classmethod
+    def title(cls) -> str:
+        """The first line of the class's docstring."""
+        return (cls.__doc__ or "").strip().splitlines()[0]
+
+
+class BadRequest(HubError):
+    """The request is not valid."""
+
+    code, status = "invalid_request", 422
+
+
+class UnknownGpuClass(BadRequest):
+    """The hub has no such GPU class."""
+
+    code = "unknown_gpu_class"
+
+
+class NeverFits(BadRequest):
+    """The hub could never run this, even when it is empty."""
+
+    code = "never_fits"
+
+
+class IdempotencyMismatch(HubError):
+    """This Idempotency-Key was used with another request."""
+
+    code, status = "idempotency_key_reused", 422
+
+
+class Unauthenticated(HubError):
+    """A valid token is needed: `Authorization: Bearer …`."""
+
+    code, status = "unauthenticated", 401
+
+
+class Forbidden(HubError):
+    """This token may not do that."""
+
+    code, status = "forbidden", 403
+
+
+class NotFound(HubError):
+    """There is no such object."""
+
+    code, status = "not_found", 404
+
+
+class Conflict(HubError):
+    """The present state does not allow that."""
+
+    code, status = "conflict", 409
+
+
+class AlreadyExists(Conflict):
+    """An object with this id exists already."""
+
+    code = "already_exists"
+
+
+class InsufficientBalance(Conflict):
+    """The account has less GPU time left than was asked for."""
+
+    code = "insufficient_balance"
+
+
+class NoGrant(Conflict):
+    """The organization has no grant that could pay for this."""
+
+    code = "no_grant"
+
+
+class TransferMismatch(Conflict):
+    """A transfer with this id but other content exists already."""
+
+    code = "transfer_mismatch"
+
+
+class WrongState(Conflict):
+    """The job or attempt is not in a state that allows this."""
+
+    code = "wrong_state"
+
+
+class CapacityTaken(Conflict):
+    """The node has fewer free GPUs of this class than the placement takes."""
+
+    code = "capacity_taken"
+
+
+class NotSchedulable(Conflict):
+    """The cluster or node takes no new jobs now."""
+
+    code = "not_schedulable"
+
+
+class GrantNotActive(Conflict):
+    """The grant does not cover the time this job may take."""
+
+    code = "grant_not_active"
+
+
+class StaleEpoch(Conflict):
+    """A newer scheduler has taken over."""
+
+    code = "stale_epoch"
+
+
+class StaleSequence(Conflict):
+    """The batch is not the stream's next one."""
+
+    code = "stale_sequence"
+
+
+class LeaseHeld(Conflict):
+    """Another scheduler holds the lease."""
+
+    code = "lease_held"
+
+
+class RankingBaseUnknown(Conflict):
+    """The ranking that these changes start from is not the one stored; send it whole."""
+
+    code = "ranking_base_unknown"
+
+
+class CursorExpired(HubError):
+    """The feed no longer reaches back to this cursor; take a new snapshot."""
+
+    code, status = "cursor_expired", 410

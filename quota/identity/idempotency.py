@@ -1,0 +1,69 @@
+"""The same Idempotency-Key answers the same reply: stored in the transaction that did the work."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from typing import TypeVar
+
+from pydantic import BaseModel
+from sqlalchemy import delete, insert, select
+
+from quota.db import Tx
+from quota.errors import BadRequest, IdempotencyMismatch
+from quota.identity.tables import idempotency
+from quota.schemas.identity import Caller
+
+R = TypeVar("R", bound=BaseModel)
+
+KEPT_MS = 24 * 3_600_000
+
+
+def once(
+    tx: Tx,
+    caller: Caller,
+    key: str | None,
+    operation: str,
+    body: BaseModel,
+    reply: type[R],
+    work: Callable[[], R],
+) -> R:
+    """Do `work` once per (caller, key); again with the same body answers the stored reply.
+
+    Two requests at the same moment: the second's INSERT fails on the primary key and it is run again.
+    Raises IdempotencyMismatch for another body or operation under the same key.
+    """
+    if key is None:
+        return work()
+    if not 1 <= len(key) <= 200:
+        raise BadRequest("an Idempotency-Key has 1 to 200 characters", field="Idempotency-Key")
+    fingerprint = hashlib.sha256(f"{operation}\n{body.model_dump_json()}".encode()).hexdigest()
+    known = tx.connection.execute(
+        select(idempotency).where(idempotency.c.principal == caller.token_id, idempotency.c.key == key)
+    ).one_or_none()
+    if known is not None:
+        if known.fingerprint != fingerprint:
+            raise IdempotencyMismatch(
+                f"Idempotency-Key {key!r} was used with another request", field="Idempotency-Key"
+            )
+        return reply.model_validate_json(known.body)
+    result = work()
+    tx.connection.execute(
+        insert(idempotency),
+        {
+            "principal": caller.token_id,
+            "key": key,
+            "fingerprint": fingerprint,
+            "status": 201,
+            "body": result.model_dump_json(),
+            "created_at_ms": tx.now_ms,
+        },
+    )
+    return result
+
+
+def forget_old(tx: Tx) -> int:
+    """Drop keys older than a day. Answers how many."""
+    return tx.connection.execute(
+        delete(idempotency).where(idempotency.c.created_at_ms < tx.now_ms - KEPT_MS)
+    ).rowcount

@@ -1,0 +1,95 @@
+"""The one table of a job's states, and what the end of an attempt makes of its job."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import assert_never
+
+from quota.errors import WrongState
+from quota.schemas.scheduling import EndReason, JobState, StopReason
+
+MOVES: dict[JobState, frozenset[JobState]] = {
+    JobState.QUEUED: frozenset({JobState.STARTING, JobState.ENDED}),
+    JobState.STARTING: frozenset({JobState.RUNNING, JobState.STOPPING, JobState.QUEUED, JobState.ENDED}),
+    JobState.RUNNING: frozenset({JobState.STOPPING, JobState.QUEUED, JobState.ENDED}),
+    JobState.STOPPING: frozenset({JobState.QUEUED, JobState.ENDED}),
+    JobState.ENDED: frozenset(),
+}
+
+RESTARTS_LIMIT = 20
+"""How often one job may be queued again after a fault or a preemption."""
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptEnd:
+    """How an attempt ended, as its cluster tells."""
+
+    succeeded: bool
+    started: bool
+    lost: bool
+    stop_reason: StopReason | None
+
+
+@dataclass(frozen=True, slots=True)
+class Requeue:
+    """The job waits again; `abandoned` counts towards the limit of abandonments."""
+
+    reason: EndReason
+    abandoned: bool
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """The job is over."""
+
+    reason: EndReason
+
+
+def check_move(before: JobState, after: JobState, job_id: str) -> None:
+    """Raise WrongState unless the table allows it."""
+    if after not in MOVES[before]:
+        raise WrongState(
+            f"job {job_id} is {before.value}; it cannot become {after.value}", state=before.value
+        )
+
+
+def after_attempt(
+    end: AttemptEnd, *, cancel_requested: bool, restartable: bool, attempt: int, abandonments: int, limit: int
+) -> Requeue | End:
+    """Succeeded if it did, else cancelled if asked, else the stop's reason, else lost or failed."""
+    if end.succeeded:
+        return End(EndReason.SUCCEEDED)
+    if cancel_requested:
+        return End(EndReason.CANCELLED)
+    reason = _reason(end)
+    match reason:
+        case EndReason.ABANDONED:
+            if abandonments + 1 >= limit:
+                return End(EndReason.ABANDONED)
+            return Requeue(reason, abandoned=True)
+        case EndReason.PREEMPTED | EndReason.NODE_FAILED:
+            if restartable and attempt < RESTARTS_LIMIT:
+                return Requeue(reason, abandoned=False)
+            return End(reason)
+        case EndReason.SUCCEEDED | EndReason.FAILED | EndReason.CANCELLED | EndReason.TIME_LIMIT:
+            return End(reason)
+        case _:
+            assert_never(reason)
+
+
+def _reason(end: AttemptEnd) -> EndReason:
+    if end.lost:
+        return EndReason.NODE_FAILED
+    match end.stop_reason:
+        case None:
+            return EndReason.FAILED if end.started else EndReason.ABANDONED
+        case StopReason.CANCELLED:
+            return EndReason.CANCELLED
+        case StopReason.TIME_LIMIT:
+            return EndReason.TIME_LIMIT
+        case StopReason.PREEMPTED:
+            return EndReason.PREEMPTED
+        case StopReason.ABANDONED:
+            return EndReason.ABANDONED
+        case _:
+            assert_never(end.stop_reason)

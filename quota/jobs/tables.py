@@ -1,0 +1,100 @@
+"""Jobs, their attempts, and where each attempt's pods were placed."""
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Index,
+    Integer,
+    String,
+    Table,
+    Text,
+)
+
+from quota.db import metadata
+
+STATES = "'queued','starting','running','stopping','ended'"
+END_REASONS = "'succeeded','failed','cancelled','time_limit','preempted','node_failed','abandoned'"
+STOP_REASONS = "'cancelled','time_limit','preempted','abandoned'"
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("id", String(60), primary_key=True),
+    Column("name", String(200), nullable=False),
+    Column("organization_id", String(40), ForeignKey("organizations.id"), nullable=False),
+    Column("grant_id", String(60), ForeignKey("grants.id")),
+    Column("gpu_class", String(63), nullable=False),
+    Column("gpus_per_pod", Integer, nullable=False),
+    Column("pods", Integer, nullable=False),
+    Column("walltime_ms", BigInteger, nullable=False),
+    Column("grace_ms", BigInteger, nullable=False),
+    Column("restartable", Boolean, nullable=False),
+    Column("checkpoint_interval_ms", BigInteger),
+    Column("spec", Text, nullable=False),
+    Column("submitted_by", String(60), nullable=False),
+    Column("submitted_at_ms", BigInteger, nullable=False),
+    Column("state", String(20), nullable=False),
+    Column("end_reason", String(20)),
+    Column("ended_at_ms", BigInteger),
+    Column("attempt", Integer, nullable=False),
+    Column("abandonments", Integer, nullable=False),
+    Column("not_before_ms", BigInteger),
+    Column("cancel_requested_at_ms", BigInteger),
+    CheckConstraint(f"state IN ({STATES})", name="state"),
+    CheckConstraint(f"end_reason IN ({END_REASONS})", name="end_reason"),
+    CheckConstraint("(state = 'ended') = (end_reason IS NOT NULL)", name="ended_has_reason"),
+)
+Index("ix_jobs_organization_id_id", jobs.c.organization_id, jobs.c.id)
+Index("ix_jobs_state_id", jobs.c.state, jobs.c.id)
+
+attempts = Table(
+    "attempts",
+    metadata,
+    Column("job_id", String(60), ForeignKey("jobs.id"), primary_key=True),
+    Column("attempt", Integer, primary_key=True),
+    Column("organization_id", String(40), nullable=False),
+    Column("state", String(20), nullable=False),
+    Column("cluster", String(40), ForeignKey("clusters.id"), nullable=False),
+    Column("grant_id", String(60), ForeignKey("grants.id"), nullable=False),
+    Column("hold_id", String(120), ForeignKey("holds.id"), nullable=False),
+    Column("walltime_ms", BigInteger, nullable=False),
+    Column("grace_ms", BigInteger, nullable=False),
+    Column("claimed_at_ms", BigInteger, nullable=False),
+    Column("first_started_at_ms", BigInteger),
+    Column("last_started_at_ms", BigInteger),
+    Column("ended_at_ms", BigInteger),
+    Column("exit_code", Integer),
+    Column("end_reason", String(20)),
+    Column("lost", Boolean, nullable=False),
+    Column("stop_reason", String(20)),
+    Column("stop_at_ms", BigInteger),
+    Column("stop_grace_ms", BigInteger),
+    Column("stop_for_job", String(60)),
+    Column("capacity_held", Boolean, nullable=False),
+    Column("settled_through_ms", BigInteger),
+    Column("settled", Boolean, nullable=False),
+    CheckConstraint("state IN ('starting','running','stopping','ended')", name="state"),
+    CheckConstraint(f"end_reason IN ({END_REASONS})", name="end_reason"),
+    CheckConstraint(f"stop_reason IN ({STOP_REASONS})", name="stop_reason"),
+    CheckConstraint("state = 'ended' OR capacity_held", name="open_keeps_capacity"),
+)
+Index("ix_attempts_open", attempts.c.cluster, attempts.c.settled)
+Index("ix_attempts_capacity_held", attempts.c.capacity_held, attempts.c.job_id)
+
+placements = Table(
+    "placements",
+    metadata,
+    Column("job_id", String(60), primary_key=True),
+    Column("attempt", Integer, primary_key=True),
+    Column("pod_index", Integer, primary_key=True),
+    Column("cluster", String(40), nullable=False),
+    Column("node", String(253), nullable=False),
+    Column("gpu_class", String(63), nullable=False),
+    Column("gpus", Integer, nullable=False),
+    ForeignKeyConstraint(["job_id", "attempt"], ["attempts.job_id", "attempts.attempt"]),
+    CheckConstraint("gpus > 0", name="gpus"),
+)

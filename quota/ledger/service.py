@@ -1,0 +1,470 @@
+"""The ledger: deposit, hold, settle, release, pull back, refund. The only writer of balances.
+
+Every function runs inside the caller's transaction. A transfer is identified by its own id: asking twice
+for the same transfer answers without doing it again, asking for another content under the same id is an
+error. Accounts are changed by one conditional UPDATE each, in the order of their ids, so that two
+transactions never wait for each other in a circle; what one account refuses undoes all (the caller's
+transaction or savepoint rolls back).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Row, and_, insert, or_, select, update
+
+from quota.db import Tx
+from quota.errors import InsufficientBalance, TransferMismatch
+from quota.fleet.rules import Rate
+from quota.ledger.tables import accounts, hold_accounts, holds, slices, transfer_legs, transfers
+from quota.schemas.ledger import RefundKind, TransferType
+
+TREASURY = "treasury"
+PLATFORM = "platform"
+
+
+@dataclass(frozen=True, slots=True)
+class Leg:
+    """What one transfer changes on one account."""
+
+    account_id: str
+    d_granted: int = 0
+    d_held: int = 0
+    d_used: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """A hold as stored: `amount = settled + released + what is still held`."""
+
+    id: str
+    job_id: str
+    attempt: int
+    grant_id: str
+    path: tuple[str, ...]
+    amount_gpu_us: int
+    settled_gpu_us: int
+    resolved: bool
+    gpus: int
+    rate: Rate
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """A stretch of one attempt's occupied time and who pays for it."""
+
+    starts_at_ms: int
+    ends_at_ms: int
+    payer: str
+
+
+def open_account(
+    tx: Tx,
+    account_id: str,
+    kind: str,
+    *,
+    parent_id: str | None = None,
+    program_id: str | None = None,
+    organization_id: str | None = None,
+    grant_id: str | None = None,
+) -> None:
+    """Make an empty account."""
+    tx.connection.execute(
+        insert(accounts),
+        {
+            "id": account_id,
+            "kind": kind,
+            "parent_id": parent_id,
+            "program_id": program_id,
+            "organization_id": organization_id,
+            "grant_id": grant_id,
+            "released": True,
+            "granted_gpu_us": 0,
+            "held_gpu_us": 0,
+            "used_gpu_us": 0,
+            "overdraft_gpu_us": 0,
+        },
+    )
+
+
+def deposit(
+    tx: Tx, transfer_id: str, source: str, target: str, amount_gpu_us: int, *, actor: str, reason: str
+) -> bool:
+    """Move granted time from `source` (treasury or programme) to `target`. False if it was done before.
+
+    Raises InsufficientBalance when the source has less that is neither held nor used.
+    """
+    legs = (Leg(source, d_granted=-amount_gpu_us), Leg(target, d_granted=amount_gpu_us))
+    return _transfer(tx, transfer_id, TransferType.DEPOSIT, amount_gpu_us, legs, actor=actor, reason=reason)
+
+
+def pull_back(
+    tx: Tx, transfer_id: str, source: str, target: str, amount_gpu_us: int, *, actor: str, reason: str
+) -> bool:
+    """Take granted time of a grant back to its programme: at most min(granted - used - held, granted - children)."""
+    children = tx.connection.execute(
+        select(accounts.c.granted_gpu_us).where(accounts.c.parent_id == source)
+    ).scalars()
+    earmarked = sum(children)
+    row = tx.connection.execute(select(accounts).where(accounts.c.id == source).with_for_update()).one()
+    possible = min(row.granted_gpu_us - row.used_gpu_us - row.held_gpu_us, row.granted_gpu_us - earmarked)
+    if amount_gpu_us > possible and not _is_known(tx, transfer_id):
+        raise InsufficientBalance(
+            f"at most {possible} GPU-us can be taken back from {source}, {amount_gpu_us} were asked for",
+            account=source,
+            needed_gpu_us=amount_gpu_us,
+            left_gpu_us=possible,
+        )
+    legs = (Leg(source, d_granted=-amount_gpu_us), Leg(target, d_granted=amount_gpu_us))
+    return _transfer(tx, transfer_id, TransferType.PULLBACK, amount_gpu_us, legs, actor=actor, reason=reason)
+
+
+def hold(
+    tx: Tx,
+    job_id: str,
+    attempt: int,
+    grant_id: str,
+    path: Sequence[str],
+    amount_gpu_us: int,
+    gpus: int,
+    rate: Rate,
+    *,
+    actor: str,
+) -> str:
+    """Hold an attempt's whole cost on every account of `path`, or on none. Answers the hold's id.
+
+    Raises InsufficientBalance with what is left and what was needed.
+    """
+    hold_id = f"{job_id}:{attempt}:hold"
+    legs = tuple(Leg(account_id, d_held=amount_gpu_us) for account_id in path)
+    done = _transfer(
+        tx,
+        hold_id,
+        TransferType.HOLD,
+        amount_gpu_us,
+        legs,
+        actor=actor,
+        reason="attempt started",
+        job_id=job_id,
+        attempt=attempt,
+        hold_id=hold_id,
+        gpus=gpus,
+        rate_id=rate.id,
+    )
+    if not done:
+        return hold_id
+    tx.connection.execute(
+        insert(holds),
+        {
+            "id": hold_id,
+            "job_id": job_id,
+            "attempt": attempt,
+            "grant_id": grant_id,
+            "amount_gpu_us": amount_gpu_us,
+            "settled_gpu_us": 0,
+            "released_gpu_us": 0,
+            "refunded_gpu_us": 0,
+            "platform_gpu_us": 0,
+            "resolved": False,
+            "gpu_class": rate.gpu_class,
+            "gpus": gpus,
+            "rate_id": rate.id,
+            "rate_thousandths": rate.rate_thousandths,
+            "price_krw": rate.price_krw,
+        },
+    )
+    tx.connection.execute(
+        insert(hold_accounts), [{"hold_id": hold_id, "account_id": account_id} for account_id in path]
+    )
+    return hold_id
+
+
+def read_hold(tx: Tx, hold_id: str) -> Hold:
+    """A hold with its path, locked until the transaction ends."""
+    row = tx.connection.execute(select(holds).where(holds.c.id == hold_id).with_for_update()).one()
+    path = tx.connection.execute(
+        select(hold_accounts.c.account_id).where(hold_accounts.c.hold_id == hold_id)
+    ).scalars()
+    return Hold(
+        id=row.id,
+        job_id=row.job_id,
+        attempt=row.attempt,
+        grant_id=row.grant_id,
+        path=tuple(sorted(path)),
+        amount_gpu_us=row.amount_gpu_us,
+        settled_gpu_us=row.settled_gpu_us,
+        resolved=row.resolved,
+        gpus=row.gpus,
+        rate=Rate(row.rate_id, row.gpu_class, row.rate_thousandths, row.price_krw),
+    )
+
+
+def settle(tx: Tx, held: Hold, parts: Sequence[Slice], *, actor: str) -> int:
+    """Charge slices to the hold's path, or book them on the platform. Answers what the path was charged.
+
+    Each slice is its own transfer and row, unique by (job, attempt, start).
+    """
+    charged = booked = 0
+    for part in parts:
+        amount = (part.ends_at_ms - part.starts_at_ms) * held.gpus * held.rate.rate_thousandths
+        slice_id = f"{held.job_id}:{held.attempt}:slice:{part.starts_at_ms}"
+        if part.payer == "grant":
+            charged += amount
+        else:
+            booked += amount
+        _queue(
+            tx,
+            slice_id,
+            TransferType.SETTLE,
+            amount,
+            _slice_legs(held, part, amount),
+            actor=actor,
+            reason="occupied time" if part.payer == "grant" else "occupied time that the grant does not pay",
+            job_id=held.job_id,
+            attempt=held.attempt,
+            hold_id=held.id if part.payer == "grant" else None,
+            slice_id=slice_id,
+            starts_at_ms=part.starts_at_ms,
+            ends_at_ms=part.ends_at_ms,
+            gpus=held.gpus,
+            rate_id=held.rate.id,
+        )
+        tx.defer(slices, _slice_row(slice_id, held, part, amount))
+    assert held.settled_gpu_us + charged <= held.amount_gpu_us, "a charge never passes its hold"
+    legs = [Leg(account_id, d_held=-charged, d_used=charged) for account_id in held.path if charged]
+    if booked:
+        legs.append(Leg(PLATFORM, d_used=booked))
+    for leg in sorted(legs, key=lambda leg: leg.account_id):
+        _change(tx, leg)
+    if legs:
+        tx.connection.execute(
+            update(holds)
+            .where(holds.c.id == held.id)
+            .values(
+                settled_gpu_us=holds.c.settled_gpu_us + charged,
+                platform_gpu_us=holds.c.platform_gpu_us + booked,
+            )
+        )
+    return charged
+
+
+def release(tx: Tx, held: Hold, settled_gpu_us: int, *, actor: str, reason: str) -> None:
+    """Resolve a hold: give back what was not charged. Once and for all; repeating it does nothing."""
+    if held.resolved:
+        return
+    rest = held.amount_gpu_us - settled_gpu_us
+    assert rest >= 0, "a charge never passes its hold"
+    if rest:
+        _transfer(
+            tx,
+            f"{held.job_id}:{held.attempt}:release",
+            TransferType.RELEASE,
+            rest,
+            tuple(Leg(account_id, d_held=-rest) for account_id in held.path),
+            actor=actor,
+            reason=reason,
+            job_id=held.job_id,
+            attempt=held.attempt,
+            hold_id=held.id,
+        )
+    tx.connection.execute(
+        update(holds)
+        .where(and_(holds.c.id == held.id, holds.c.resolved.is_(False)))
+        .values(resolved=True, released_gpu_us=holds.c.released_gpu_us + rest)
+    )
+
+
+def refund(
+    tx: Tx,
+    held: Hold,
+    part: Slice,
+    starts_at_ms: int,
+    ends_at_ms: int,
+    kind: RefundKind,
+    *,
+    actor: str,
+    reason: str,
+) -> int:
+    """Give back the part [starts, ends) of one slice. Answers the amount.
+
+    A `correction` says that the time was never occupied; `fault` and `preempted` book it on the platform.
+    """
+    assert part.starts_at_ms <= starts_at_ms < ends_at_ms <= part.ends_at_ms
+    slice_id = f"{held.job_id}:{held.attempt}:slice:{part.starts_at_ms}"
+    amount = (ends_at_ms - starts_at_ms) * held.gpus * held.rate.rate_thousandths
+    charged = part.payer == "grant"
+    if charged:
+        legs = [Leg(account_id, d_used=-amount) for account_id in held.path]
+        if kind is not RefundKind.CORRECTION:
+            legs.append(Leg(PLATFORM, d_used=amount))
+    else:
+        assert kind is RefundKind.CORRECTION, "the platform cannot owe itself"
+        legs = [Leg(PLATFORM, d_used=-amount)]
+    done = _transfer(
+        tx,
+        f"{slice_id}:{kind.value}",
+        TransferType.REFUND,
+        amount,
+        tuple(legs),
+        actor=actor,
+        reason=reason,
+        job_id=held.job_id,
+        attempt=held.attempt,
+        slice_id=slice_id,
+        refund_of=slice_id,
+        refund_kind=kind.value,
+        starts_at_ms=starts_at_ms,
+        ends_at_ms=ends_at_ms,
+        gpus=held.gpus,
+        rate_id=held.rate.id,
+    )
+    if not done:
+        return 0
+    to_platform = -amount if not charged else (amount if kind is not RefundKind.CORRECTION else 0)
+    tx.connection.execute(
+        update(holds)
+        .where(holds.c.id == held.id)
+        .values(
+            refunded_gpu_us=holds.c.refunded_gpu_us + (amount if charged else 0),
+            platform_gpu_us=holds.c.platform_gpu_us + to_platform,
+        )
+    )
+    return amount if charged else 0
+
+
+# --- one transfer, one account ---------------------------------------------------------------------
+
+
+def _transfer(
+    tx: Tx,
+    transfer_id: str,
+    kind: TransferType,
+    amount_gpu_us: int,
+    legs: Sequence[Leg],
+    *,
+    actor: str,
+    reason: str,
+    **columns: Any,
+) -> bool:
+    if _is_known(tx, transfer_id, kind, amount_gpu_us):
+        return False
+    for leg in sorted(legs, key=lambda leg: leg.account_id):
+        _change(tx, leg)
+    _queue(tx, transfer_id, kind, amount_gpu_us, legs, actor=actor, reason=reason, **columns)
+    return True
+
+
+def _is_known(
+    tx: Tx, transfer_id: str, kind: TransferType | None = None, amount_gpu_us: int | None = None
+) -> bool:
+    known = tx.connection.execute(
+        select(transfers.c.type, transfers.c.amount_gpu_us).where(transfers.c.id == transfer_id)
+    ).one_or_none()
+    if known is None:
+        return False
+    if kind is not None and (known.type != kind.value or known.amount_gpu_us != amount_gpu_us):
+        raise TransferMismatch(
+            f"transfer {transfer_id} exists as {known.type} of {known.amount_gpu_us} GPU-us, "
+            f"not {kind.value} of {amount_gpu_us}"
+        )
+    return True
+
+
+def _queue(
+    tx: Tx,
+    transfer_id: str,
+    kind: TransferType,
+    amount_gpu_us: int,
+    legs: Sequence[Leg],
+    *,
+    actor: str,
+    reason: str,
+    **columns: Any,
+) -> None:
+    empty = dict.fromkeys(
+        ("job_id", "attempt", "hold_id", "slice_id", "refund_of", "refund_kind", "starts_at_ms", "ends_at_ms")
+    ) | {"gpus": None, "rate_id": None}
+    row = {
+        "id": transfer_id,
+        "type": kind.value,
+        "at_ms": tx.now_ms,
+        "actor": actor,
+        "reason": reason,
+        "amount_gpu_us": amount_gpu_us,
+    }
+    tx.defer(transfers, empty | row | columns)
+    for leg in legs:
+        tx.defer(
+            transfer_legs,
+            {
+                "transfer_id": transfer_id,
+                "account_id": leg.account_id,
+                "d_granted": leg.d_granted,
+                "d_held": leg.d_held,
+                "d_used": leg.d_used,
+            },
+        )
+
+
+def _change(tx: Tx, leg: Leg) -> None:
+    """One conditional UPDATE; more held or used, or less granted, needs room on a limit account."""
+    room = (
+        accounts.c.granted_gpu_us
+        + accounts.c.overdraft_gpu_us
+        + leg.d_granted
+        - accounts.c.held_gpu_us
+        - accounts.c.used_gpu_us
+        - leg.d_held
+        - leg.d_used
+    )
+    condition = accounts.c.id == leg.account_id
+    if leg.d_held + leg.d_used > 0 or leg.d_granted < 0:
+        condition = and_(condition, or_(room >= 0, accounts.c.kind.in_((TREASURY, PLATFORM))))
+    changed = tx.connection.execute(
+        update(accounts)
+        .where(condition)
+        .values(
+            granted_gpu_us=accounts.c.granted_gpu_us + leg.d_granted,
+            held_gpu_us=accounts.c.held_gpu_us + leg.d_held,
+            used_gpu_us=accounts.c.used_gpu_us + leg.d_used,
+        )
+    ).rowcount
+    if changed != 1:
+        row = _account(tx, leg.account_id)
+        left = row.granted_gpu_us + row.overdraft_gpu_us - row.held_gpu_us - row.used_gpu_us
+        needed = leg.d_held + leg.d_used - leg.d_granted
+        raise InsufficientBalance(
+            f"{leg.account_id} has {left} GPU-us left, {needed} are needed",
+            account=leg.account_id,
+            needed_gpu_us=needed,
+            left_gpu_us=left,
+        )
+
+
+def _account(tx: Tx, account_id: str) -> Row[Any]:
+    return tx.connection.execute(select(accounts).where(accounts.c.id == account_id)).one()
+
+
+def _slice_legs(held: Hold, part: Slice, amount: int) -> tuple[Leg, ...]:
+    if part.payer == "platform":
+        return (Leg(PLATFORM, d_used=amount),)
+    return tuple(Leg(account_id, d_held=-amount, d_used=amount) for account_id in held.path)
+
+
+def _slice_row(slice_id: str, held: Hold, part: Slice, amount: int) -> dict[str, Any]:
+    return {
+        "id": slice_id,
+        "job_id": held.job_id,
+        "attempt": held.attempt,
+        "starts_at_ms": part.starts_at_ms,
+        "ends_at_ms": part.ends_at_ms,
+        "payer": part.payer,
+        "gpus": held.gpus,
+        "gpu_class": held.rate.gpu_class,
+        "rate_id": held.rate.id,
+        "rate_thousandths": held.rate.rate_thousandths,
+        "price_krw": held.rate.price_krw,
+        "amount_gpu_us": amount,
+    }

@@ -1,0 +1,15 @@
+"""Every table of the hub in one place, for migrations and tests."""
+
+from quota.audit import tables as _audit
+from quota.db import metadata
+from quota.dispatch import tables as _dispatch
+from quota.fleet import tables as _fleet
+from quota.identity import tables as _identity
+from quota.jobs import tables as _jobs
+from quota.ledger import tables as _ledger
+from quota.programs import tables as _programs
+from quota.usage import tables as _usage
+
+ROOMS = (_audit, _dispatch, _fleet, _identity, _jobs, _ledger, _programs, _usage)
+
+__all__ = ["ROOMS", "metadata"]

@@ -1,0 +1,1 @@
+"""Wire types: what crosses HTTP between the programs, and nothing else."""

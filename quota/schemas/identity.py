@@ -1,0 +1,123 @@
+"""Organizations, tokens and the caller behind a token."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import Field
+
+from quota.schemas.values import Instant, NodeName, Reply, Request, Slug, Text
+
+
+class Role(StrEnum):
+    """What a token may do."""
+
+    OPERATOR = "operator"
+    """Runs the hub: organizations, grants, nodes, every job."""
+    MEMBER = "member"
+    """Belongs to one organization: its jobs, its grants."""
+    AUDITOR = "auditor"
+    """Reads everything, changes nothing."""
+    SCHEDULER = "scheduler"
+    """The scheduler program."""
+    AGENT = "agent"
+    """A node agent: may deliver evidence only."""
+
+
+class OrganizationKind(StrEnum):
+    """What sort of organization this is."""
+
+    STARTUP = "startup"
+    SME = "sme"
+    UNIVERSITY = "university"
+    TRAINING = "training"
+    PUBLIC = "public"
+
+
+class NewOrganization(Request):
+    """Register an organization."""
+
+    id: Slug
+    name: Annotated[str, Field(min_length=1, max_length=200)]
+    kind: OrganizationKind = OrganizationKind.STARTUP
+
+
+class Organization(Reply):
+    """An organization as operators see it."""
+
+    id: str
+    name: str
+    kind: OrganizationKind
+    frozen: bool
+    created_at: Instant
+
+
+class NewToken(Request):
+    """Make a token; members need `organization_id`, agents may be bound to a node."""
+
+    role: Role
+    organization_id: Slug | None = None
+    node: NodeName | None = None
+    label: Text = ""
+    expires_at: Instant | None = None
+
+
+class Token(Reply):
+    """A token without its secret."""
+
+    id: str
+    role: Role
+    organization_id: str | None
+    node: str | None
+    label: str
+    prefix: str
+    created_at: Instant
+    expires_at: Instant | None
+    revoked_at: Instant | None
+
+
+class TokenWithSecret(Token):
+    """A new token; the secret is shown this once."""
+
+    secret: str
+
+
+class Caller(Reply):
+    """Who a token speaks for."""
+
+    token_id: str
+    role: Role
+    organization_id: str | None
+    node: str | None = None
+
+
+class OrganizationList(Reply):
+    """Organizations in order of id."""
+
+    items: tuple[Organization, ...]
+
+
+class TokenList(Reply):
+    """Tokens in order of creation."""
+
+    items: tuple[Token, ...]
+
+
+class AuditRow(Reply):
+    """One mutation: who did what to what."""
+
+    id: int
+    at: Instant
+    actor: str
+    action: str
+    subject: str
+    reason: str
+    detail: dict[str, object]
+
+
+class AuditPage(Reply):
+    """Audit rows, oldest first; pass `next` as `after` for the following page."""
+
+    items: tuple[AuditRow, ...]
+    next: int | None

@@ -1,0 +1,507 @@
+"""The contract between scheduler and quota: lease, snapshot, feed, decisions, reports, ranking.
+
+Every object and reply carries `seq`, the head of the feed when it was read; of two versions of one
+object the one with the smaller seq is older and ignored.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from quota.schemas.values import (
+    ClassId,
+    Count,
+    GpuUs,
+    Id,
+    Instant,
+    Milliseconds,
+    NodeName,
+    Reply,
+    Request,
+    Sequence,
+    Text,
+    Thousandths,
+)
+
+
+class JobState(StrEnum):
+    """Where a job is on its way."""
+
+    QUEUED = "queued"
+    STARTING = "starting"
+    RUNNING = "running"
+    STOPPING = "stopping"
+    ENDED = "ended"
+
+
+class EndReason(StrEnum):
+    """Why a job, or one of its attempts, ended."""
+
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    TIME_LIMIT = "time_limit"
+    PREEMPTED = "preempted"
+    NODE_FAILED = "node_failed"
+    ABANDONED = "abandoned"
+    """It did not start in time, three times."""
+
+
+class StopReason(StrEnum):
+    """Why an attempt is asked to stop."""
+
+    CANCELLED = "cancelled"
+    TIME_LIMIT = "time_limit"
+    PREEMPTED = "preempted"
+    ABANDONED = "abandoned"
+    """Not fully started within the time a start may take."""
+
+
+class WaitReason(StrEnum):
+    """Why a job waits; the numbers stand beside it."""
+
+    NEW = "new"
+    """No scheduling cycle has seen it yet."""
+    NO_FREE_GPU = "no_free_gpu"
+    NO_NODE_FITS = "no_node_fits"
+    GRANT_EXHAUSTED = "grant_exhausted"
+    GRANT_ENDS_FIRST = "grant_ends_first"
+    GRANT_NOT_STARTED = "grant_not_started"
+    NO_GRANT = "no_grant"
+    COOLDOWN = "cooldown"
+    CLUSTER_UNSEEN = "cluster_unseen"
+    NODES_UNAVAILABLE = "nodes_unavailable"
+    ORGANIZATION_FROZEN = "organization_frozen"
+    ROOM_RESERVED = "room_reserved"
+    BEHIND_IN_ORDER = "behind_in_order"
+    START_REFUSED = "start_refused"
+
+
+# --- objects of snapshot and feed ---------------------------------------------------------------
+
+
+class PodPlacement(Request):
+    """`count` GPUs of one class on one node for one pod of the gang."""
+
+    index: Count
+    node: NodeName
+    gpu_class: ClassId
+    count: Annotated[int, Field(strict=True, ge=1, le=1024)]
+
+
+class StopRecord(Reply):
+    """An irrevocable stop: written before the cluster is touched."""
+
+    reason: StopReason
+    stop_at: Instant
+    grace_ms: int
+    for_job: str | None = None
+
+
+class JobObject(Reply):
+    """A job that has not ended."""
+
+    id: str
+    organization_id: str
+    grant_id: str | None
+    gpu_class: str
+    gpus_per_pod: int
+    pods: int
+    walltime_ms: int
+    grace_ms: int
+    restartable: bool
+    submitted_at: Instant
+    state: JobState
+    attempt: int
+    """The latest attempt's number; 0 before the first."""
+    not_before: Instant | None
+    """A cooldown after an attempt that did not work out."""
+    cancel_requested_at: Instant | None
+    preempted_at: tuple[Instant, ...] = ()
+    """Preemptions of the last 24 h."""
+    image: str = ""
+    command: tuple[str, ...] = ()
+    environment: dict[str, str] = Field(default_factory=dict)
+    annotations: dict[str, str] = Field(default_factory=dict)
+
+
+class AttemptObject(Reply):
+    """An attempt that has not ended, or still keeps its capacity."""
+
+    id: str
+    """`<job>-<attempt>`, also the name of its object on the cluster."""
+    job_id: str
+    organization_id: str
+    attempt: int
+    state: JobState
+    cluster: str
+    pods: tuple[PodPlacement, ...]
+    grant_id: str
+    hold_id: str
+    cost_gpu_us: GpuUs
+    walltime_ms: int
+    grace_ms: int
+    claimed_at: Instant
+    first_started_at: Instant | None
+    last_started_at: Instant | None
+    ended_at: Instant | None
+    capacity_held: bool
+    stop: StopRecord | None
+    image: str = ""
+    command: tuple[str, ...] = ()
+    environment: dict[str, str] = Field(default_factory=dict)
+    annotations: dict[str, str] = Field(default_factory=dict)
+
+
+class AccountBalance(Reply):
+    """One limit account on a path."""
+
+    id: str
+    granted_gpu_us: GpuUs
+    held_gpu_us: GpuUs
+    used_gpu_us: GpuUs
+    overdraft_gpu_us: GpuUs = 0
+
+
+class AccountPath(Reply):
+    """The accounts a hold on this path has legs on, from the party's share up to the grant."""
+
+    accounts: tuple[AccountBalance, ...]
+
+
+class Pace(Reply):
+    """How far a grant is behind the pace it needs; positive = behind. Bounded, see the scheduler's policy."""
+
+    lag_ms: int
+    as_of: Instant
+
+
+class GrantObject(Reply):
+    """A grant that has not ended."""
+
+    id: str
+    program_id: str
+    organization_id: str
+    starts_at: Instant
+    ends_at: Instant
+    paths: tuple[AccountPath, ...]
+    pace: Pace | None
+
+
+class OrganizationObject(Reply):
+    """An organization with its decayed usage (fair-share only; never the ledger's)."""
+
+    id: str
+    frozen: bool
+    decayed_usage_gpu_us: float
+    decayed_as_of: Instant
+
+
+class GpuClassObject(Reply):
+    """A GPU class or MIG profile with its present rate."""
+
+    id: str
+    rate_id: str
+    rate_thousandths: Thousandths
+
+
+class NodeCapacityObject(Reply):
+    """How many GPUs of one class a node has, how many others use, and how many the hub has given."""
+
+    gpu_class: str
+    total: int
+    foreign: int
+    used: int
+
+
+class NodeObject(Reply):
+    """A node of a cluster."""
+
+    cluster: str
+    node: str
+    schedulable: bool
+    capacities: tuple[NodeCapacityObject, ...]
+
+
+class ClusterObject(Reply):
+    """A cluster as the quota service knows it."""
+
+    id: str
+    paused: bool
+    observed_through: Instant | None
+
+
+class PolicyObject(Reply):
+    """Numbers that the scheduler's core and reconciler follow."""
+
+    half_life_ms: int
+    lag_bound_thousandths: int
+    """Bound of a grant's lag in thousandths of its term."""
+    cluster_unseen_wall_s: int
+    start_limit_wall_s: int
+    """A gang not fully running in this time is abandoned."""
+    abandonments_limit: int
+
+
+FeedKind = Literal["job", "attempt", "grant", "organization", "gpu_class", "node", "cluster", "policy"]
+AnyObject = (
+    JobObject
+    | AttemptObject
+    | GrantObject
+    | OrganizationObject
+    | GpuClassObject
+    | NodeObject
+    | ClusterObject
+    | PolicyObject
+)
+
+
+class FeedItem(Reply):
+    """One object as a whole, or its tombstone (`gone`). Exactly the field named by `kind` is set unless gone."""
+
+    kind: FeedKind
+    id: str
+    seq: int
+    gone: bool = False
+    job: JobObject | None = None
+    attempt: AttemptObject | None = None
+    grant: GrantObject | None = None
+    organization: OrganizationObject | None = None
+    gpu_class: GpuClassObject | None = None
+    node: NodeObject | None = None
+    cluster: ClusterObject | None = None
+    policy: PolicyObject | None = None
+
+
+class SnapshotPage(Reply):
+    """One page of everything the core needs. `cursor` was read before the first page: follow the feed from there."""
+
+    cursor: int
+    items: tuple[FeedItem, ...]
+    next: str | None
+
+
+class FeedPage(Reply):
+    """What changed after a cursor."""
+
+    cursor: int
+    items: tuple[FeedItem, ...]
+
+
+# --- lease ---------------------------------------------------------------------------------------
+
+
+class LeaseRequest(Request):
+    """Take or renew the hub's one scheduler lease."""
+
+    holder: Annotated[str, Field(min_length=1, max_length=200)]
+    instance: Annotated[str, Field(min_length=8, max_length=64)]
+    """New at every process start: the same holder with a new instance takes over at once."""
+    url: Text = ""
+    epoch: Sequence | None = None
+    """The epoch to renew; null to take over."""
+
+
+class LeaseReply(Reply):
+    """The lease is yours until `ttl_s` after you *sent* the request, by your monotonic clock."""
+
+    epoch: int
+    ttl_s: float
+    streams: dict[str, int]
+    """The last sequence accepted per stream."""
+    seq: int
+
+
+# --- decisions -----------------------------------------------------------------------------------
+
+
+class StartItem(Request):
+    """Start the next attempt of a job: hold its cost on the path and take the nodes' capacity, all or nothing."""
+
+    kind: Literal["start"] = "start"
+    job_id: Id
+    attempt: Annotated[int, Field(strict=True, ge=1, le=10_000)]
+    grant_id: Id
+    account_path: Annotated[tuple[Id, ...], Field(min_length=1, max_length=8)]
+    cluster: Id
+    pods: Annotated[tuple[PodPlacement, ...], Field(min_length=1, max_length=4096)]
+
+
+class StopItem(Request):
+    """Record that an attempt must stop. Irrevocable; repeating it changes nothing."""
+
+    kind: Literal["stop"] = "stop"
+    job_id: Id
+    attempt: Annotated[int, Field(strict=True, ge=1, le=10_000)]
+    reason: StopReason
+    stop_at: Instant
+    grace_ms: Milliseconds
+    for_job: Id | None = None
+
+
+DecisionItem = Annotated[StartItem | StopItem, Field(discriminator="kind")]
+
+
+class DecisionBatch(Request):
+    """Decisions of one cycle; resend the same bytes after an unknown outcome."""
+
+    epoch: Sequence
+    stream: Annotated[str, Field(pattern=r"^[a-z0-9:._-]{1,80}$")]
+    seq: Annotated[int, Field(strict=True, ge=1)]
+    items: Annotated[tuple[DecisionItem, ...], Field(max_length=1000)]
+
+
+class ItemResult(Reply):
+    """What became of one item of a batch."""
+
+    job_id: str
+    attempt: int
+    outcome: Literal["accepted", "unchanged", "refused"]
+    code: str = ""
+    detail: str = ""
+    numbers: dict[str, int | str] = Field(default_factory=dict)
+
+
+class DecisionReply(Reply):
+    """Results in the order of the items, and the objects they changed."""
+
+    stream: str
+    stream_seq: int
+    seq: int
+    results: tuple[ItemResult, ...]
+    objects: tuple[FeedItem, ...]
+
+
+# --- reports -------------------------------------------------------------------------------------
+
+
+class ClassCount(Request):
+    """GPUs of a class on a node: all of them, and those others than the hub use."""
+
+    gpu_class: ClassId
+    total: Count
+    foreign: Count = 0
+
+
+class NodeReport(Request):
+    """One node as its cluster describes it."""
+
+    node: NodeName
+    schedulable: bool
+    classes: Annotated[tuple[ClassCount, ...], Field(max_length=64)]
+
+
+class StartedItem(Request):
+    """Containers of an attempt run; `last_started_at` is set once all of them started."""
+
+    kind: Literal["started"] = "started"
+    job_id: Id
+    attempt: Annotated[int, Field(strict=True, ge=1)]
+    first_started_at: Instant
+    last_started_at: Instant | None = None
+
+
+class EndedItem(Request):
+    """All pods of an attempt are gone or terminal: settles the charge and frees the capacity.
+
+    Without `first_started_at` nothing ever ran and nothing is charged.
+    """
+
+    kind: Literal["ended"] = "ended"
+    job_id: Id
+    attempt: Annotated[int, Field(strict=True, ge=1)]
+    first_started_at: Instant | None = None
+    last_started_at: Instant | None = None
+    ended_at: Instant
+    exit_code: Annotated[int, Field(strict=True, ge=-1, le=255)] | None = None
+    reason: Literal["completed", "failed", "stopped", "node_lost", "never_started"]
+
+
+class LostItem(Request):
+    """An attempt can no longer be seen (node gone): it ends at `last_seen_at`, its capacity stays taken."""
+
+    kind: Literal["lost"] = "lost"
+    job_id: Id
+    attempt: Annotated[int, Field(strict=True, ge=1)]
+    first_started_at: Instant | None = None
+    last_started_at: Instant | None = None
+    last_seen_at: Instant
+
+
+class FreedItem(Request):
+    """The pods of a lost attempt are known to be gone: its capacity is free."""
+
+    kind: Literal["freed"] = "freed"
+    job_id: Id
+    attempt: Annotated[int, Field(strict=True, ge=1)]
+
+
+class FindingItem(Request):
+    """Something that should not be, with numbers, for operators."""
+
+    kind: Literal["finding"] = "finding"
+    job_id: Id
+    attempt: Annotated[int, Field(strict=True, ge=0)]
+    code: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{2,60}$")]
+    detail: Text
+
+
+ReportItem = Annotated[
+    StartedItem | EndedItem | LostItem | FreedItem | FindingItem, Field(discriminator="kind")
+]
+
+
+class ReportBatch(Request):
+    """What one cluster shows. Everything that happened up to `observed_through` is in this or an earlier batch."""
+
+    epoch: Sequence
+    stream: Annotated[str, Field(pattern=r"^cluster:[a-z0-9._-]{1,60}$")]
+    seq: Annotated[int, Field(strict=True, ge=1)]
+    cluster: Id
+    nodes: Annotated[tuple[NodeReport, ...], Field(max_length=20_000)] | None = None
+    """All nodes of the cluster when they changed, else null. A node left out is unschedulable from now on."""
+    items: Annotated[tuple[ReportItem, ...], Field(max_length=2000)]
+    observed_through: Instant
+
+
+class ReportReply(Reply):
+    """Results in the order of the items."""
+
+    stream: str
+    stream_seq: int
+    seq: int
+    results: tuple[ItemResult, ...]
+    objects: tuple[FeedItem, ...] = ()
+
+
+# --- ranking -------------------------------------------------------------------------------------
+
+
+class Waiting(Request):
+    """Why a job waits: a code and the numbers behind it."""
+
+    code: WaitReason
+    numbers: dict[str, int | str] = Field(default_factory=dict)
+
+
+class RankingDocument(Request):
+    """The waiting jobs in order, the reasons that changed since `base_cycle`, and each grant's pace."""
+
+    epoch: Sequence
+    cycle: Sequence
+    base_cycle: Sequence | None = None
+    """The cycle that `reasons` and `paces` are changes to; null: they are complete."""
+    at: Instant
+    order: Annotated[tuple[Id, ...], Field(max_length=200_000)]
+    reasons: dict[str, Waiting]
+    paces: dict[str, Pace] = Field(default_factory=dict)
+
+
+class RankingReply(Reply):
+    """The cycle that the service now shows."""
+
+    cycle: int
+    seq: int
