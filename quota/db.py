@@ -123,7 +123,8 @@ class Tx:
         self.seq = int(row.seq)
         groups: dict[str, tuple[Table, list[dict[str, Any]]]] = {}
         for table, values in self.deferred:
-            groups.setdefault(table.name, (table, []))[1].append(values | {"seq": self.seq})
+            rows = groups.setdefault(table.name, (table, []))[1]
+            rows.append(values | {"seq": self.seq} | ({"position": len(rows)} if "position" in table.c else {}))
         for table, rows in groups.values():
             self.connection.execute(insert(table), rows)
         if self.touched:

@@ -27,7 +27,7 @@ def lines(connection: Connection, account_id: str) -> tuple[StatementLine, ...]:
         .join(transfer_legs, transfer_legs.c.transfer_id == transfers.c.id)
         .outerjoin(rates, rates.c.id == transfers.c.rate_id)
         .where(transfer_legs.c.account_id == account_id)
-        .order_by(transfers.c.seq, transfers.c.id)
+        .order_by(transfers.c.seq, transfers.c.position)
     )
     return tuple(_line(row) for row in rows)
 

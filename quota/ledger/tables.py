@@ -55,6 +55,8 @@ transfers = Table(
     metadata,
     Column("id", String(200), primary_key=True),
     Column("seq", BigInteger, nullable=False),
+    # the order within one transaction
+    Column("position", Integer, nullable=False),
     Column("type", String(20), nullable=False),
     Column("at_ms", BigInteger, nullable=False),
     Column("actor", String(200), nullable=False),

@@ -7,7 +7,7 @@ JavaScript's numbers end at 2^53.
 
 from __future__ import annotations
 
-from decimal import ROUND_HALF_EVEN, Decimal, InvalidOperation
+from decimal import ROUND_HALF_EVEN, Decimal, InvalidOperation, localcontext
 from typing import Annotated
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema
@@ -60,6 +60,15 @@ def _parse_gpu_hours(value: object) -> int:
     return whole
 
 
+def _read_gpu_hours(value: object) -> int:
+    return value if isinstance(value, int) else _parse_gpu_hours(value)
+
+
+def _exact_hours_text(amount_gpu_us: int) -> str:
+    with localcontext(prec=60):
+        return f"{(Decimal(amount_gpu_us) / GPU_US_PER_HOUR).normalize():f}" if amount_gpu_us else "0"
+
+
 def gpu_hours_text(amount_gpu_us: int) -> str:
     """GPU hours of the reference GPU for people, rounded half even to six decimals: `12.5`."""
     hours = (Decimal(amount_gpu_us) / GPU_US_PER_HOUR).quantize(Decimal("0.000001"), ROUND_HALF_EVEN)
@@ -85,17 +94,18 @@ GpuUs = Annotated[
 GpuHoursIn = Annotated[
     int,
     BeforeValidator(_parse_gpu_hours),
+    PlainSerializer(_exact_hours_text, return_type=str, when_used="json"),
     WithJsonSchema({"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)?$", "examples": ["1500", "0.5"]}),
 ]
-"""An amount typed by a person in GPU hours; GPU-microseconds in Python."""
+"""An amount typed by a person: give hours (an int, or a decimal string), read GPU-microseconds."""
 
 GpuHoursOut = Annotated[
     int,
-    BeforeValidator(_parse_gpu_hours),
+    BeforeValidator(_read_gpu_hours),
     PlainSerializer(gpu_hours_text, return_type=str, when_used="json"),
     WithJsonSchema({"type": "string", "examples": ["12.5"]}),
 ]
-"""The same amount shown to a person in GPU hours (rounded to six decimals; the exact one stands beside it)."""
+"""GPU-microseconds shown to people as hours, rounded to six decimals; the exact amount stands beside it."""
 
 Count = Annotated[int, Field(strict=True, ge=0, le=1_000_000)]
 Milliseconds = Annotated[int, Field(strict=True, ge=0, le=10_000_000_000_000)]

@@ -46,8 +46,9 @@ def store(tx: Tx, rows: Sequence[EvidenceRow]) -> int:
     upsert = statement.on_conflict_do_update(
         index_elements=list(_KEY), set_=changes, where=evidence.c.seq < statement.excluded.seq
     )
+    counted = upsert.returning(evidence.c.seq)
     return sum(
-        max(0, tx.connection.execute(upsert.values(ordered[start : start + 500])).rowcount)
+        len(tx.connection.execute(counted.values(ordered[start : start + 500])).all())
         for start in range(0, len(ordered), 500)
     )
 

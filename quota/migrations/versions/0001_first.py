@@ -256,6 +256,7 @@ def upgrade() -> None:
         "transfers",
         sa.Column("id", sa.String(length=200), nullable=False),
         sa.Column("seq", sa.BigInteger(), nullable=False),
+        sa.Column("position", sa.Integer(), nullable=False),
         sa.Column("type", sa.String(length=20), nullable=False),
         sa.Column("at_ms", sa.BigInteger(), nullable=False),
         sa.Column("actor", sa.String(length=200), nullable=False),
