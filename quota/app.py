@@ -21,6 +21,7 @@ from quota.dispatch.ranking import StoredQueue
 from quota.door import Hub, answer, hub_of
 from quota.fleet import routes as fleet
 from quota.identity import routes as identity
+from quota.identity.service import authenticate
 from quota.jobs import routes as jobs
 from quota.metrics import HubCollector
 from quota.programs import routes as programs
@@ -40,7 +41,7 @@ def create_app(settings: Settings, clock: Clock | None = None) -> FastAPI:
         with database.read() as connection:
             clock = timekeeping.read_clock(connection)
         database.clock = clock
-    hub = Hub(settings, database, clock, StoredQueue(database))
+    hub = Hub(settings, database, clock, StoredQueue(), authenticate)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:

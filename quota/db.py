@@ -124,7 +124,9 @@ class Tx:
         groups: dict[str, tuple[Table, list[dict[str, Any]]]] = {}
         for table, values in self.deferred:
             rows = groups.setdefault(table.name, (table, []))[1]
-            rows.append(values | {"seq": self.seq} | ({"position": len(rows)} if "position" in table.c else {}))
+            rows.append(
+                values | {"seq": self.seq} | ({"position": len(rows)} if "position" in table.c else {})
+            )
         for table, rows in groups.values():
             self.connection.execute(insert(table), rows)
         if self.touched:

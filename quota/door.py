@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
 from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
+from sqlalchemy import Connection
 
 from quota.clock import Clock
 from quota.db import Database
-from quota.dispatch.ranking import StoredQueue
-from quota.errors import BadRequest, Unauthenticated
-from quota.identity import service as identity
+from quota.errors import BadRequest, Forbidden, Unauthenticated
+from quota.queue import Queue
 from quota.schemas.identity import Caller, Role
 from quota.settings import Settings
 
@@ -30,7 +31,9 @@ class Hub:
     settings: Settings
     database: Database
     clock: Clock
-    queue: StoredQueue
+    queue: Queue
+    authenticate: Callable[[Connection, str, int], Caller]
+    """(connection, secret, now in ms) -> caller; raises Unauthenticated."""
 
 
 def hub_of(request: Request) -> Hub:
@@ -46,9 +49,10 @@ def caller_of(request: Request, *roles: Role) -> Caller:
         raise Unauthenticated()
     hub = hub_of(request)
     with hub.database.read() as connection:
-        caller = identity.authenticate(connection, secret.strip(), hub.clock.now_ms())
-    if roles:
-        identity.allow(caller, *roles)
+        caller = hub.authenticate(connection, secret.strip(), hub.clock.now_ms())
+    if roles and caller.role not in roles:
+        needed = " or ".join(role.value for role in roles)
+        raise Forbidden(f"this needs a token of role {needed}, yours is {caller.role.value}")
     return caller
 
 

@@ -8,11 +8,10 @@ import zlib
 
 from sqlalchemy import Connection, insert, select, update
 
-from quota.db import Database, Tx
+from quota.db import Tx
 from quota.dispatch import lease
 from quota.dispatch.tables import ranking
 from quota.errors import RankingBaseUnknown
-from quota.jobs.service import Queue
 from quota.programs.tables import grants
 from quota.schemas.scheduling import RankingDocument, RankingReply, Waiting
 
@@ -52,11 +51,10 @@ def put_ranking(tx: Tx, document: RankingDocument) -> RankingReply:
     return RankingReply(cycle=document.cycle, seq=0)
 
 
-class StoredQueue(Queue):
+class StoredQueue:
     """The stored ranking, unpacked once per cycle and process."""
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
+    def __init__(self) -> None:
         self._lock = threading.Lock()
         self._version: tuple[int, int] | None = None
         self._positions: dict[str, int] = {}

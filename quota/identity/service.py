@@ -10,7 +10,7 @@ from sqlalchemy import Connection, Row, insert, select, update
 
 from quota.audit import service as audit
 from quota.db import Tx
-from quota.errors import AlreadyExists, BadRequest, Forbidden, NotFound, Unauthenticated
+from quota.errors import AlreadyExists, BadRequest, NotFound, Unauthenticated
 from quota.identity.tables import organizations, tokens
 from quota.ids import new_id
 from quota.schemas.identity import (
@@ -122,13 +122,6 @@ def authenticate(connection: Connection, secret: str, now_ms: int) -> Caller:
     if row.expires_at_ms is not None and row.expires_at_ms <= now_ms:
         raise Unauthenticated("this token has expired")
     return Caller(token_id=row.id, role=Role(row.role), organization_id=row.organization_id, node=row.node)
-
-
-def allow(caller: Caller, *roles: Role) -> None:
-    """Raise Forbidden unless the caller has one of the roles."""
-    if caller.role not in roles:
-        needed = " or ".join(role.value for role in roles)
-        raise Forbidden(f"this needs a token of role {needed}, yours is {caller.role.value}")
 
 
 def sees(caller: Caller, organization_id: str) -> bool:

@@ -19,22 +19,11 @@ from quota.jobs.tables import attempts, jobs, placements
 from quota.ledger.rules import amount_gpu_us
 from quota.ledger.tables import holds
 from quota.programs import service as programs
+from quota.queue import Queue
 from quota.schemas.identity import Caller, Role
 from quota.schemas.jobs import Attempt, Job, JobDetail, JobPage, JobSubmission
 from quota.schemas.scheduling import EndReason, JobState, PodPlacement, StopReason, Waiting, WaitReason
 from quota.usage import service as usage
-
-
-class Queue:
-    """What the latest ranking says of waiting jobs; an empty one knows nothing."""
-
-    def position(self, job_id: str) -> int | None:
-        """Place in the hub's queue, 1 = next; None if unranked."""
-        return None
-
-    def waiting(self, job_id: str) -> Waiting | None:
-        """Why a job waits, or None if no cycle has said."""
-        return None
 
 
 def submit(tx: Tx, caller: Caller, body: JobSubmission) -> Job:

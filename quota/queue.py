@@ -1,0 +1,25 @@
+"""What readers may ask about waiting jobs; the stored ranking answers it."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from sqlalchemy import Connection
+
+from quota.schemas.scheduling import Waiting
+
+
+class Queue(Protocol):
+    """The hub's queue as the latest ranking shows it."""
+
+    def refresh(self, connection: Connection) -> None:
+        """Take over the stored ranking if it is a newer one."""
+        ...
+
+    def position(self, job_id: str) -> int | None:
+        """Place in the hub's queue, 1 = next; None if unranked."""
+        ...
+
+    def waiting(self, job_id: str) -> Waiting | None:
+        """Why a job waits, or None if no cycle has said."""
+        ...
