@@ -84,6 +84,7 @@ class Tx:
     dialect: str
     touched: dict[tuple[str, str], None] = field(default_factory=dict)
     deferred: list[tuple[Table, dict[str, Any]]] = field(default_factory=list)
+    memo: dict[object, Any] = field(default_factory=dict)
     seq: int | None = None
 
     def touch(self, kind: str, object_id: str) -> None:
@@ -92,9 +93,16 @@ class Tx:
         self.touched[(kind, object_id)] = None
 
     def defer(self, table: Table, row: dict[str, Any]) -> None:
-        """Insert `row` with this transaction's `seq` when it is published."""
+        """Insert `row` when the transaction is published, with its `seq` if the table has that column."""
         assert self.seq is None, "nothing may change after the transaction was published"
         self.deferred.append((table, row))
+
+    def once(self, key: object, load: Callable[[], T]) -> T:
+        """What `load` read first in this transaction; only for what the transaction itself does not change."""
+        if key not in self.memo:
+            self.memo[key] = load()
+        result: T = self.memo[key]
+        return result
 
     @contextmanager
     def savepoint(self) -> Iterator[None]:
@@ -124,9 +132,7 @@ class Tx:
         groups: dict[str, tuple[Table, list[dict[str, Any]]]] = {}
         for table, values in self.deferred:
             rows = groups.setdefault(table.name, (table, []))[1]
-            rows.append(
-                values | {"seq": self.seq} | ({"position": len(rows)} if "position" in table.c else {})
-            )
+            rows.append(values | _stamp(table, self.seq, len(rows)))
         for table, rows in groups.values():
             self.connection.execute(insert(table), rows)
         if self.touched:
@@ -134,6 +140,11 @@ class Tx:
                 insert(feed_rows), [{"seq": self.seq, "kind": kind, "id": key} for kind, key in self.touched]
             )
         return self.seq
+
+
+def _stamp(table: Table, seq: int, position: int) -> dict[str, int]:
+    stamp = {"seq": seq, "position": position}
+    return {name: value for name, value in stamp.items() if name in table.c}
 
 
 class Database:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Row, insert, select, update
+from sqlalchemy import Row, bindparam, select, update
 
 from quota.audit import service as audit
 from quota.db import Tx
@@ -30,11 +30,18 @@ from quota.schemas.scheduling import (
     DecisionReply,
     ItemResult,
     JobState,
+    PodPlacement,
     StartItem,
     StopItem,
 )
 
 ACTOR = "scheduler"
+
+_CLAIM = (
+    update(jobs)
+    .where(jobs.c.id == bindparam("job"))
+    .values(state=JobState.STARTING.value, attempt=bindparam("number"), not_before_ms=None)
+)
 
 
 def decide(tx: Tx, batch: DecisionBatch, body: bytes) -> DecisionReply:
@@ -90,7 +97,7 @@ def _item(tx: Tx, item: DecisionItem) -> ItemResult:
 
 def _start(tx: Tx, item: StartItem) -> ItemResult:
     job = _startable_job(tx, item)
-    rate = fleet.read_rate(tx.connection, job.gpu_class)
+    rate = tx.once(("rate", job.gpu_class), lambda: fleet.read_rate(tx.connection, job.gpu_class))
     gpus = job.pods * job.gpus_per_pod
     cost = amount_gpu_us(job.walltime_ms, gpus, rate.rate_thousandths)
     _check_grant(tx, job, item)
@@ -98,27 +105,10 @@ def _start(tx: Tx, item: StartItem) -> ItemResult:
         tx, job.id, item.attempt, item.grant_id, item.account_path, cost, gpus, rate, actor=ACTOR
     )
     fleet.take_capacity(tx, item.cluster, item.pods)
-    tx.connection.execute(insert(attempts), _attempt_row(tx, job, item, hold_id))
-    tx.connection.execute(
-        insert(placements),
-        [
-            {
-                "job_id": job.id,
-                "attempt": item.attempt,
-                "pod_index": pod.index,
-                "cluster": item.cluster,
-                "node": pod.node,
-                "gpu_class": pod.gpu_class,
-                "gpus": pod.count,
-            }
-            for pod in item.pods
-        ],
-    )
-    tx.connection.execute(
-        update(jobs)
-        .where(jobs.c.id == job.id)
-        .values(state=JobState.STARTING.value, attempt=item.attempt, not_before_ms=None)
-    )
+    tx.defer(attempts, _attempt_row(tx, job, item, hold_id))
+    for pod in item.pods:
+        tx.defer(placements, _placement_row(item, pod))
+    tx.connection.execute(_CLAIM, {"job": job.id, "number": item.attempt})
     for kind, key in (("job", job.id), ("attempt", f"{job.id}-{item.attempt}"), ("grant", item.grant_id)):
         tx.touch(kind, key)
     detail: dict[str, object] = {
@@ -148,13 +138,17 @@ def _startable_job(tx: Tx, item: StartItem) -> Row[Any]:
         raise BadRequest(
             f"the placement is not {job.pods} pods of {job.gpus_per_pod} {job.gpu_class} in order"
         )
-    if programs.is_frozen(tx.connection, job.organization_id):
+    organization_id = job.organization_id
+    if tx.once(("frozen", organization_id), lambda: programs.is_frozen(tx.connection, organization_id)):
         raise NotSchedulable(f"organization {job.organization_id} is frozen")
     return job
 
 
 def _check_grant(tx: Tx, job: Row[Any], item: StartItem) -> None:
-    grant = tx.connection.execute(select(grants).where(grants.c.id == item.grant_id)).one_or_none()
+    grant = tx.once(
+        ("grant", item.grant_id),
+        lambda: tx.connection.execute(select(grants).where(grants.c.id == item.grant_id)).one_or_none(),
+    )
     if grant is None or grant.organization_id != job.organization_id or job.grant_id not in (None, grant.id):
         raise NotFound(f"job {job.id} may not draw on grant {item.grant_id}")
     if not grant.starts_at_ms <= tx.now_ms or tx.now_ms + job.walltime_ms > grant.ends_at_ms:
@@ -164,12 +158,27 @@ def _check_grant(tx: Tx, job: Row[Any], item: StartItem) -> None:
             fitting_walltime_ms=fits_ms,
             starts_in_ms=max(0, grant.starts_at_ms - tx.now_ms),
         )
-    rows = tx.connection.execute(
-        select(accounts).where(accounts.c.grant_id == grant.id).order_by(accounts.c.id)
-    ).all()
-    paths = {tuple(account.id for account in path.accounts) for path in account_paths(list(rows))}
-    if item.account_path not in paths:
+    if item.account_path not in tx.once(("paths", grant.id), lambda: _open_paths(tx, grant.id)):
         raise NotFound(f"grant {grant.id} has no open account path {'/'.join(item.account_path)}")
+
+
+def _open_paths(tx: Tx, grant_id: str) -> set[tuple[str, ...]]:
+    rows = tx.connection.execute(
+        select(accounts).where(accounts.c.grant_id == grant_id).order_by(accounts.c.id)
+    ).all()
+    return {tuple(account.id for account in path.accounts) for path in account_paths(list(rows))}
+
+
+def _placement_row(item: StartItem, pod: PodPlacement) -> dict[str, Any]:
+    return {
+        "job_id": item.job_id,
+        "attempt": item.attempt,
+        "pod_index": pod.index,
+        "cluster": item.cluster,
+        "node": pod.node,
+        "gpu_class": pod.gpu_class,
+        "gpus": pod.count,
+    }
 
 
 def _attempt_row(tx: Tx, job: Row[Any], item: StartItem, hold_id: str) -> dict[str, Any]:

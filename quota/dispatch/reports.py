@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from dataclasses import dataclass, field
 from typing import Any, Literal, assert_never
 
-from sqlalchemy import Row, select, update
+from sqlalchemy import BindParameter, Row, bindparam, select, tuple_, update
 
 from quota.audit import service as audit
 from quota.db import Tx
@@ -13,10 +15,9 @@ from quota.dispatch.policy import ABANDONMENTS_LIMIT, COOLDOWN_WALL_S
 from quota.errors import NotFound
 from quota.fleet import service as fleet
 from quota.fleet.tables import clusters
-from quota.jobs import service as job_service
 from quota.jobs import settlement
 from quota.jobs.states import AttemptEnd, End, Requeue, after_attempt
-from quota.jobs.tables import attempts, jobs
+from quota.jobs.tables import attempts, jobs, placements
 from quota.schemas.scheduling import (
     EndedItem,
     FindingItem,
@@ -24,6 +25,7 @@ from quota.schemas.scheduling import (
     ItemResult,
     JobState,
     LostItem,
+    PodPlacement,
     ReportBatch,
     ReportItem,
     ReportReply,
@@ -35,6 +37,62 @@ TOLERANCE_MS = 2000
 """A cluster's time may lie this much before the claim or after now (its clock, not ours)."""
 
 Outcome = Literal["accepted", "unchanged", "refused"]
+
+_THIS = (attempts.c.job_id == bindparam("job"), attempts.c.attempt == bindparam("number"))
+_KEYS: BindParameter[Any] = bindparam("keys", expanding=True)
+_JOBS = (
+    select(jobs).where(jobs.c.id.in_(bindparam("ids", expanding=True))).order_by(jobs.c.id).with_for_update()
+)
+_ATTEMPTS = (
+    select(attempts)
+    .where(tuple_(attempts.c.job_id, attempts.c.attempt).in_(_KEYS))
+    .order_by(attempts.c.job_id, attempts.c.attempt)
+    .with_for_update()
+)
+_PODS = (
+    select(placements)
+    .where(tuple_(placements.c.job_id, placements.c.attempt).in_(_KEYS))
+    .order_by(placements.c.pod_index)
+)
+_END = (
+    update(attempts)
+    .where(*_THIS)
+    .values(
+        state=JobState.ENDED.value,
+        first_started_at_ms=bindparam("first"),
+        last_started_at_ms=bindparam("last"),
+        ended_at_ms=bindparam("ended"),
+        exit_code=bindparam("code"),
+        end_reason=bindparam("why"),
+        lost=bindparam("was_lost"),
+    )
+)
+_FREE = update(attempts).where(*_THIS).values(capacity_held=False)
+_END_JOB = (
+    update(jobs)
+    .where(jobs.c.id == bindparam("job"))
+    .values(state=JobState.ENDED.value, end_reason=bindparam("why"), ended_at_ms=bindparam("ended"))
+)
+_REQUEUE_JOB = (
+    update(jobs)
+    .where(jobs.c.id == bindparam("job"))
+    .values(state=JobState.QUEUED.value, not_before_ms=bindparam("wait"), abandonments=bindparam("counted"))
+)
+
+
+@dataclass
+class _Rows:
+    """What a batch speaks of, read once; `stale` names the jobs that an earlier item changed."""
+
+    jobs: dict[str, Row[Any]] = field(default_factory=dict)
+    attempts: dict[tuple[str, int], Row[Any]] = field(default_factory=dict)
+    pods: dict[tuple[str, int], list[Row[Any]]] = field(default_factory=lambda: defaultdict(list))
+    stale: set[str] = field(default_factory=set)
+
+    def read_again(self, tx: Tx, key: tuple[str, int]) -> None:
+        """Read the job and the attempt as this transaction left them."""
+        self.jobs[key[0]] = tx.connection.execute(_JOBS, {"ids": [key[0]]}).one()
+        self.attempts[key] = tx.connection.execute(_ATTEMPTS, {"keys": [key]}).one()
 
 
 def report(tx: Tx, batch: ReportBatch, body: bytes, clock_speed: int) -> ReportReply:
@@ -50,7 +108,8 @@ def report(tx: Tx, batch: ReportBatch, body: bytes, clock_speed: int) -> ReportR
         raise NotFound(f"there is no cluster {batch.cluster}", field="cluster")
     if batch.nodes is not None:
         fleet.store_nodes(tx, batch.cluster, batch.nodes)
-    results = tuple(_item(tx, batch, item, clock_speed) for item in batch.items)
+    rows = _lock_rows(tx, batch)
+    results = tuple(_item(tx, batch, item, rows, clock_speed) for item in batch.items)
     # a watermark from the future would close slices that are not over
     through = min(batch.observed_through, tx.now_ms)
     fleet.advance_watermark(tx, batch.cluster, through)
@@ -67,30 +126,45 @@ def report(tx: Tx, batch: ReportBatch, body: bytes, clock_speed: int) -> ReportR
     return reply
 
 
-def _item(tx: Tx, batch: ReportBatch, item: ReportItem, clock_speed: int) -> ItemResult:
+def _lock_rows(tx: Tx, batch: ReportBatch) -> _Rows:
+    """The jobs and attempts that the batch speaks of, locked in the order of ids."""
+    keys = sorted({(item.job_id, item.attempt) for item in batch.items})
+    rows = _Rows()
+    for start in range(0, len(keys), 300):
+        part = keys[start : start + 300]
+        ids = [job_id for job_id, _ in part]
+        for job in tx.connection.execute(_JOBS, {"ids": ids}):
+            rows.jobs[job.id] = job
+        for row in tx.connection.execute(_ATTEMPTS, {"keys": part}):
+            rows.attempts[(row.job_id, row.attempt)] = row
+        for pod in tx.connection.execute(_PODS, {"keys": part}):
+            rows.pods[(pod.job_id, pod.attempt)].append(pod)
+    return rows
+
+
+def _item(tx: Tx, batch: ReportBatch, item: ReportItem, rows: _Rows, clock_speed: int) -> ItemResult:
     if isinstance(item, FindingItem):
         audit.find(tx, item.code, f"{item.job_id}-{item.attempt}", item.detail)
         return _result(item, "accepted")
-    job = job_service.lock_job(tx, item.job_id)
-    row = tx.connection.execute(
-        select(attempts)
-        .where(attempts.c.job_id == item.job_id, attempts.c.attempt == item.attempt)
-        .with_for_update()
-    ).one_or_none()
+    key = (item.job_id, item.attempt)
+    if item.job_id in rows.stale and key in rows.attempts:
+        rows.read_again(tx, key)
+    job, row = rows.jobs.get(item.job_id), rows.attempts.get(key)
     if job is None or row is None or row.cluster != batch.cluster:
         audit.find(
             tx, "unknown_attempt", f"{item.job_id}-{item.attempt}", f"reported {item.kind} by {batch.cluster}"
         )
         return _result(item, "refused", "not_found")
+    rows.stale.add(item.job_id)
     match item:
         case StartedItem():
             return _result(item, _started(tx, job, row, item, batch.observed_through))
         case EndedItem():
-            return _result(item, _ended(tx, job, row, item, batch.observed_through, clock_speed))
+            return _result(item, _ended(tx, job, row, item, rows, batch.observed_through, clock_speed))
         case LostItem():
             return _result(item, _lost(tx, job, row, item, batch.observed_through, clock_speed))
         case FreedItem():
-            return _result(item, _freed(tx, row))
+            return _result(item, _freed(tx, row, rows))
         case _:
             assert_never(item)
 
@@ -111,11 +185,17 @@ def _started(tx: Tx, job: Row[Any], row: Row[Any], item: StartedItem, observed_m
 
 
 def _ended(
-    tx: Tx, job: Row[Any], row: Row[Any], item: EndedItem, observed_ms: int, clock_speed: int
+    tx: Tx,
+    job: Row[Any],
+    row: Row[Any],
+    item: EndedItem,
+    rows: _Rows,
+    observed_ms: int,
+    clock_speed: int,
 ) -> Outcome:
     if row.state == JobState.ENDED.value:
         # an attempt reported lost whose pods are now known to be gone
-        return _freed(tx, row)
+        return _freed(tx, row, rows)
     first, last, ended = _times(tx, row, item, item.ended_at, observed_ms)
     started = first is not None
     end = AttemptEnd(
@@ -125,7 +205,7 @@ def _ended(
         stop_reason=None if row.stop_reason is None else StopReason(row.stop_reason),
     )
     _end(tx, job, row, end, first, last, ended, item.exit_code, clock_speed)
-    _freed(tx, row)
+    _freed(tx, row, rows)
     return "accepted"
 
 
@@ -141,12 +221,18 @@ def _lost(
     return "accepted"
 
 
-def _freed(tx: Tx, row: Row[Any]) -> Outcome:
+def _freed(tx: Tx, row: Row[Any], rows: _Rows) -> Outcome:
     if not row.capacity_held:
         return "unchanged"
-    pods = job_service.read_placements(tx.connection, row.job_id)[row.attempt]
+    pods = [
+        PodPlacement.model_construct(
+            index=pod.pod_index, node=pod.node, gpu_class=pod.gpu_class, count=pod.gpus
+        )
+        for pod in rows.pods[(row.job_id, row.attempt)]
+    ]
     fleet.give_back_capacity(tx, row.cluster, pods)
-    _change(tx, row, {"capacity_held": False})
+    tx.connection.execute(_FREE, {"job": row.job_id, "number": row.attempt})
+    tx.touch("attempt", f"{row.job_id}-{row.attempt}")
     return "accepted"
 
 
@@ -171,34 +257,35 @@ def _end(
         limit=ABANDONMENTS_LIMIT,
     )
     settlement.correct_after(tx, row, ended if first is not None else 0)
-    _change(
-        tx,
-        row,
+    tx.connection.execute(
+        _END,
         {
-            "state": JobState.ENDED.value,
-            "first_started_at_ms": first,
-            "last_started_at_ms": last,
-            "ended_at_ms": ended,
-            "exit_code": exit_code,
-            "end_reason": verdict.reason.value,
-            "lost": end.lost,
+            "job": row.job_id,
+            "number": row.attempt,
+            "first": first,
+            "last": last,
+            "ended": ended,
+            "code": exit_code,
+            "why": verdict.reason.value,
+            "was_lost": end.lost,
         },
     )
+    tx.touch("attempt", f"{row.job_id}-{row.attempt}")
     # the slices up to this end close with the watermark, at the end of this report
-    values: dict[str, Any]
     match verdict:
         case End(reason=reason):
-            values = {"state": JobState.ENDED.value, "end_reason": reason.value, "ended_at_ms": ended}
-        case Requeue(reason=reason, abandoned=abandoned):
+            values = {"job": job.id, "why": reason.value, "ended": ended}
+            tx.connection.execute(_END_JOB, values)
+        case Requeue(abandoned=abandoned):
             pause_ms = COOLDOWN_WALL_S * 1000 * 2**job.abandonments * clock_speed if abandoned else 0
             values = {
-                "state": JobState.QUEUED.value,
-                "not_before_ms": tx.now_ms + pause_ms if pause_ms else None,
-                "abandonments": job.abandonments + (1 if abandoned else 0),
+                "job": job.id,
+                "wait": tx.now_ms + pause_ms if pause_ms else None,
+                "counted": job.abandonments + (1 if abandoned else 0),
             }
+            tx.connection.execute(_REQUEUE_JOB, values)
         case _:
             assert_never(verdict)
-    tx.connection.execute(update(jobs).where(jobs.c.id == job.id).values(**values))
     tx.touch("job", job.id)
     detail: dict[str, object] = {
         "attempt": row.attempt,

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
 
-from sqlalchemy import Connection, Row, and_, func, insert, select, update
+from sqlalchemy import Connection, Row, and_, bindparam, func, insert, select, update
 
 from quota.audit import service as audit
 from quota.db import Tx
@@ -28,7 +28,21 @@ from quota.schemas.fleet import (
 from quota.schemas.identity import Caller
 from quota.schemas.scheduling import NodeReport, PodPlacement
 
-MOST_NODES_IN_A_GANG = 4096
+_SPOT = and_(
+    node_capacity.c.cluster == bindparam("in_cluster"),
+    node_capacity.c.node == bindparam("on_node"),
+    node_capacity.c.gpu_class == bindparam("of_class"),
+)
+_TAKE = (
+    update(node_capacity)
+    .where(
+        _SPOT,
+        node_capacity.c.used + bindparam("gpus") + node_capacity.c.foreign_used <= node_capacity.c.total,
+    )
+    .values(used=node_capacity.c.used + bindparam("gpus"))
+)
+_GIVE_BACK = update(node_capacity).where(_SPOT).values(used=node_capacity.c.used - bindparam("gpus"))
+_AT = select(node_capacity).where(_SPOT)
 
 
 def create_cluster(tx: Tx, caller: Caller, body: NewCluster) -> Cluster:
@@ -180,19 +194,11 @@ def take_capacity(tx: Tx, cluster: str, pods: Iterable[PodPlacement]) -> None:
     Raises CapacityTaken with numbers, NotSchedulable for a paused cluster or closed node.
     """
     needed = _per_node(pods)
-    _must_be_open(tx.connection, cluster, {node for node, _ in needed})
+    _must_be_open(tx, cluster, {node for node, _ in needed})
     for (node, gpu_class), count in sorted(needed.items()):
-        spot = and_(
-            node_capacity.c.cluster == cluster,
-            node_capacity.c.node == node,
-            node_capacity.c.gpu_class == gpu_class,
-        )
-        fits = node_capacity.c.used + count + node_capacity.c.foreign_used <= node_capacity.c.total
-        taken = tx.connection.execute(
-            update(node_capacity).where(spot, fits).values(used=node_capacity.c.used + count)
-        ).rowcount
-        if not taken:
-            row = tx.connection.execute(select(node_capacity).where(spot)).one_or_none()
+        spot: dict[str, Any] = {"in_cluster": cluster, "on_node": node, "of_class": gpu_class}
+        if not tx.connection.execute(_TAKE, spot | {"gpus": count}).rowcount:
+            row = tx.connection.execute(_AT, spot).one_or_none()
             free = 0 if row is None else row.total - row.foreign_used - row.used
             raise CapacityTaken(
                 f"{node} has {free} free {gpu_class}, {count} are needed", node=node, needed=count, free=free
@@ -203,15 +209,8 @@ def take_capacity(tx: Tx, cluster: str, pods: Iterable[PodPlacement]) -> None:
 def give_back_capacity(tx: Tx, cluster: str, pods: Iterable[PodPlacement]) -> None:
     """Free the GPUs of one placement."""
     for (node, gpu_class), count in sorted(_per_node(pods).items()):
-        freed = tx.connection.execute(
-            update(node_capacity)
-            .where(
-                node_capacity.c.cluster == cluster,
-                node_capacity.c.node == node,
-                node_capacity.c.gpu_class == gpu_class,
-            )
-            .values(used=node_capacity.c.used - count)
-        ).rowcount
+        spot: dict[str, Any] = {"in_cluster": cluster, "on_node": node, "of_class": gpu_class}
+        freed = tx.connection.execute(_GIVE_BACK, spot | {"gpus": count}).rowcount
         assert freed == 1, "capacity is given back where it was taken"
         tx.touch("node", f"{cluster}/{node}")
 
@@ -297,24 +296,26 @@ def _store_classes(tx: Tx, cluster: str, report: NodeReport, stored: dict[tuple[
         tx.touch("node", f"{cluster}/{report.node}")
 
 
-def _must_be_open(connection: Connection, cluster: str, names: set[str]) -> None:
-    row = connection.execute(select(clusters).where(clusters.c.id == cluster)).one_or_none()
-    if row is None or row.paused:
+def _must_be_open(tx: Tx, cluster: str, names: set[str]) -> None:
+    opened = tx.once(("open nodes", cluster), lambda: _open_nodes(tx.connection, cluster))
+    if opened is None:
         raise NotSchedulable(f"cluster {cluster} takes no jobs now")
-    found = {
-        row.node
-        for row in connection.execute(
-            select(nodes.c.node).where(
-                nodes.c.cluster == cluster,
-                nodes.c.node.in_(names),
-                nodes.c.schedulable.is_(True),
-                nodes.c.cordoned.is_(False),
-            )
-        )
-    }
-    closed = sorted(names - found)
+    closed = sorted(names - opened)
     if closed:
         raise NotSchedulable(f"{', '.join(closed)} on {cluster} takes no jobs now", node=closed[0])
+
+
+def _open_nodes(connection: Connection, cluster: str) -> set[str] | None:
+    row = connection.execute(select(clusters.c.paused).where(clusters.c.id == cluster)).one_or_none()
+    if row is None or row.paused:
+        return None
+    return set(
+        connection.execute(
+            select(nodes.c.node).where(
+                nodes.c.cluster == cluster, nodes.c.schedulable.is_(True), nodes.c.cordoned.is_(False)
+            )
+        ).scalars()
+    )
 
 
 def _per_node(pods: Iterable[PodPlacement]) -> dict[tuple[str, str], int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from sqlalchemy import Connection, Row, func, insert, select, update
+from sqlalchemy import Connection, Row, bindparam, func, insert, select, update
 
 from quota.audit import service as audit
 from quota.db import Tx
@@ -24,6 +24,10 @@ from quota.schemas.identity import Caller, Role
 from quota.schemas.jobs import Attempt, Job, JobDetail, JobPage, JobSubmission
 from quota.schemas.scheduling import EndReason, JobState, PodPlacement, StopReason, Waiting, WaitReason
 from quota.usage import service as usage
+
+_LOCK = select(jobs).where(jobs.c.id == bindparam("job")).with_for_update()
+_NEW_JOB = insert(jobs)
+_PODS = select(placements).where(placements.c.job_id == bindparam("job")).order_by(placements.c.pod_index)
 
 
 def submit(tx: Tx, caller: Caller, body: JobSubmission) -> Job:
@@ -65,7 +69,7 @@ def submit(tx: Tx, caller: Caller, body: JobSubmission) -> Job:
         "not_before_ms": None,
         "cancel_requested_at_ms": None,
     }
-    tx.connection.execute(insert(jobs), row)
+    tx.connection.execute(_NEW_JOB, row)
     tx.touch("job", str(row["id"]))
     audit.record(
         tx, caller.token_id, "job.submit", str(row["id"]), detail={"organization_id": organization_id}
@@ -132,7 +136,7 @@ def list_jobs(
 
 def lock_job(tx: Tx, job_id: str) -> Row[Any] | None:
     """A job's row, locked until the transaction ends; None if there is none."""
-    return tx.connection.execute(select(jobs).where(jobs.c.id == job_id).with_for_update()).one_or_none()
+    return tx.connection.execute(_LOCK, {"job": job_id}).one_or_none()
 
 
 # --- checks at the door ---------------------------------------------------------------------------
@@ -295,9 +299,7 @@ def _attempts(connection: Connection, job_id: str) -> tuple[Attempt, ...]:
 def read_placements(connection: Connection, job_id: str) -> dict[int, tuple[PodPlacement, ...]]:
     """The placements of a job's attempts, by attempt."""
     found: dict[int, list[PodPlacement]] = {}
-    for row in connection.execute(
-        select(placements).where(placements.c.job_id == job_id).order_by(placements.c.pod_index)
-    ):
+    for row in connection.execute(_PODS, {"job": job_id}):
         pod = PodPlacement(index=row.pod_index, node=row.node, gpu_class=row.gpu_class, count=row.gpus)
         found.setdefault(row.attempt, []).append(pod)
     return {attempt: tuple(pods) for attempt, pods in found.items()}

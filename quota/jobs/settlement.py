@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import Any
 
-from sqlalchemy import Row, func, or_, select, update
+from sqlalchemy import Row, bindparam, func, or_, select, update
 
 from quota.db import Tx
 from quota.identity.tables import organizations
@@ -20,28 +21,11 @@ FAULT_REFUND_LIMIT_MS = 4 * 3_600_000
 HALF_LIFE_MS = 7 * 24 * 3_600_000
 
 
-def settle_attempt(tx: Tx, row: Row[Any], observed_through_ms: int) -> None:
-    """Close what can close of one attempt, whose row the caller has locked."""
-    if row.settled:
-        return
-    parts, final = close_slices(_times(row), observed_through_ms)
-    if not parts and not final:
-        return
-    held = ledger.read_hold(tx, row.hold_id)
-    charged = ledger.settle(tx, held, parts, actor=ACTOR) if parts else 0
-    if final:
-        settled = held.settled_gpu_us + charged
-        ledger.release(tx, held, settled, actor=ACTOR, reason="attempt ended")
-    through = parts[-1].ends_at_ms if parts else row.settled_through_ms
-    tx.connection.execute(
-        update(attempts)
-        .where(attempts.c.job_id == row.job_id, attempts.c.attempt == row.attempt)
-        .values(settled=final, settled_through_ms=through)
-    )
-    given_back = _refund_lost_work(tx, row, held, parts) if final and row.lost else 0
-    if charged - given_back:
-        count_usage(tx, row.organization_id, charged - given_back)
-    tx.touch("grant", row.grant_id)
+_SETTLED = (
+    update(attempts)
+    .where(attempts.c.job_id == bindparam("job"), attempts.c.attempt == bindparam("number"))
+    .values(settled=bindparam("final"), settled_through_ms=bindparam("through"))
+)
 
 
 def settle_cluster(tx: Tx, cluster: str, observed_through_ms: int) -> None:
@@ -60,8 +44,33 @@ def settle_cluster(tx: Tx, cluster: str, observed_through_ms: int) -> None:
         .order_by(attempts.c.job_id, attempts.c.attempt)
         .with_for_update()
     ).all()
+    if not rows:
+        return
+    held = ledger.read_holds(tx, [row.hold_id for row in rows])
+    usage: dict[str, int] = defaultdict(int)
     for row in rows:
-        settle_attempt(tx, row, observed_through_ms)
+        usage[row.organization_id] += _settle_attempt(tx, row, held[row.hold_id], observed_through_ms)
+    for organization_id, amount in sorted(usage.items()):
+        if amount:
+            count_usage(tx, organization_id, amount)
+
+
+def _settle_attempt(tx: Tx, row: Row[Any], held: ledger.Hold, observed_through_ms: int) -> int:
+    """Close what can close of one attempt; answers what its grant was charged less what was given back."""
+    parts, final = close_slices(_times(row), observed_through_ms)
+    if not parts and not final:
+        return 0
+    charged = ledger.settle(tx, held, parts, actor=ACTOR) if parts else 0
+    if final:
+        settled = held.settled_gpu_us + charged
+        ledger.release(tx, held, settled, actor=ACTOR, reason="attempt ended")
+    through = parts[-1].ends_at_ms if parts else row.settled_through_ms
+    tx.connection.execute(
+        _SETTLED, {"job": row.job_id, "number": row.attempt, "final": final, "through": through}
+    )
+    given_back = _refund_lost_work(tx, row, held, parts) if final and row.lost else 0
+    tx.touch("grant", row.grant_id)
+    return charged - given_back
 
 
 def correct_after(tx: Tx, row: Row[Any], truth_ms: int) -> None:

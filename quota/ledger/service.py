@@ -9,11 +9,12 @@ transaction or savepoint rolls back).
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Row, and_, insert, or_, select, update
+from sqlalchemy import BigInteger, Row, bindparam, insert, or_, select, update
 
 from quota.db import Tx
 from quota.errors import InsufficientBalance, TransferMismatch
@@ -23,6 +24,45 @@ from quota.schemas.ledger import RefundKind, TransferType
 
 TREASURY = "treasury"
 PLATFORM = "platform"
+
+# Statements that every job needs are built once: building one takes longer than SQLite takes to run it.
+_ADD = {
+    "granted_gpu_us": accounts.c.granted_gpu_us + bindparam("d_granted"),
+    "held_gpu_us": accounts.c.held_gpu_us + bindparam("d_held"),
+    "used_gpu_us": accounts.c.used_gpu_us + bindparam("d_used"),
+}
+_GIVE = update(accounts).where(accounts.c.id == bindparam("account")).values(_ADD)
+_ROOM = (
+    accounts.c.granted_gpu_us
+    + accounts.c.overdraft_gpu_us
+    - accounts.c.held_gpu_us
+    - accounts.c.used_gpu_us
+    - bindparam("needed", type_=BigInteger)
+)
+_TAKE = _GIVE.where(or_(_ROOM >= 0, accounts.c.kind.in_((TREASURY, PLATFORM))))
+_KNOWN = select(transfers.c.type, transfers.c.amount_gpu_us).where(transfers.c.id == bindparam("transfer"))
+_HOLDS = (
+    select(holds)
+    .where(holds.c.id.in_(bindparam("holds", expanding=True)))
+    .order_by(holds.c.id)
+    .with_for_update()
+)
+_HOLD_PATHS = select(hold_accounts).where(hold_accounts.c.hold_id.in_(bindparam("holds", expanding=True)))
+_NEW_HOLD = insert(holds)
+_NEW_HOLD_ACCOUNTS = insert(hold_accounts)
+_SETTLE = (
+    update(holds)
+    .where(holds.c.id == bindparam("hold"))
+    .values(
+        settled_gpu_us=holds.c.settled_gpu_us + bindparam("charged"),
+        platform_gpu_us=holds.c.platform_gpu_us + bindparam("booked"),
+    )
+)
+_RESOLVE = (
+    update(holds)
+    .where(holds.c.id == bindparam("hold"), holds.c.resolved.is_(False))
+    .values(resolved=True, released_gpu_us=holds.c.released_gpu_us + bindparam("rest"))
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +196,7 @@ def hold(
     if not done:
         return hold_id
     tx.connection.execute(
-        insert(holds),
+        _NEW_HOLD,
         {
             "id": hold_id,
             "job_id": job_id,
@@ -176,29 +216,40 @@ def hold(
         },
     )
     tx.connection.execute(
-        insert(hold_accounts), [{"hold_id": hold_id, "account_id": account_id} for account_id in path]
+        _NEW_HOLD_ACCOUNTS, [{"hold_id": hold_id, "account_id": account_id} for account_id in path]
     )
     return hold_id
 
 
 def read_hold(tx: Tx, hold_id: str) -> Hold:
     """A hold with its path, locked until the transaction ends."""
-    row = tx.connection.execute(select(holds).where(holds.c.id == hold_id).with_for_update()).one()
-    path = tx.connection.execute(
-        select(hold_accounts.c.account_id).where(hold_accounts.c.hold_id == hold_id)
-    ).scalars()
-    return Hold(
-        id=row.id,
-        job_id=row.job_id,
-        attempt=row.attempt,
-        grant_id=row.grant_id,
-        path=tuple(sorted(path)),
-        amount_gpu_us=row.amount_gpu_us,
-        settled_gpu_us=row.settled_gpu_us,
-        resolved=row.resolved,
-        gpus=row.gpus,
-        rate=Rate(row.rate_id, row.gpu_class, row.rate_thousandths, row.price_krw),
-    )
+    return read_holds(tx, [hold_id])[hold_id]
+
+
+def read_holds(tx: Tx, hold_ids: Sequence[str]) -> dict[str, Hold]:
+    """Holds with their paths by id, locked in the order of ids until the transaction ends."""
+    found: dict[str, Hold] = {}
+    ordered = sorted(hold_ids)
+    for start in range(0, len(ordered), 500):
+        part = ordered[start : start + 500]
+        paths: dict[str, list[str]] = defaultdict(list)
+        for row in tx.connection.execute(_HOLD_PATHS, {"holds": part}):
+            paths[row.hold_id].append(row.account_id)
+        for row in tx.connection.execute(_HOLDS, {"holds": part}):
+            rate = Rate(row.rate_id, row.gpu_class, row.rate_thousandths, row.price_krw)
+            found[row.id] = Hold(
+                id=row.id,
+                job_id=row.job_id,
+                attempt=row.attempt,
+                grant_id=row.grant_id,
+                path=tuple(sorted(paths[row.id])),
+                amount_gpu_us=row.amount_gpu_us,
+                settled_gpu_us=row.settled_gpu_us,
+                resolved=row.resolved,
+                gpus=row.gpus,
+                rate=rate,
+            )
+    return found
 
 
 def settle(tx: Tx, held: Hold, parts: Sequence[Slice], *, actor: str) -> int:
@@ -239,14 +290,7 @@ def settle(tx: Tx, held: Hold, parts: Sequence[Slice], *, actor: str) -> int:
     for leg in sorted(legs, key=lambda leg: leg.account_id):
         _change(tx, leg)
     if legs:
-        tx.connection.execute(
-            update(holds)
-            .where(holds.c.id == held.id)
-            .values(
-                settled_gpu_us=holds.c.settled_gpu_us + charged,
-                platform_gpu_us=holds.c.platform_gpu_us + booked,
-            )
-        )
+        tx.connection.execute(_SETTLE, {"hold": held.id, "charged": charged, "booked": booked})
     return charged
 
 
@@ -269,11 +313,7 @@ def release(tx: Tx, held: Hold, settled_gpu_us: int, *, actor: str, reason: str)
             attempt=held.attempt,
             hold_id=held.id,
         )
-    tx.connection.execute(
-        update(holds)
-        .where(and_(holds.c.id == held.id, holds.c.resolved.is_(False)))
-        .values(resolved=True, released_gpu_us=holds.c.released_gpu_us + rest)
-    )
+    tx.connection.execute(_RESOLVE, {"hold": held.id, "rest": rest})
 
 
 def refund(
@@ -359,9 +399,7 @@ def _transfer(
 def _is_known(
     tx: Tx, transfer_id: str, kind: TransferType | None = None, amount_gpu_us: int | None = None
 ) -> bool:
-    known = tx.connection.execute(
-        select(transfers.c.type, transfers.c.amount_gpu_us).where(transfers.c.id == transfer_id)
-    ).one_or_none()
+    known = tx.connection.execute(_KNOWN, {"transfer": transfer_id}).one_or_none()
     if known is None:
         return False
     if kind is not None and (known.type != kind.value or known.amount_gpu_us != amount_gpu_us):
@@ -410,31 +448,19 @@ def _queue(
 
 def _change(tx: Tx, leg: Leg) -> None:
     """One conditional UPDATE; more held or used, or less granted, needs room on a limit account."""
-    room = (
-        accounts.c.granted_gpu_us
-        + accounts.c.overdraft_gpu_us
-        + leg.d_granted
-        - accounts.c.held_gpu_us
-        - accounts.c.used_gpu_us
-        - leg.d_held
-        - leg.d_used
-    )
-    condition = accounts.c.id == leg.account_id
-    if leg.d_held + leg.d_used > 0 or leg.d_granted < 0:
-        condition = and_(condition, or_(room >= 0, accounts.c.kind.in_((TREASURY, PLATFORM))))
-    changed = tx.connection.execute(
-        update(accounts)
-        .where(condition)
-        .values(
-            granted_gpu_us=accounts.c.granted_gpu_us + leg.d_granted,
-            held_gpu_us=accounts.c.held_gpu_us + leg.d_held,
-            used_gpu_us=accounts.c.used_gpu_us + leg.d_used,
-        )
-    ).rowcount
+    needed = leg.d_held + leg.d_used - leg.d_granted
+    values: dict[str, Any] = {
+        "account": leg.account_id,
+        "d_granted": leg.d_granted,
+        "d_held": leg.d_held,
+        "d_used": leg.d_used,
+    }
+    takes = leg.d_held + leg.d_used > 0 or leg.d_granted < 0
+    statement, values = (_TAKE, values | {"needed": needed}) if takes else (_GIVE, values)
+    changed = tx.connection.execute(statement, values).rowcount
     if changed != 1:
         row = _account(tx, leg.account_id)
         left = row.granted_gpu_us + row.overdraft_gpu_us - row.held_gpu_us - row.used_gpu_us
-        needed = leg.d_held + leg.d_used - leg.d_granted
         raise InsufficientBalance(
             f"{leg.account_id} has {left} GPU-us left, {needed} are needed",
             account=leg.account_id,
