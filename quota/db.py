@@ -13,12 +13,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, TypeVar
 
 from sqlalchemy import (
     BigInteger,
     Column,
     Connection,
+    Insert,
     Integer,
     MetaData,
     String,
@@ -64,6 +66,10 @@ feed_rows = Table(
     Column("seq", BigInteger, primary_key=True),
     Column("kind", String(20), primary_key=True),
     Column("id", String(300), primary_key=True),
+)
+
+_NEXT_SEQ = (
+    update(feed_head).where(feed_head.c.id == 1).values(seq=feed_head.c.seq + 1).returning(feed_head.c.seq)
 )
 
 RETRY_LIMIT = 12
@@ -122,24 +128,22 @@ class Tx:
         """Take the next feed sequence, insert what waited for it, and answer it; None if nothing changed."""
         if self.seq is not None or not (self.touched or self.deferred):
             return self.seq
-        row = self.connection.execute(
-            update(feed_head)
-            .where(feed_head.c.id == 1)
-            .values(seq=feed_head.c.seq + 1)
-            .returning(feed_head.c.seq)
-        ).one()
-        self.seq = int(row.seq)
+        self.seq = int(self.connection.execute(_NEXT_SEQ).scalar_one())
         groups: dict[str, tuple[Table, list[dict[str, Any]]]] = {}
         for table, values in self.deferred:
             rows = groups.setdefault(table.name, (table, []))[1]
             rows.append(values | _stamp(table, self.seq, len(rows)))
         for table, rows in groups.values():
-            self.connection.execute(insert(table), rows)
+            self.connection.execute(_insert(table), rows)
         if self.touched:
-            self.connection.execute(
-                insert(feed_rows), [{"seq": self.seq, "kind": kind, "id": key} for kind, key in self.touched]
-            )
+            changed = [{"seq": self.seq, "kind": kind, "id": key} for kind, key in self.touched]
+            self.connection.execute(_insert(feed_rows), changed)
         return self.seq
+
+
+@cache
+def _insert(table: Table) -> Insert:
+    return insert(table)
 
 
 def _stamp(table: Table, seq: int, position: int) -> dict[str, int]:

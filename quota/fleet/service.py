@@ -42,6 +42,16 @@ _TAKE = (
     .values(used=node_capacity.c.used + bindparam("gpus"))
 )
 _GIVE_BACK = update(node_capacity).where(_SPOT).values(used=node_capacity.c.used - bindparam("gpus"))
+_RATE = (
+    select(rates)
+    .join(gpu_classes, gpu_classes.c.rate_id == rates.c.id)
+    .where(gpu_classes.c.id == bindparam("of_class"))
+)
+_TOTALS = (
+    select(node_capacity.c.cluster, node_capacity.c.total, func.count().label("nodes"))
+    .where(node_capacity.c.gpu_class == bindparam("of_class"))
+    .group_by(node_capacity.c.cluster, node_capacity.c.total)
+)
 _AT = select(node_capacity).where(_SPOT)
 
 
@@ -126,11 +136,7 @@ def list_gpu_classes(connection: Connection) -> GpuClassList:
 
 def read_rate(connection: Connection, gpu_class: str) -> Rate:
     """The present rate of a class. Raises UnknownGpuClass with the classes there are."""
-    row = connection.execute(
-        select(rates)
-        .join(gpu_classes, gpu_classes.c.rate_id == rates.c.id)
-        .where(gpu_classes.c.id == gpu_class)
-    ).one_or_none()
+    row = connection.execute(_RATE, {"of_class": gpu_class}).one_or_none()
     if row is None:
         known = connection.execute(select(gpu_classes.c.id).order_by(gpu_classes.c.id)).scalars().all()
         listed = ", ".join(known) or "none yet"
@@ -140,11 +146,7 @@ def read_rate(connection: Connection, gpu_class: str) -> Rate:
 
 def largest_gangs(connection: Connection, gpu_class: str, gpus_per_pod: int) -> int:
     """How many pods of this size the emptiest imaginable cluster could run at once."""
-    rows = connection.execute(
-        select(node_capacity.c.cluster, node_capacity.c.total, func.count().label("nodes"))
-        .where(node_capacity.c.gpu_class == gpu_class)
-        .group_by(node_capacity.c.cluster, node_capacity.c.total)
-    )
+    rows = connection.execute(_TOTALS, {"of_class": gpu_class})
     pods: dict[str, int] = defaultdict(int)
     for row in rows:
         pods[row.cluster] += row.nodes * (row.total // gpus_per_pod)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from pydantic import BaseModel
-from sqlalchemy import delete, insert, select
+from sqlalchemy import bindparam, delete, insert, select
 
 from quota.db import Tx
 from quota.errors import BadRequest, IdempotencyMismatch
@@ -15,6 +15,11 @@ from quota.identity.tables import idempotency
 from quota.schemas.identity import Caller
 
 R = TypeVar("R", bound=BaseModel)
+
+_KNOWN = select(idempotency).where(
+    idempotency.c.principal == bindparam("who"), idempotency.c.key == bindparam("which")
+)
+_NEW = insert(idempotency)
 
 KEPT_MS = 24 * 3_600_000
 
@@ -38,9 +43,7 @@ def once(
     if not 1 <= len(key) <= 200:
         raise BadRequest("an Idempotency-Key has 1 to 200 characters", field="Idempotency-Key")
     fingerprint = hashlib.sha256(f"{operation}\n{body.model_dump_json()}".encode()).hexdigest()
-    known = tx.connection.execute(
-        select(idempotency).where(idempotency.c.principal == caller.token_id, idempotency.c.key == key)
-    ).one_or_none()
+    known = tx.connection.execute(_KNOWN, {"who": caller.token_id, "which": key}).one_or_none()
     if known is not None:
         if known.fingerprint != fingerprint:
             raise IdempotencyMismatch(
@@ -49,7 +52,7 @@ def once(
         return reply.model_validate_json(known.body)
     result = work()
     tx.connection.execute(
-        insert(idempotency),
+        _NEW,
         {
             "principal": caller.token_id,
             "key": key,

@@ -6,7 +6,7 @@ import hashlib
 import secrets
 from typing import Any
 
-from sqlalchemy import Connection, Row, insert, select, update
+from sqlalchemy import Connection, Row, bindparam, insert, select, update
 
 from quota.audit import service as audit
 from quota.db import Tx
@@ -27,6 +27,9 @@ from quota.schemas.identity import (
 )
 
 PREFIX = "ghub_"
+
+_BY_SECRET = select(tokens).where(tokens.c.secret_sha256 == bindparam("digest"))
+_ORGANIZATION = select(organizations).where(organizations.c.id == bindparam("organization"))
 
 
 def create_organization(tx: Tx, caller: Caller, body: NewOrganization) -> Organization:
@@ -52,7 +55,7 @@ def create_organization(tx: Tx, caller: Caller, body: NewOrganization) -> Organi
 
 def read_organization(connection: Connection, organization_id: str) -> Organization:
     """One organization. Raises NotFound."""
-    row = connection.execute(select(organizations).where(organizations.c.id == organization_id)).one_or_none()
+    row = connection.execute(_ORGANIZATION, {"organization": organization_id}).one_or_none()
     if row is None:
         raise NotFound(f"there is no organization {organization_id}")
     return _organization(row)
@@ -116,7 +119,7 @@ def list_tokens(connection: Connection) -> TokenList:
 
 def authenticate(connection: Connection, secret: str, now_ms: int) -> Caller:
     """Who this secret speaks for. Raises Unauthenticated."""
-    row = connection.execute(select(tokens).where(tokens.c.secret_sha256 == _digest(secret))).one_or_none()
+    row = connection.execute(_BY_SECRET, {"digest": _digest(secret)}).one_or_none()
     if row is None or row.revoked_at_ms is not None:
         raise Unauthenticated("this token is unknown or was revoked")
     if row.expires_at_ms is not None and row.expires_at_ms <= now_ms:

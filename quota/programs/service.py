@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Connection, Row, func, insert, select
+from sqlalchemy import Connection, Row, bindparam, func, insert, select
 
 from quota.audit import service as audit
 from quota.db import Tx
@@ -29,6 +29,17 @@ from quota.schemas.programs import (
 from quota.schemas.scheduling import Pace
 
 PAGE = 200
+
+_WITH_BALANCE = select(
+    grants,
+    accounts.c.granted_gpu_us,
+    accounts.c.held_gpu_us,
+    accounts.c.used_gpu_us,
+    accounts.c.overdraft_gpu_us,
+).join(accounts, accounts.c.id == grants.c.account_id)
+_PAYABLE = _WITH_BALANCE.where(
+    grants.c.organization_id == bindparam("organization"), grants.c.ends_at_ms > bindparam("now")
+).order_by(grants.c.ends_at_ms, grants.c.id)
 
 
 def create_program(tx: Tx, caller: Caller, body: NewProgram) -> Program:
@@ -167,7 +178,7 @@ def list_grants(
     connection: Connection, caller: Caller, now_ms: int, organization_id: str | None, after: str | None
 ) -> GrantList:
     """Grants in order of id; a member sees its organization's."""
-    statement = _grants_with_balance().order_by(grants.c.id).limit(PAGE + 1)
+    statement = _WITH_BALANCE.order_by(grants.c.id).limit(PAGE + 1)
     if caller.role is Role.MEMBER:
         statement = statement.where(grants.c.organization_id == caller.organization_id)
     if organization_id is not None:
@@ -181,13 +192,7 @@ def list_grants(
 
 def payable_grants(connection: Connection, organization_id: str, now_ms: int) -> list[Row[Any]]:
     """The organization's grants that have not ended, earliest end first, with their balances."""
-    return list(
-        connection.execute(
-            _grants_with_balance()
-            .where(grants.c.organization_id == organization_id, grants.c.ends_at_ms > now_ms)
-            .order_by(grants.c.ends_at_ms, grants.c.id)
-        )
-    )
+    return list(connection.execute(_PAYABLE, {"organization": organization_id, "now": now_ms}))
 
 
 def is_frozen(connection: Connection, organization_id: str) -> bool:
@@ -206,20 +211,8 @@ def _changed(tx: Tx, caller: Caller, grant_id: str, action: str, body: GrantChan
     return read_grant(tx.connection, grant_id, tx.now_ms)
 
 
-def _grants_with_balance() -> Any:
-    return select(
-        grants,
-        accounts.c.granted_gpu_us,
-        accounts.c.held_gpu_us,
-        accounts.c.used_gpu_us,
-        accounts.c.overdraft_gpu_us,
-    ).join(accounts, accounts.c.id == grants.c.account_id)
-
-
 def _grant_row(connection: Connection, grant_id: str) -> Row[Any]:
-    row: Row[Any] | None = connection.execute(
-        _grants_with_balance().where(grants.c.id == grant_id)
-    ).one_or_none()
+    row: Row[Any] | None = connection.execute(_WITH_BALANCE.where(grants.c.id == grant_id)).one_or_none()
     if row is None:
         raise NotFound(f"there is no grant {grant_id}")
     return row
