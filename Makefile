@@ -1,0 +1,57 @@
+# Everything a developer calls. `make setup` is instant when there is nothing to do, so all others begin with it.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help setup up check lint fast test slow bench soak lock clean
+
+VENV ?= .venv
+export VENV
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+WORKERS ?= 2
+SLOW_MARKS := postgres or crash or e2e
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+help: ## Show what there is.
+	@sed -n 's/^\([a-z]*\):.*## /  make \1|/p' Makefile | column -t -s '|'
+
+setup: $(READY) ## Make the virtual environment (.venv) from requirements.lock.
+
+$(READY): requirements.lock pyproject.toml deploy/bootstrap.sh
+	@deploy/bootstrap.sh
+	@touch $@
+
+up: setup ## Start the whole hub on this machine; ARGS="--port 8080" passes options on.
+	@$(BIN)/gpuhub up $(ARGS)
+
+check: lint fast ## Format, lint, types, layers and the fast tests (under two minutes).
+
+lint: setup
+	@$(BIN)/ruff format --check --quiet . || { echo "run: $(BIN)/ruff format ." >&2; exit 1; }
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/mypy --no-error-summary
+	@$(BIN)/lint-imports
+
+fast: setup
+	@$(PYTEST) tests/unit tests/property -m "not ($(SLOW_MARKS))"
+
+test: check slow ## The check and everything else: databases, crashes, real processes.
+
+slow: setup
+	@$(PYTEST) tests/contract tests/integration tests/e2e
+	@$(PYTEST) tests/unit tests/property -m "$(SLOW_MARKS)" || [ $$? -eq 5 ]
+
+bench: setup ## Measure; ONLY="name …" picks some.
+	@$(BIN)/python -m tests.bench $(ONLY)
+
+soak: setup ## Live through a synthetic day on the real programs and let the oracle judge the books.
+	@$(BIN)/gpuhub up --trace synthetic --hours 24 --nodes 16 $(ARGS)
+
+lock: setup ## Resolve requirements.lock anew from pyproject.toml.
+	@uv=$$(command -v uv || ls $(BIN)/uv build/bootstrap/bin/uv build/uv/bin/uv 2>/dev/null | head -1); \
+	  "$$uv" pip compile --quiet --universal --generate-hashes --no-header --all-extras --group dev \
+	    pyproject.toml --output-file requirements.lock
+
+clean: ## Remove the environment, caches and the hub's data.
+	@rm -rf $(VENV) build .gpuhub .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage*
+	@find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +

@@ -1,0 +1,184 @@
+"""`gpuhub agent run`: builds the parts of an agent from its settings and runs them until a signal."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import signal
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated
+
+import structlog
+import typer
+from pydantic import ValidationError
+
+from agents.exposition import PortTaken, make_app, serve
+from agents.gpus.simulated import SimulatedReader
+from agents.loop import Deliverer, Loop, Sampler
+from agents.metrics import AgentCollector, Counts
+from agents.outbox import OutboxUnusable, open_outbox
+from agents.settings import LEAST_SAMPLING_WALL_S, AgentSettings
+from quota.client import QuotaClient
+from quota.clock import HOUR_MS, Clock
+
+PATIENCE_S = 5.0
+"""How long the end waits for the last sampling and delivery, in wall seconds."""
+
+REMEMBERED_MS = 7 * 24 * HOUR_MS
+"""How long a GPU that is gone is remembered, in business time."""
+
+_log = structlog.get_logger(__name__)
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+app = typer.Typer(
+    name="agent",
+    help="Measure what GPUs really do and deliver it as evidence.",
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback()
+def agent() -> None:
+    """Measure what GPUs really do and deliver it as evidence."""
+
+
+@app.command()
+def run(
+    quota_url: Annotated[str | None, typer.Option(help="The quota service's address.")] = None,
+    token_env: Annotated[str | None, typer.Option(help="Environment variable that holds the token.")] = None,
+    reader: Annotated[str | None, typer.Option(help="What reads the GPUs: simulated.")] = None,
+    cluster_url: Annotated[str | None, typer.Option(help="The simulated cluster's address.")] = None,
+    node: Annotated[list[str] | None, typer.Option(help="Read this node; repeatable. None: all.")] = None,
+    outbox: Annotated[Path | None, typer.Option(help="The file that keeps the evidence.")] = None,
+    clock: Annotated[
+        str | None, typer.Option(envvar="GPUHUB_CLOCK", help="BUSINESS_MS,WALL_MS,SPEED of the hub.")
+    ] = None,
+    sample_interval_s: Annotated[float | None, typer.Option(help="Business seconds between reads.")] = None,
+    send_interval_s: Annotated[float | None, typer.Option(help="Wall seconds between deliveries.")] = None,
+    host: Annotated[str | None, typer.Option(help="Where /metrics is served.")] = None,
+    port: Annotated[int | None, typer.Option(help="Its port; 0 takes a free one.")] = None,
+) -> None:
+    """Read GPUs, keep evidence, deliver it, serve /metrics, until SIGTERM or SIGINT."""
+    given = {
+        "quota_url": quota_url,
+        "token_env": token_env,
+        "reader": reader,
+        "cluster_url": cluster_url,
+        "node": node or None,
+        "outbox": outbox,
+        "clock": clock,
+        "sample_interval_s": sample_interval_s,
+        "send_interval_s": send_interval_s,
+        "host": host,
+        "port": port,
+    }
+    _log_to_stderr()
+    try:
+        settings = AgentSettings.model_validate(
+            AgentSettings().model_dump() | {name: value for name, value in given.items() if value is not None}
+        )
+        status = run_agent(settings, _clock(settings.clock), _token(settings.token_env))
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        raise _end(f"--{'-'.join(map(str, first['loc'])).replace('_', '-')}: {first['msg']}") from error
+    except (_Unusable, OutboxUnusable, PortTaken) as error:
+        raise _end(str(error)) from error
+    raise typer.Exit(status)
+
+
+def run_agent(settings: AgentSettings, clock: Clock, token: str) -> int:
+    """Run one agent until SIGTERM or SIGINT; the process's exit status.
+
+    Raises OutboxUnusable and PortTaken.
+    """
+    with ExitStack() as closing:
+        # Blocked before any thread is started, so that only the wait below gets them.
+        masked = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        closing.callback(signal.pthread_sigmask, signal.SIG_SETMASK, masked)
+        outbox = open_outbox(settings.outbox)
+        closing.callback(outbox.close)
+        outbox.forget_gpus(clock.now_ms() - REMEMBERED_MS)
+        reader = _reader(settings)
+        closing.callback(reader.close)
+        quota = closing.enter_context(QuotaClient(settings.quota_url, token, settings.send_timeout_s))
+        counts = Counts()
+        loop = Loop(
+            Sampler(reader, outbox, clock, counts, settings.node).sample_once,
+            Deliverer(quota, outbox, counts).deliver_once,
+            max(LEAST_SAMPLING_WALL_S, clock.wall_s(round(settings.sample_interval_s * 1000))),
+            settings.send_interval_s,
+            # Agents that start together must not deliver together.
+            random.uniform(0, settings.send_interval_s),
+        )
+        collector = AgentCollector(counts, outbox.spool)
+        server = serve(settings.host, settings.port, make_app(collector, counts, lambda: not loop.broken))
+        closing.callback(server.server_close)
+        closing.callback(server.shutdown)
+        loop.start()
+        _log.info("agent_started", epoch=outbox.epoch, port=server.server_port, nodes=settings.node or "all")
+        _wait_for_signal(lambda: loop.broken)
+        finished = loop.stop(PATIENCE_S)
+        _log.info("agent_stopped", finished=finished)
+        if not finished:
+            # A thread is still at work with all of this; the end of the process is as safe as a crash.
+            closing.pop_all()
+        return 1 if loop.broken else 0
+
+
+def _reader(settings: AgentSettings) -> SimulatedReader:
+    return SimulatedReader(
+        settings.cluster_url,
+        os.environ.get(settings.cluster_token_env, ""),
+        round(settings.sample_period_s * 1000),
+    )
+
+
+def _wait_for_signal(broken: Callable[[], bool]) -> None:
+    while not broken():
+        if signal.sigtimedwait(_SIGNALS, 0.5) is not None:
+            return
+
+
+class _Unusable(Exception):
+    """A setting that cannot be used; the message says what to do."""
+
+
+def _clock(text: str) -> Clock:
+    try:
+        return Clock.from_text(text)
+    except ValueError as error:
+        raise _Unusable(f"--clock: {error}; give it as BUSINESS_MS,WALL_MS,SPEED") from error
+
+
+def _token(variable: str) -> str:
+    token = os.environ.get(variable, "")
+    if not token:
+        raise _Unusable(f"no token: put the agent's token into the environment variable {variable}")
+    return token
+
+
+def _end(message: str) -> typer.Exit:
+    sys.stderr.write(f"gpuhub agent: {message}\n")
+    return typer.Exit(2)
+
+
+def _log_to_stderr() -> None:
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+    )
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,326 @@
+"""The agent's memory on disk: cumulative evidence rows, how far each GPU was measured, what is still to send.
+
+One SQLite file, one agent (a file lock says so). What happens if the process dies, or a reply is lost:
+
+- after reading, before `store` commits: old rows and old `last_seen` are there together; the same samples are
+  read again and come to the same totals.
+- after `store` committed: the rows are marked to be sent; the next start goes on behind them.
+- `store` failed (disk full): the old state is on disk and the loop keeps the gains in memory; they go in with
+  a later cycle, or their samples are read again after a death.
+- after `to_send`, before the request: nothing has changed; the next delivery sends them.
+- after the request, reply lost, late or doubled: the rows are still to be sent; the same `seq` again changes
+  nothing at the service.
+- after the reply, before `sent` commits: the same.
+- an old request arrives after a newer one: its `seq` is smaller, so the service ignores it.
+- a row grew while it was under way: its `seq` moved on, so `sent` leaves it to be sent.
+- the file is lost, or unreadable and moved aside: a new epoch begins at the reader's now; the service adds
+  the epochs up.
+
+`seq` is the number of the storing cycle. It never goes back, and a row that changes takes the present one.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+import sqlite3
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from agents.model import NS_PER_MS, GpuState, Measured, RowKey
+from quota.clock import HOUR_MS, wall_ms
+from quota.schemas.usage import EvidenceRow
+
+SCHEMA_VERSION = 1
+
+KEPT_MS = 48 * HOUR_MS
+"""How long delivered rows stay, in business time: answers questions, and keeps the file small."""
+
+_log = structlog.get_logger(__name__)
+
+_SCHEMA = (
+    "CREATE TABLE agent (epoch TEXT NOT NULL, seq INTEGER NOT NULL)",
+    """CREATE TABLE gpus (
+        gpu_uuid TEXT PRIMARY KEY, gpu_class TEXT NOT NULL, node TEXT NOT NULL,
+        last_seen_ms INTEGER NOT NULL, gaps_ms TEXT NOT NULL,
+        busy_ns INTEGER NOT NULL, observed_ms INTEGER NOT NULL,
+        job_id TEXT NOT NULL, attempt INTEGER NOT NULL,
+        workload_busy_ns INTEGER NOT NULL, workload_observed_ms INTEGER NOT NULL) WITHOUT ROWID""",
+    """CREATE TABLE evidence (
+        id INTEGER PRIMARY KEY, job_id TEXT NOT NULL, attempt INTEGER NOT NULL, gpu_uuid TEXT NOT NULL,
+        hour_ms INTEGER NOT NULL, gpu_class TEXT NOT NULL, node TEXT NOT NULL,
+        busy_ns INTEGER NOT NULL, observed_ms INTEGER NOT NULL, seq INTEGER NOT NULL, unsent_since_ms INTEGER,
+        UNIQUE (job_id, attempt, gpu_uuid, hour_ms))""",
+    "CREATE INDEX evidence_unsent ON evidence (unsent_since_ms) WHERE unsent_since_ms IS NOT NULL",
+    "CREATE INDEX evidence_hour ON evidence (hour_ms)",
+    f"PRAGMA user_version = {SCHEMA_VERSION}",
+)
+
+_GAIN = """INSERT INTO evidence
+    (job_id, attempt, gpu_uuid, hour_ms, gpu_class, node, busy_ns, observed_ms, seq, unsent_since_ms)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+    ON CONFLICT (job_id, attempt, gpu_uuid, hour_ms) DO UPDATE SET
+    busy_ns = busy_ns + excluded.busy_ns, observed_ms = observed_ms + excluded.observed_ms,
+    seq = excluded.seq, unsent_since_ms = coalesce(unsent_since_ms, excluded.unsent_since_ms)"""
+
+# A row goes only when its hour is closed for its GPU: made anew it would start from zero with a greater seq.
+_PRUNE = """DELETE FROM evidence WHERE unsent_since_ms IS NULL AND hour_ms < ? AND NOT EXISTS (
+    SELECT 1 FROM gpus WHERE gpus.gpu_uuid = evidence.gpu_uuid
+    AND gpus.last_seen_ms < evidence.hour_ms + 3600000)"""
+
+_SENT = """UPDATE evidence SET unsent_since_ms = CASE WHEN seq = ? THEN NULL ELSE ? END WHERE id = ?"""
+
+
+class OutboxUnusable(Exception):
+    """The outbox cannot be opened; the message says what to do."""
+
+
+class OutboxUnwritable(Exception):
+    """The disk took nothing; what was to be stored must be kept and tried again."""
+
+
+class OutboxBroken(Exception):
+    """The file broke while it was open; a new start moves it aside."""
+
+
+@dataclass(frozen=True, slots=True)
+class UnsentRow:
+    """A row to send, and the number by which `sent` finds it."""
+
+    id: int
+    row: EvidenceRow
+
+
+@dataclass(frozen=True, slots=True)
+class Spool:
+    """How many rows are to be sent, and since when (wall milliseconds) the oldest waits."""
+
+    records: int
+    oldest_wall_ms: int | None
+
+
+class Outbox:
+    """Safe to use from several threads; every method is one short transaction."""
+
+    def __init__(self, connection: sqlite3.Connection, lock_file: int, epoch: str, seq: int) -> None:
+        self.epoch = epoch
+        """The name of this outbox's life: random, new whenever the file was new."""
+        self._seq = seq
+        self._connection = connection
+        self._lock_file = lock_file
+        self._turn = threading.Lock()
+
+    def close(self) -> None:
+        """Close the file and let another agent have it."""
+        with self._turn:
+            self._connection.close()
+            os.close(self._lock_file)
+
+    def states(self) -> dict[str, GpuState]:
+        """How far each known GPU has been measured, by UUID."""
+        with self._reading() as database:
+            rows = database.execute("SELECT * FROM gpus").fetchall()
+        return {row[0]: _state(row) for row in rows}
+
+    def store(
+        self, states: Iterable[GpuState], gains: Mapping[RowKey, Measured], now_ms: int, moment_wall_ms: int
+    ) -> None:
+        """Add the gains to their rows and remember how far the GPUs are: both or neither.
+
+        `states` contains the GPU of every gain. Raises OutboxUnwritable.
+        """
+        by_uuid = {state.gpu_uuid: state for state in states}
+        seq = self._seq + 1
+        with self._writing() as database:
+            database.executemany(_GAIN, _gain_rows(by_uuid, gains, seq, moment_wall_ms))
+            database.executemany(
+                "INSERT OR REPLACE INTO gpus VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                [_state_row(state) for state in by_uuid.values()],
+            )
+            database.execute(_PRUNE, (now_ms - KEPT_MS,))
+            database.execute("UPDATE agent SET seq = ?", (seq,))
+        self._seq = seq
+
+    def forget_gpus(self, seen_before_ms: int) -> None:
+        """Drop GPUs whose newest sample is older; if one comes back it is measured from then on."""
+        with self._writing() as database:
+            database.execute("DELETE FROM gpus WHERE last_seen_ms < ?", (seen_before_ms,))
+
+    def to_send(self, after_id: int, limit: int) -> list[UnsentRow]:
+        """Rows that changed since they were delivered, in order of id from behind `after_id`."""
+        with self._reading() as database:
+            rows = database.execute(
+                "SELECT id, job_id, attempt, gpu_uuid, gpu_class, node, hour_ms, seq, busy_ns, observed_ms"
+                " FROM evidence WHERE unsent_since_ms IS NOT NULL AND id > ? ORDER BY id LIMIT ?",
+                (after_id, limit),
+            ).fetchall()
+        return [_unsent(self.epoch, row) for row in rows]
+
+    def sent(self, rows: Sequence[UnsentRow], began_wall_ms: int) -> None:
+        """Mark as delivered what has not changed since it was read; the rest waits since `began_wall_ms`."""
+        with self._writing() as database:
+            database.executemany(_SENT, [(row.row.seq, began_wall_ms, row.id) for row in rows])
+
+    def spool(self) -> Spool:
+        """How much is still to be sent."""
+        with self._reading() as database:
+            records, oldest_ms = database.execute(
+                "SELECT count(*), min(unsent_since_ms) FROM evidence WHERE unsent_since_ms IS NOT NULL"
+            ).fetchone()
+        return Spool(records, oldest_ms)
+
+    @contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection]:
+        with self._turn, _named_errors():
+            yield self._connection
+
+    @contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        with self._turn, _named_errors():
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._connection
+                self._connection.execute("COMMIT")
+            finally:
+                # After a full disk SQLite may have rolled back by itself.
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
+
+
+def open_outbox(path: Path) -> Outbox:
+    """Open or make the outbox at `path`; an unreadable file is moved aside. Raises OutboxUnusable."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock_file = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise OutboxUnusable(
+            f"cannot write to {path.parent}: {error.strerror}; choose another --outbox"
+        ) from error
+    try:
+        _take_lock(lock_file, path)
+        connection = _open_database(path)
+        epoch, seq = connection.execute("SELECT epoch, seq FROM agent").fetchone()
+        return Outbox(connection, lock_file, epoch, seq)
+    except BaseException:
+        os.close(lock_file)
+        raise
+
+
+def _take_lock(lock_file: int, path: Path) -> None:
+    try:
+        fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        holder = os.pread(lock_file, 20, 0).decode("ascii", "replace").strip() or "unknown"
+        raise OutboxUnusable(
+            f"{path} is in use by another agent (process {holder}); stop it or choose another --outbox"
+        ) from error
+    os.truncate(lock_file, 0)
+    os.pwrite(lock_file, f"{os.getpid()}\n".encode(), 0)
+
+
+def _open_database(path: Path) -> sqlite3.Connection:
+    try:
+        return _connect(path)
+    except sqlite3.OperationalError as error:
+        raise OutboxUnusable(f"cannot open {path}: {error}; see the disk and the file's owner") from error
+    except sqlite3.DatabaseError as error:
+        aside = _move_aside(path)
+        _log.error("outbox_unreadable", outbox=str(path), moved_to=str(aside), reason=str(error))
+        return _connect(path)
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    try:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+        if verdict != "ok":
+            raise sqlite3.DatabaseError(verdict)
+        _make_tables(connection, path)
+        connection.execute("SELECT epoch, seq FROM agent")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _make_tables(connection: sqlite3.Connection, path: Path) -> None:
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version == SCHEMA_VERSION:
+        return
+    if version > SCHEMA_VERSION:
+        raise OutboxUnusable(f"{path} was written by a newer agent (format {version}); update this one")
+    connection.execute("BEGIN IMMEDIATE")
+    for statement in _SCHEMA:
+        connection.execute(statement)
+    connection.execute("INSERT INTO agent VALUES (?, 0)", (secrets.token_hex(8),))
+    connection.execute("COMMIT")
+
+
+def _move_aside(path: Path) -> Path:
+    aside = path.with_name(f"{path.name}.unreadable-{wall_ms()}")
+    for suffix in ("", "-wal", "-shm"):
+        part = Path(f"{path}{suffix}")
+        if part.exists():
+            part.rename(f"{aside}{suffix}")
+    return aside
+
+
+@contextmanager
+def _named_errors() -> Iterator[None]:
+    """SQLite's errors by what the caller can do about them."""
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        # Also I/O errors and read-only remounts: all of them mean "not now", and nothing was stored.
+        raise OutboxUnwritable(str(error)) from error
+    except sqlite3.DatabaseError as error:
+        raise OutboxBroken(str(error)) from error
+
+
+def _gain_rows(
+    states: Mapping[str, GpuState], gains: Mapping[RowKey, Measured], seq: int, moment_wall_ms: int
+) -> Iterator[tuple[object, ...]]:
+    for key, gain in gains.items():
+        state = states[key.gpu_uuid]
+        yield (*key, state.gpu_class, state.node, *gain, seq, moment_wall_ms)
+
+
+def _state_row(state: GpuState) -> tuple[object, ...]:
+    gaps = ",".join(map(str, state.gaps_ms))
+    place = (state.gpu_uuid, state.gpu_class, state.node, state.last_seen_ms, gaps)
+    return (*place, *state.device, state.job_id, state.attempt, *state.workload)
+
+
+def _state(row: tuple[str, str, str, int, str, int, int, str, int, int, int]) -> GpuState:
+    gpu_uuid, gpu_class, node, last_seen_ms, gaps, busy_ns, observed_ms, job_id, attempt, *workload = row
+    gaps_ms = tuple(int(gap) for gap in gaps.split(","))
+    device = Measured(busy_ns, observed_ms)
+    held = Measured(*workload)
+    return GpuState(gpu_uuid, gpu_class, node, last_seen_ms, gaps_ms, device, job_id, attempt, held)
+
+
+def _unsent(epoch: str, row: tuple[int, str, int, str, str, str, int, int, int, int]) -> UnsentRow:
+    row_id, job_id, attempt, gpu_uuid, gpu_class, node, hour_ms, seq, busy_ns, observed_ms = row
+    return UnsentRow(
+        row_id,
+        EvidenceRow(
+            job_id=job_id,
+            attempt=attempt,
+            gpu_uuid=gpu_uuid,
+            gpu_class=gpu_class,
+            node=node,
+            hour=hour_ms,
+            agent_epoch=epoch,
+            seq=seq,
+            busy_ms=busy_ns // NS_PER_MS,
+            observed_ms=observed_ms,
+        ),
+    )

@@ -1,0 +1,49 @@
+"""The agent's settings: from the command line, else from the environment (`GPUHUB_AGENT_…`), else these."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, StringConstraints
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+LEAST_SAMPLING_WALL_S = 0.2
+"""However fast business time runs, GPUs are not read more often than this."""
+
+Url = Annotated[str, StringConstraints(pattern=r"^https?://[^/\s]+(/\S*)?$")]
+
+
+class AgentSettings(BaseSettings):
+    """What one agent does, for whom, and where it keeps its outbox."""
+
+    model_config = SettingsConfigDict(env_prefix="GPUHUB_AGENT_", extra="forbid")
+
+    quota_url: Url = "http://127.0.0.1:8000"
+    """The quota service."""
+    token_env: str = "GPUHUB_TOKEN"
+    """Name of the environment variable with the agent's token; the token itself is never an argument."""
+    reader: Literal["simulated"] = "simulated"
+    """What reads the GPUs."""
+    cluster_url: Url = "http://127.0.0.1:8090"
+    """The simulated cluster's door."""
+    cluster_token_env: str = "GPUHUB_CLUSTER_TOKEN"
+    """Name of the environment variable with the simulated cluster's token, if it wants one."""
+    node: tuple[str, ...] = ()
+    """The nodes to read; none means all."""
+    outbox: Path = Path("gpuhub-agent.sqlite3")
+    """The file with measured evidence and what is still to be sent; one agent each."""
+    clock: str = ""
+    """BUSINESS_MS,WALL_MS,SPEED; empty means the wall's time."""
+    sample_interval_s: Annotated[float, Field(gt=0, le=3600)] = 10.0
+    """How often GPUs are read, in business seconds. Shorter finds idle jobs sooner, longer spares the CPU."""
+    sample_period_s: Annotated[float, Field(gt=0, le=3600)] = 10.0
+    """How often the driver samples, in business seconds; it judges only a new GPU's first few distances."""
+    send_interval_s: Annotated[float, Field(ge=0.1, le=3600)] = 60.0
+    """How often evidence is delivered, in wall seconds; slices are settled behind it."""
+    send_timeout_s: Annotated[float, Field(ge=0.1, le=600)] = 30.0
+    """How long one delivery may take, in wall seconds."""
+    host: str = "127.0.0.1"
+    """Where /metrics is served."""
+    port: Annotated[int, Field(ge=0, le=65535)] = 9410
+    """Its port; 0 takes a free one and logs it."""

@@ -1,0 +1,149 @@
+"""Integration of utilization samples into busy and observed time. Pure: no clock, no file, no network.
+
+Rules, each with its test:
+- A sample says how busy the GPU was since the sample before it, so it speaks for that whole interval.
+- A distance of more than two median periods is not observed; it is never counted as idle.
+- A GPU never seen before starts at the reading's own now: what came before may have been counted already
+  by an agent epoch that was lost, and epochs are added up.
+- A GPU does no work without a workload, so the busy time of an interval belongs to the workloads in it, in
+  proportion to their part of it and never more than their part. What remains is the device's alone.
+- Time is cut at hour marks and at the workloads' bounds. Ratios are taken to a millionth, so that busy time
+  is whole nanoseconds and sums are exact whatever way the stream was cut into reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from agents.model import NOTHING, NS_PER_MS, GpuState, Measured, RowKey, Sample, Span
+from quota.clock import HOUR_MS
+
+Piece = tuple[Span, int, int]
+"""A held part of an interval: its holder, its hour's start, its length in ms."""
+
+GAPS_KEPT = 9
+"""So many latest distances make the median; five odd ones are needed to move it."""
+
+BIGGEST_GAP_PERIODS = 2
+"""A distance longer than this many periods means that samples were lost."""
+
+
+def first_state(gpu_uuid: str, gpu_class: str, node: str, now_ms: int, period_ms: int) -> GpuState:
+    """The state of a GPU that was never seen before: it is measured from `now_ms` on."""
+    return GpuState(gpu_uuid, gpu_class, node, now_ms, (period_ms,) * GAPS_KEPT)
+
+
+def integrate(
+    state: GpuState, samples: Iterable[Sample], spans: Sequence[Span], holder: tuple[str, int] | None
+) -> tuple[GpuState, dict[RowKey, Measured]]:
+    """Count the samples newer than the state.
+
+    `spans` are the GPU's holders in order of time without overlap, `holder` is (job, attempt) of the present
+    one. Returns the new state and what each row gained.
+    """
+    counting = _Counting(state.gpu_uuid, spans)
+    last_ms, gaps_ms = state.last_seen_ms, state.gaps_ms
+    period_ms = _median(gaps_ms)
+    steady = len(set(gaps_ms)) == 1
+    for at_ms, ratio in samples:
+        gap_ms = at_ms - last_ms
+        if gap_ms <= 0:
+            continue
+        if gap_ms <= BIGGEST_GAP_PERIODS * period_ms:
+            counting.add(last_ms, at_ms, ratio)
+        if gap_ms != period_ms or not steady:
+            gaps_ms = (*gaps_ms[1:], gap_ms)
+            period_ms, steady = _median(gaps_ms), len(set(gaps_ms)) == 1
+        last_ms = at_ms
+    gains = {key: Measured(busy_ns, observed_ms) for key, (busy_ns, observed_ms) in counting.rows.items()}
+    return _advanced(state, last_ms, gaps_ms, counting, gains, holder), gains
+
+
+def _advanced(
+    state: GpuState,
+    last_ms: int,
+    gaps_ms: tuple[int, ...],
+    counting: _Counting,
+    gains: dict[RowKey, Measured],
+    holder: tuple[str, int] | None,
+) -> GpuState:
+    job_id, attempt = holder or ("", 0)
+    if last_ms == state.last_seen_ms and (job_id, attempt) == (state.job_id, state.attempt):
+        return state
+    workload = state.workload if (job_id, attempt) == (state.job_id, state.attempt) else NOTHING
+    for key, gain in gains.items():
+        if (key.job_id, key.attempt) == holder:
+            workload = workload.plus(gain)
+    return replace(
+        state,
+        last_seen_ms=last_ms,
+        gaps_ms=gaps_ms,
+        device=state.device.plus(Measured(counting.busy_ns, counting.observed_ms)),
+        job_id=job_id,
+        attempt=attempt,
+        workload=workload,
+    )
+
+
+class _Counting:
+    """Adds up intervals of one GPU: the device's totals and each row's [busy_ns, observed_ms]."""
+
+    def __init__(self, gpu_uuid: str, spans: Sequence[Span]) -> None:
+        self.busy_ns = 0
+        self.observed_ms = 0
+        self.rows: dict[RowKey, list[int]] = {}
+        self._gpu_uuid = gpu_uuid
+        self._spans = spans
+        # Where the last interval went: most of the next ones go there too.
+        self._from_ms = self._until_ms = 0
+        self._row = [0, 0]
+
+    def add(self, from_ms: int, until_ms: int, ratio: float) -> None:
+        """Count the interval up to `until_ms`, in which the GPU was busy for `ratio` of the time."""
+        length_ms = until_ms - from_ms
+        ratio = 0.0 if ratio < 0.0 else min(ratio, 1.0)
+        busy_ns = length_ms * round(ratio * NS_PER_MS)
+        self.busy_ns += busy_ns
+        self.observed_ms += length_ms
+        if self._from_ms <= from_ms and until_ms <= self._until_ms:
+            self._row[0] += busy_ns
+            self._row[1] += length_ms
+            return
+        pieces = _pieces(from_ms, until_ms, self._spans)
+        held_ms = sum(piece_ms for _, _, piece_ms in pieces)
+        held_busy_ns = min(busy_ns, held_ms * NS_PER_MS)
+        counted_ms = counted_ns = 0
+        for piece in pieces:
+            # Shares are differences of a running total, so that they add up to the nanosecond.
+            counted_ms += piece[2]
+            share_ns = held_busy_ns * counted_ms // held_ms - counted_ns
+            counted_ns += share_ns
+            self._gain(piece, share_ns)
+
+    def _gain(self, piece: Piece, busy_ns: int) -> None:
+        span, hour_ms, piece_ms = piece
+        assert busy_ns <= piece_ms * NS_PER_MS, "nobody is busier than the time he had"
+        key = RowKey(span.job_id, span.attempt, self._gpu_uuid, hour_ms)
+        self._row = self.rows.setdefault(key, [0, 0])
+        self._row[0] += busy_ns
+        self._row[1] += piece_ms
+        self._from_ms = max(span.since_ms, hour_ms)
+        self._until_ms = min(span.until_ms, hour_ms + HOUR_MS)
+
+
+def _pieces(from_ms: int, until_ms: int, spans: Sequence[Span]) -> list[Piece]:
+    """The held parts of an interval, cut at hour marks."""
+    pieces = []
+    for span in spans:
+        cut_ms, end_ms = max(from_ms, span.since_ms), min(until_ms, span.until_ms)
+        while cut_ms < end_ms:
+            hour_ms = cut_ms - cut_ms % HOUR_MS
+            next_ms = min(end_ms, hour_ms + HOUR_MS)
+            pieces.append((span, hour_ms, next_ms - cut_ms))
+            cut_ms = next_ms
+    return pieces
+
+
+def _median(gaps_ms: tuple[int, ...]) -> int:
+    return sorted(gaps_ms)[len(gaps_ms) // 2]

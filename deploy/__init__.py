@@ -1,0 +1,1 @@
+"""How the programs are started, and the command that people type: the only package that knows all of them."""

@@ -1,0 +1,68 @@
+"""The `gpuhub` command: firms' and operators' commands; the programs are loaded only when called."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from typing import cast
+
+import typer
+
+from deploy import lifeline
+from deploy.commands import account, fleet, grants, jobs, registry, trail
+
+PROGRAMS = {
+    "up": ("deploy.up", "Start the whole hub on this machine, or live through a trace."),
+    "quota": ("quota.cli", "The quota service: serve, init, token."),
+    "scheduler": ("scheduler.cli", "The scheduler."),
+    "agent": ("agents.cli", "A node's agent."),
+    "simulate": ("scheduler.simulator.cli", "A simulated GPU cluster."),
+}
+"""Each pulls in a web server, a database or numpy, which would make `gpuhub jobs` slow to start."""
+
+EXIT_CODES = (
+    "Exit codes: 0 done · 1 the service refused · 2 wrong usage or configuration · 3 service unavailable"
+)
+
+
+def firm_app() -> typer.Typer:
+    """All commands; those of PROGRAMS only as entries of the help."""
+    app = typer.Typer(
+        name="gpuhub",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        help="GPU hours granted, held, placed, measured and settled.",
+        epilog=EXIT_CODES,
+    )
+    account.register(app)
+    jobs.register(app)
+    app.add_typer(grants.grant_app, name="grant")
+    app.add_typer(grants.program_app, name="program")
+    app.add_typer(registry.organization_app, name="organization")
+    app.add_typer(registry.token_app, name="token")
+    app.add_typer(fleet.node_app, name="node")
+    app.add_typer(fleet.class_app, name="class")
+    trail.register(app)
+    for name, (_, help_text) in PROGRAMS.items():
+        app.command(name, help=help_text, rich_help_panel="Programs")(_never_called)
+    return app
+
+
+def main() -> None:
+    """Run the command line."""
+    lifeline.hold()
+    name = sys.argv[1] if len(sys.argv) > 1 else ""
+    if name in PROGRAMS:
+        app = cast("typer.Typer", import_module(PROGRAMS[name][0]).app)
+        app(args=sys.argv[2:], prog_name=f"gpuhub {name}")
+    else:
+        firm_app()()
+
+
+def _never_called() -> None:
+    raise AssertionError("main() hands the programs over before the firm app sees them")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,138 @@
+"""What a grant is entitled to now: how far it is behind its pace, and what its accounts have left.
+
+The pace is that of docs/scheduling-core.md ("Order"), after facts/scheduling.md 2.9 "Lag and hoarding".
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+
+from scheduler.core.model import Account, Grant, Organization, Pace
+from scheduler.core.policy import Policy
+
+
+class GrantBook:
+    """The working copy of one grant: what was spent, and how far it is behind."""
+
+    __slots__ = (
+        "_lag_ms",
+        "_pace",
+        "_spent_at_start",
+        "_spent_ms",
+        "bound_ms",
+        "grant",
+        "granted",
+        "held",
+        "paths",
+        "spent",
+        "term_ms",
+    )
+
+    def __init__(self, grant: Grant, policy: Policy) -> None:
+        self._pace = grant.pace
+        self.rewrite(grant, policy)
+
+    def rewrite(self, grant: Grant, policy: Policy) -> None:
+        """Take a newer version of the grant; of two paces the later one holds."""
+        if grant.pace and (self._pace is None or grant.pace.as_of_ms > self._pace.as_of_ms):
+            self._pace = grant.pace
+        self.grant = grant
+        self.paths = tuple(tuple(account.id for account in path.accounts) for path in grant.paths)
+        own = {path.accounts[-1].id: path.accounts[-1] for path in grant.paths if path.accounts}
+        self.granted = sum(account.granted_gpu_us for account in own.values())
+        self.held = sum(account.held_gpu_us for account in own.values())
+        self.spent = self.held + sum(account.used_gpu_us for account in own.values())
+        self.term_ms = max(1, grant.ends_at_ms - grant.starts_at_ms)
+        self.bound_ms = int(self.term_ms * policy.lag_bound_share)
+        self._lag_ms = 0
+        self._spent_at_start = self.spent
+        self._spent_ms = self._in_term(self.spent)
+
+    def runs(self, now_ms: int) -> bool:
+        """Whether the term has begun and not ended."""
+        return self.grant.starts_at_ms <= now_ms < self.grant.ends_at_ms
+
+    def advance(self, now_ms: int, waiting_since_ms: int | None) -> Pace:
+        """Bring the lag to now.
+
+        It grows with the time for which a job that draws on this grant has waited since the last cycle, falls
+        by what was spent meanwhile (as milliseconds of the term), and never passes what the grant really is
+        behind, (elapsed share - spent share) x term, nor the upper bound. Being far ahead is kept in full.
+        """
+        starts = self.grant.starts_at_ms
+        pace = self._pace or Pace(0, starts)
+        lag_ms, spent_ms = pace.lag_ms, self._spent_ms
+        if pace.spent_gpu_us is not None and pace.spent_gpu_us != self.spent:
+            lag_ms += self._in_term(pace.spent_gpu_us) - spent_ms
+        if waiting_since_ms is not None:
+            lag_ms += max(0, now_ms - max(pace.as_of_ms, waiting_since_ms, starts))
+        self._lag_ms = min(lag_ms, now_ms - starts - spent_ms, self.bound_ms)
+        self._pace = Pace(self._lag_ms, now_ms, self.spent)
+        return self._pace
+
+    def charge(self, cost_gpu_us: int) -> None:
+        """Count a pick of this cycle as held (negative: give it back)."""
+        self.spent += cost_gpu_us
+
+    @property
+    def rank_lag_ms(self) -> int:
+        """The lag that orders, this cycle's picks counted, within plus and minus the bound."""
+        if self.spent == self._spent_at_start:
+            return max(self._lag_ms, -self.bound_ms)
+        return max(self._lag_ms - self._in_term(self.spent) + self._spent_ms, -self.bound_ms)
+
+    def _in_term(self, gpu_us: int) -> int:
+        """An amount as milliseconds of the term: its share of the grant x term."""
+        return self.term_ms * gpu_us // self.granted if self.granted > 0 else self.term_ms
+
+
+class Balances:
+    """What every account has left. Grants may share accounts; of copies that differ the least left holds."""
+
+    __slots__ = ("_copies", "left")
+
+    def __init__(self) -> None:
+        self._copies: dict[str, dict[str, int]] = {}  # account: grant: left
+        self.left: dict[str, int] = {}
+
+    def put(self, grant: Grant) -> None:
+        """Take the accounts as this grant shows them."""
+        self.drop(grant)
+        for path in grant.paths:
+            for account in path.accounts:
+                self._copy(grant.id, account)
+
+    def drop(self, grant: Grant) -> None:
+        """Forget the accounts as this grant showed them."""
+        for path in grant.paths:
+            for account in path.accounts:
+                copies = self._copies.get(account.id, {})
+                copies.pop(grant.id, None)
+                if copies:
+                    self.left[account.id] = min(copies.values())
+                else:
+                    self._copies.pop(account.id, None)
+                    self.left.pop(account.id, None)
+
+    def grants_on(self, accounts: Iterable[str]) -> set[str]:
+        """Every grant with a path over one of these accounts."""
+        return {grant for account in accounts for grant in self._copies.get(account, ())}
+
+    def charge(self, accounts: Iterable[str], cost_gpu_us: int) -> None:
+        """Count a pick of this cycle as held (negative: give it back)."""
+        for account in accounts:
+            self.left[account] -= cost_gpu_us
+
+    def on(self, path: Sequence[str]) -> int:
+        """What one hold on this path may still cost."""
+        return min((self.left[account] for account in path), default=0)
+
+    def _copy(self, grant_id: str, account: Account) -> None:
+        copies = self._copies.setdefault(account.id, {})
+        copies[grant_id] = min(account.left_gpu_us, copies.get(grant_id, account.left_gpu_us))
+        self.left[account.id] = min(copies.values())
+
+
+def usage_gpu_us(organization: Organization, now_ms: int, half_life_ms: int) -> float:
+    """Decayed usage brought to now: u x 0.5^(age / half-life)."""
+    age_ms = max(0, now_ms - organization.as_of_ms)
+    return organization.decayed_usage_gpu_us * math.pow(0.5, age_ms / half_life_ms)

@@ -1,0 +1,137 @@
+"""Which nodes have room: a table that answers "how many pods of g GPUs fit" without looking at nodes."""
+
+from bisect import bisect_left, insort
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+from scheduler.core.model import Node
+
+
+class Shape(NamedTuple):
+    """What a job needs of the nodes; jobs of equal shape fit or fail together."""
+
+    gpu_class: str
+    gpus_per_pod: int
+    pods: int
+    kept_for: str = ""
+    """The job's own id when room is being freed for it: it alone may use that room."""
+
+
+class Shelf:
+    """The nodes of one cluster that offer one GPU class, sorted by what is free on them."""
+
+    __slots__ = ("_fitting", "free", "nodes", "rows", "sizes")
+
+    def __init__(self) -> None:
+        self.nodes: dict[str, tuple[int, int]] = {}  # name: (free, total)
+        self.rows: dict[tuple[bool, int], list[str]] = {}  # (empty, free): names in order
+        self.sizes: dict[int, int] = {}  # total: number of nodes
+        self.free = 0
+        self._fitting: dict[int, int] = {}  # kept up to date for every size once asked
+
+    def put(self, name: str, free: int, total: int) -> None:
+        """Add a node or change it."""
+        self.drop(name)
+        self._enter(name, free, total)
+        self.sizes[total] = self.sizes.get(total, 0) + 1
+
+    def drop(self, name: str) -> None:
+        """Forget a node; an unknown one is no matter."""
+        if name not in self.nodes:
+            return
+        _, total = self._leave(name)
+        self.sizes[total] -= 1
+
+    def shift(self, name: str, gpus: int) -> None:
+        """Give back (positive) or take (negative) GPUs of one node."""
+        free, total = self._leave(name)
+        assert 0 <= free + gpus <= total, f"{name}: {free} free of {total}, change {gpus}"
+        self._enter(name, free + gpus, total)
+
+    def fitting(self, gpus_per_pod: int) -> int:
+        """How many pods of this size fit on what is free now."""
+        count = self._fitting.get(gpus_per_pod)
+        if count is None:
+            count = sum(len(names) * (free // gpus_per_pod) for (_, free), names in self.rows.items())
+            self._fitting[gpus_per_pod] = count
+        return count
+
+    def holding(self, gpus_per_pod: int) -> int:
+        """How many pods of this size would fit if every node were empty."""
+        return sum(count * (total // gpus_per_pod) for total, count in self.sizes.items())
+
+    def _enter(self, name: str, free: int, total: int) -> None:
+        self.nodes[name] = (free, total)
+        insort(self.rows.setdefault((free == total, free), []), name)
+        self.free += free
+        for size in self._fitting:
+            self._fitting[size] += free // size
+
+    def _leave(self, name: str) -> tuple[int, int]:
+        free, total = self.nodes.pop(name)
+        row = self.rows[free == total, free]
+        del row[bisect_left(row, name)]
+        if not row:
+            del self.rows[free == total, free]
+        self.free -= free
+        for size in self._fitting:
+            self._fitting[size] -= free // size
+        return free, total
+
+
+class Fleet:
+    """All nodes, by class and cluster; what a cycle takes is journalled and given back by `rollback`."""
+
+    __slots__ = ("_journal", "_nodes", "open", "shut")
+
+    def __init__(self) -> None:
+        self._nodes: dict[str, Node] = {}
+        self._journal: list[tuple[Shelf, str, int]] = []
+        self.open: dict[str, dict[str, Shelf]] = {}  # class: cluster: schedulable nodes
+        self.shut: dict[str, dict[str, Shelf]] = {}  # class: cluster: the others
+
+    def put(self, node: Node) -> None:
+        """Add a node or change it."""
+        self.drop(node.id)
+        self._nodes[node.id] = node
+        side = self.open if node.schedulable else self.shut
+        for gpu_class, capacity in node.capacities.items():
+            free = max(0, capacity.total - capacity.foreign - capacity.used)
+            shelf = side.setdefault(gpu_class, {}).setdefault(node.cluster, Shelf())
+            shelf.put(node.node, free, capacity.total)
+
+    def drop(self, node_id: str) -> None:
+        """Forget a node; an unknown one is no matter."""
+        node = self._nodes.pop(node_id, None)
+        if node is None:
+            return
+        side = self.open if node.schedulable else self.shut
+        for gpu_class in node.capacities:
+            side[gpu_class][node.cluster].drop(node.node)
+
+    def shelves(self, gpu_class: str, clusters: Iterable[str]) -> dict[str, Shelf]:
+        """The schedulable nodes of a class in these clusters."""
+        by_cluster = self.open.get(gpu_class, {})
+        return {cluster: by_cluster[cluster] for cluster in clusters if cluster in by_cluster}
+
+    def fits(self, shape: Shape, clusters: Iterable[str]) -> bool:
+        """Whether all pods fit together in one of these clusters."""
+        by_cluster = self.open.get(shape.gpu_class, {})
+        return any(
+            by_cluster[cluster].fitting(shape.gpus_per_pod) >= shape.pods
+            for cluster in clusters
+            if cluster in by_cluster
+        )
+
+    def take(self, gpu_class: str, cluster: str, gpus_by_node: Mapping[str, int], sign: int = 1) -> None:
+        """Take room until `rollback`; sign -1 gives it back."""
+        shelf = self.open[gpu_class][cluster]
+        for name, gpus in gpus_by_node.items():
+            shelf.shift(name, -sign * gpus)
+            self._journal.append((shelf, name, sign * gpus))
+
+    def rollback(self) -> None:
+        """Undo everything taken."""
+        while self._journal:
+            shelf, name, gpus = self._journal.pop()
+            shelf.shift(name, gpus)

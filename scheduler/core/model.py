@@ -1,0 +1,264 @@
+"""What the core knows and what it answers: frozen data, times in business milliseconds since 1970.
+
+Amounts (`*_gpu_us`) are integer GPU-microseconds of the reference GPU:
+milliseconds x GPUs x rate in thousandths.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from scheduler.core.policy import Policy
+
+
+class JobState(StrEnum):
+    """Where a job or an attempt is on its way. Only QUEUED jobs wait."""
+
+    QUEUED = "queued"
+    STARTING = "starting"
+    RUNNING = "running"
+    STOPPING = "stopping"
+    ENDED = "ended"
+
+
+class WaitReason(StrEnum):
+    """Why a job waits; the numbers named here stand beside the code."""
+
+    ORGANIZATION_FROZEN = "organization_frozen"
+    """(organization)"""
+    COOLDOWN = "cooldown"
+    """(until_ms)"""
+    NO_GRANT = "no_grant"
+    """(grant), "" when the job names none"""
+    GRANT_NOT_STARTED = "grant_not_started"
+    """(grant, starts_at_ms)"""
+    GRANT_ENDS_FIRST = "grant_ends_first"
+    """(grant, ends_at_ms, walltime_ms): the walltime that would fit, in whole `Policy.walltime_step_ms`"""
+    GRANT_EXHAUSTED = "grant_exhausted"
+    """(grant, needed_gpu_us, left_gpu_us)"""
+    BEHIND_IN_ORDER = "behind_in_order"
+    """(position, organization, job): the start of this plan, counted from 1, that took the room. Told to the first
+    job in order of each shape only: for the jobs behind it, it is not that start that keeps them waiting."""
+    ROOM_RESERVED = "room_reserved"
+    """(job): the one for which room is being freed"""
+    CLUSTER_UNSEEN = "cluster_unseen"
+    """(cluster)"""
+    NODES_UNAVAILABLE = "nodes_unavailable"
+    """(gpu_class, gpus)"""
+    NO_FREE_GPU = "no_free_gpu"
+    """(gpu_class, needed, free): fewer are free in all clusters together than the job needs"""
+    NO_NODE_FITS = "no_node_fits"
+    """(gpu_class, gpus_per_pod, pods, pods_fit): enough are free, but scattered over nodes or clusters"""
+
+
+@dataclass(frozen=True, slots=True)
+class GpuClass:
+    """A kind of GPU, or a MIG profile, with its present rate."""
+
+    id: str
+    rate_thousandths: int
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """GPUs of one class on one node: all, in others' use, and taken by the hub's own ledger of capacity."""
+
+    total: int
+    foreign: int = 0
+    used: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A node of a cluster and what it offers, by GPU class."""
+
+    cluster: str
+    node: str
+    schedulable: bool
+    capacities: Mapping[str, Capacity]
+
+    @property
+    def id(self) -> str:
+        return f"{self.cluster}/{self.node}"
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """A cluster: when it was last heard of and whether people paused it."""
+
+    id: str
+    last_seen_ms: int
+    paused: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """A limit account of the ledger; held + used may not pass granted + overdraft."""
+
+    id: str
+    granted_gpu_us: int
+    held_gpu_us: int = 0
+    used_gpu_us: int = 0
+    overdraft_gpu_us: int = 0
+
+    @property
+    def left_gpu_us(self) -> int:
+        return self.granted_gpu_us + self.overdraft_gpu_us - self.held_gpu_us - self.used_gpu_us
+
+
+@dataclass(frozen=True, slots=True)
+class Path:
+    """Accounts that one hold charges together, from the party's share up to the grant's own, the last."""
+
+    accounts: tuple[Account, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How far a grant was behind (positive) its pace at a moment, and what had been spent by then."""
+
+    lag_ms: int
+    as_of_ms: int
+    spent_gpu_us: int | None = None
+    """Used + held at `as_of_ms`. None: not known, taken as what is spent now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """GPU time awarded to an organization for a term."""
+
+    id: str
+    program_id: str
+    organization_id: str
+    starts_at_ms: int
+    ends_at_ms: int
+    paths: tuple[Path, ...]
+    pace: Pace | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Organization:
+    """A firm; its decayed usage is for taking turns only, never for the ledger."""
+
+    id: str
+    frozen: bool = False
+    decayed_usage_gpu_us: float = 0.0
+    as_of_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A request for `pods` pods that start together, each with GPUs of one class on one node."""
+
+    id: str
+    organization_id: str
+    grant_id: str | None
+    gpu_class: str
+    gpus_per_pod: int
+    pods: int
+    walltime_ms: int
+    submitted_at_ms: int
+    state: JobState = JobState.QUEUED
+    attempt: int = 0
+    """The latest attempt's number, 0 before the first: a start is the next one."""
+    not_before_ms: int | None = None
+    cancel_requested: bool = False
+
+    @property
+    def waits(self) -> bool:
+        return self.state is JobState.QUEUED and not self.cancel_requested
+
+
+@dataclass(frozen=True, slots=True)
+class PodPlacement:
+    """GPUs given to one pod: `count` of one class on one node."""
+
+    node: str
+    gpu_class: str
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """A recorded decision to stop an attempt; `for_job` is the job that the room is freed for."""
+
+    reason: str
+    for_job: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One run of a job. Keep it, even ended and freed, while the job named by its stop still waits."""
+
+    job_id: str
+    attempt: int
+    state: JobState
+    cluster: str
+    pods: tuple[PodPlacement, ...]
+    cost_gpu_us: int
+    claimed_at_ms: int
+    stop: Stop | None = None
+    capacity_held: bool = True
+    """Whether its GPUs still count in the nodes' `used`."""
+
+    @property
+    def id(self) -> str:
+        return f"{self.job_id}-{self.attempt}"
+
+
+class Kind(StrEnum):
+    """What a tombstone takes away."""
+
+    GPU_CLASS = "gpu_class"
+    NODE = "node"
+    CLUSTER = "cluster"
+    GRANT = "grant"
+    ORGANIZATION = "organization"
+    JOB = "job"
+    ATTEMPT = "attempt"
+
+
+@dataclass(frozen=True, slots=True)
+class Tombstone:
+    """The object is no more. Ids: `cluster/node` for a node, `job-attempt` for an attempt."""
+
+    kind: Kind
+    id: str
+
+
+Change = GpuClass | Node | Cluster | Grant | Organization | Job | Attempt | Policy | Tombstone
+"""An object stands for its own upsert."""
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Start this attempt: hold its cost on the path, take the nodes' room, all or nothing."""
+
+    job_id: str
+    attempt: int
+    grant_id: str
+    account_path: tuple[str, ...]
+    cluster: str
+    pods: tuple[PodPlacement, ...]
+    cost_gpu_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """The one thing that keeps a job waiting, with its numbers."""
+
+    code: WaitReason
+    numbers: Mapping[str, int | str]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What one cycle decided. Every waiting job either starts or stands in `order` and in `reasons`."""
+
+    starts: tuple[Start, ...]
+    reasons: Mapping[str, Reason]
+    order: tuple[str, ...]
+    paces: Mapping[str, Pace]
+    """Of every grant within its term, before this plan's starts: a refused start must not cost lag."""
+    changed_reasons: Mapping[str, Reason] = field(default_factory=dict, compare=False)
+    """Those of `reasons` that differ from the last cycle of the same state."""

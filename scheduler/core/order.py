@@ -1,0 +1,230 @@
+"""Who is next: programme, then organization, then grant, the one furthest behind its pace first.
+
+Equal lags are told apart by usage (decayed, plus what is held), then by the job that waits longest, then
+by its id. A programme's or organization's lag is the mean of the lags of its running grants, weighted by
+what was granted, so that a pick always moves it down and never up.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence, Set
+from heapq import heapify, heappop, heappush
+from math import fsum
+
+from scheduler.core.entitlement import GrantBook
+from scheduler.core.fit import Shape
+from scheduler.core.model import Grant
+from scheduler.core.waiting import Entry, Group, Leaf, Queue
+
+Key = tuple[int, float, Entry]
+"""(-lag, usage, first job); smaller is served sooner, and no two at one level are equal."""
+
+
+class Usage:
+    """What an organization used of late and holds now, wherever it got it from."""
+
+    __slots__ = ("decayed", "held")
+
+    def __init__(self, decayed: float) -> None:
+        self.decayed = decayed
+        self.held = 0
+
+
+class Branch:
+    """One organization inside one programme."""
+
+    __slots__ = (
+        "books",
+        "first",
+        "key",
+        "lag_weighted",
+        "organization",
+        "program",
+        "queue",
+        "usage",
+        "weight",
+    )
+
+    def __init__(self, program: "Program", organization: str, queue: Queue) -> None:
+        self.program, self.organization, self.queue = program, organization, queue
+        self.usage = Usage(0.0)
+        self.books: list[GrantBook] = []
+        self.lag_weighted = self.weight = 0
+        self.first: Entry | None = None
+        self.key: Key | None = None
+
+    def leaves(self) -> Iterator[Leaf]:
+        """Its grants that jobs wait for."""
+        for book in self.books:
+            leaf = self.queue.leaves.get(book.grant.id)
+            if leaf and leaf.first:
+                yield leaf
+
+    def refresh(self) -> None:
+        """Its key, this cycle's picks counted."""
+        if len(self.books) == 1:
+            leaf = self.queue.leaves.get(self.books[0].grant.id)
+            self.first = leaf.first if leaf else None
+        else:
+            self.first = min((leaf.first for leaf in self.leaves() if leaf.first), default=None)
+        usage = self.usage.decayed + self.usage.held
+        self.key = (-(self.lag_weighted // self.weight), usage, self.first) if self.first else None
+
+    def begin(self, usages: Mapping[str, Usage]) -> None:
+        """A new cycle: lags and usage as they are now."""
+        self.usage = usages[self.organization]
+        self.lag_weighted = self.weight = 0
+        for book in self.books:
+            weight = _weight(book)
+            self.weight += weight
+            self.lag_weighted += book.rank_lag_ms * weight
+        self.refresh()
+
+
+class Program:
+    """A funding call with the organizations that have running grants in it."""
+
+    __slots__ = ("branches", "by_first", "contest", "decayed", "held", "key", "lag_weighted", "weight")
+
+    def __init__(self) -> None:
+        self.branches: list[Branch] = []
+        self.contest: list[
+            tuple[Key, int, Branch]
+        ] = []  # heaps; an entry is stale when its branch has moved on
+        self.by_first: list[tuple[Entry, int, Branch]] = []
+        self.lag_weighted = self.weight = self.held = 0
+        self.decayed = 0.0
+        self.key: Key | None = None
+
+    def refresh(self) -> None:
+        """Its key, this cycle's picks counted."""
+        while self.by_first and self.by_first[0][2].first is not self.by_first[0][0]:
+            heappop(self.by_first)
+        first = self.by_first[0][0] if self.by_first else None
+        usage = self.decayed + self.held
+        self.key = (-(self.lag_weighted // self.weight), usage, first) if first else None
+
+
+class Tree:
+    """All running grants; `next` tells whose turn it is, `pick` counts it, `order` lists the rest."""
+
+    def __init__(self, books: Sequence[GrantBook], queues: Mapping[str, Queue]) -> None:
+        self.books = books
+        self._serial = 0  # keeps the heaps from comparing branches
+        self._programs: dict[str, Program] = {}
+        self._branches: dict[str, dict[str, Branch]] = {}  # organization: programme
+        for book in books:
+            self._grow(book.grant, queues).books.append(book)
+
+    def begin(self, usages: Mapping[str, Usage]) -> None:
+        """A new cycle: lags and usage as they are now. The grants are the same, or there is a new tree."""
+        for program in self._programs.values():
+            for branch in program.branches:
+                branch.begin(usages)
+            program.weight = sum(branch.weight for branch in program.branches)
+            program.lag_weighted = sum(branch.lag_weighted for branch in program.branches)
+            program.decayed = fsum(branch.usage.decayed for branch in program.branches)
+            program.held = sum(branch.usage.held for branch in program.branches)
+
+    def start(self) -> None:
+        """Make ready for `next`: only a cycle that has room needs it."""
+        self._contest: list[tuple[Key, int, Program]] = []
+        for program in self._programs.values():
+            waiting = [branch for branch in program.branches if branch.key and branch.first]
+            program.contest = [(b.key, i, b) for i, b in enumerate(waiting) if b.key]
+            program.by_first = [(b.first, i, b) for i, b in enumerate(waiting) if b.first]
+            self._serial += len(waiting)
+            heapify(program.contest)
+            heapify(program.by_first)
+            self._enter(program)
+
+    def next(self, live: Set[Shape]) -> tuple[Branch, Leaf, Group] | None:
+        """The job to be served now: the first of the returned group. `live` are the shapes that fit."""
+        while self._contest:
+            key, _, program = self._contest[0]
+            if key is program.key:
+                while program.contest:
+                    branch_key, _, branch = program.contest[0]
+                    leaf = _best_leaf(branch, live) if branch_key is branch.key else None
+                    if leaf:
+                        _, group = min(heap[0] for shape, heap in leaf.heads.items() if shape in live)
+                        return branch, leaf, group
+                    heappop(program.contest)
+            heappop(self._contest)
+        return None
+
+    def pick(self, branch: Branch, book: GrantBook, cost_gpu_us: int) -> None:
+        """Count a pick's cost as spent by its grant and as used by its organization, in every programme."""
+        before = book.rank_lag_ms
+        book.charge(cost_gpu_us)
+        moved = (book.rank_lag_ms - before) * _weight(book)
+        branch.lag_weighted += moved
+        branch.program.lag_weighted += moved
+        branch.usage.held += cost_gpu_us
+        for other in self._branches[branch.organization].values():
+            other.program.held += cost_gpu_us
+
+    def refresh(self, organization: str) -> None:
+        """Rank an organization anew after its queue or its usage changed."""
+        for branch in self._branches.get(organization, {}).values():
+            program = branch.program
+            branch.refresh()
+            if branch.key and branch.first:
+                self._serial += 1
+                heappush(program.contest, (branch.key, self._serial, branch))
+                heappush(program.by_first, (branch.first, self._serial, branch))
+            self._enter(program)
+
+    def order(self) -> list[Leaf]:
+        """The grants that jobs wait for, first to be served first."""
+        leaves: list[Leaf] = []
+        ranked: list[tuple[Key, list[tuple[Key, Branch]]]] = []
+        for program in self._programs.values():
+            branches = [(branch.key, branch) for branch in program.branches if branch.key]
+            if branches:
+                branches.sort(key=_by_key)
+                first = min(key[2] for key, _ in branches)
+                lag_ms = program.lag_weighted // program.weight
+                ranked.append(((-lag_ms, program.decayed + program.held, first), branches))
+        ranked.sort(key=lambda entry: entry[0])
+        for _, branches in ranked:
+            for _, branch in branches:
+                if len(branch.books) == 1:
+                    leaves.append(branch.queue.leaves[branch.books[0].grant.id])
+                else:
+                    leaves += sorted(branch.leaves(), key=_leaf_key)
+        return leaves
+
+    def _grow(self, grant: Grant, queues: Mapping[str, Queue]) -> Branch:
+        """The branch of a grant, new with its programme where it is the first there."""
+        program = self._programs.setdefault(grant.program_id, Program())
+        of_organization = self._branches.setdefault(grant.organization_id, {})
+        branch = of_organization.get(grant.program_id)
+        if branch is None:
+            branch = Branch(program, grant.organization_id, queues[grant.organization_id])
+            of_organization[grant.program_id] = branch
+            program.branches.append(branch)
+        return branch
+
+    def _enter(self, program: Program) -> None:
+        program.refresh()
+        if program.key:
+            self._serial += 1
+            heappush(self._contest, (program.key, self._serial, program))
+
+
+def _best_leaf(branch: Branch, live: Set[Shape]) -> Leaf | None:
+    """The grant furthest behind among those with a job that could start."""
+    leaves = [leaf for leaf in branch.leaves() if not leaf.heads.keys().isdisjoint(live)]
+    return min(leaves, key=_leaf_key, default=None)
+
+
+def _leaf_key(leaf: Leaf) -> tuple[int, Entry]:
+    assert leaf.first is not None
+    return -leaf.book.rank_lag_ms, leaf.first
+
+
+def _by_key(entry: tuple[Key, Branch]) -> Key:
+    return entry[0]
+
+
+def _weight(book: GrantBook) -> int:
+    return max(1, book.granted)

@@ -1,0 +1,313 @@
+"""Everything the core knows, with the indexes that make a cycle cheap. Only `cycle.decide` works on it."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import assert_never
+
+from scheduler.core.entitlement import Balances, GrantBook, usage_gpu_us
+from scheduler.core.fit import Fleet, Shape
+from scheduler.core.model import (
+    Attempt,
+    Change,
+    Cluster,
+    GpuClass,
+    Grant,
+    Job,
+    Kind,
+    Node,
+    Organization,
+    Pace,
+    Reason,
+    Tombstone,
+)
+from scheduler.core.order import Tree, Usage
+from scheduler.core.placement import Room, keep
+from scheduler.core.policy import Policy
+from scheduler.core.reasons import Reach, reach
+from scheduler.core.waiting import Entry, Group, Queue
+
+
+class State:
+    """What `decide` remembers. It moves into the state that `decide` returns: the old one then raises."""
+
+    __slots__ = ("_knowledge",)
+
+    def __init__(self, knowledge: "Knowledge | None" = None) -> None:
+        self._knowledge: Knowledge | None = knowledge or Knowledge()
+
+    def take(self) -> "Knowledge":
+        """Hand over what is inside, once."""
+        if self._knowledge is None:
+            raise ValueError("this state was used already: go on with the one that decide returned")
+        knowledge, self._knowledge = self._knowledge, None
+        return knowledge
+
+
+class Knowledge:
+    """The objects by id, and per organization which of its jobs wait for what."""
+
+    def __init__(self) -> None:
+        self.policy = Policy()
+        self.now_ms = 0
+        self.fleet = Fleet()
+        self.jobs: dict[str, Job] = {}
+        self.queues: dict[str, Queue] = {}
+        self.balances = Balances()
+        self.by_shape: dict[Shape, dict[Group, None]] = {}  # groups that could pay, an ordered set
+        self.reasons: dict[str, Reason] = {}  # as last told, by job
+        self.shape_reasons: dict[Shape, Reason] = {}  # as last told
+        self.behind: dict[str, tuple[Group, Reason]] = {}  # jobs last told that a pick took their room
+        self.gone: set[str] = set()  # jobs that stopped waiting since the last cycle
+        self.dirty: set[str] = set()  # organizations to judge anew
+        self._rates: dict[str, int] = {}
+        self._clusters: dict[str, Cluster] = {}
+        self._organizations: dict[str, Organization] = {}
+        self._books: dict[str, GrantBook] = {}
+        self._books_of: dict[str, dict[str, GrantBook]] = {}  # by organization
+        self._attempts: dict[str, Attempt] = {}
+        self._stops_for: dict[str, dict[str, Attempt]] = {}  # by the job that the room is freed for
+        self._tree: Tree | None = None  # while the same grants run
+        self._tail: list[Entry] = []
+        self._tail_gone: set[Entry] = set()
+        self._tail_new: list[Entry] = []
+        self._apply: dict[type, Callable[..., None]] = {
+            GpuClass: self._put_class,
+            Node: self.fleet.put,
+            Cluster: self._put_cluster,
+            Grant: self._put_grant,
+            Organization: self._put_organization,
+            Job: self._put_job,
+            Attempt: self._put_attempt,
+            Policy: self._put_policy,
+            Tombstone: self._bury,
+        }
+
+    def after(self, changes: Iterable[Change], now_ms: int) -> set[str]:
+        """Take the changes, then judge every organization whose answer may differ. Returns their ids."""
+        assert now_ms >= self.now_ms, f"time ran backwards: {self.now_ms} -> {now_ms}"
+        self.now_ms = now_ms
+        for change in changes:
+            self._apply[type(change)](change)
+        due = self.dirty | {id for id, queue in self.queues.items() if queue.until_ms <= now_ms}
+        self.dirty = set()
+        for organization_id in sorted(due):
+            self.judge(organization_id)
+        return due
+
+    def judge(self, organization_id: str) -> None:
+        """Decide anew which of an organization's jobs could pay, and from what."""
+        queue = self.queues.get(organization_id)
+        if queue is None:
+            return
+        for group in [g for g in queue.groups.values() if not g.entries]:
+            self._list(group, False)
+            del queue.groups[group.key]
+        tail = queue.tail
+        queue.judge(
+            self._organizations.get(organization_id),
+            list(self._books_of.get(organization_id, {}).values()),
+            self._rates,
+            self.balances,
+            self.policy.walltime_step_ms,
+            self.now_ms,
+        )
+        for group in queue.groups.values():
+            self._list(group, group.book is not None)
+        if queue.tail != tail:
+            was, now = set(tail), set(queue.tail)
+            self._tail_gone |= was - now
+            self._tail_new += now - was
+
+    def pace(self) -> tuple[list[GrantBook], dict[str, Pace]]:
+        """Bring every running grant's lag to now."""
+        books, paces = [], {}
+        for grant_id, book in sorted(self._books.items()):
+            if book.runs(self.now_ms):
+                queue = self.queues.get(book.grant.organization_id)
+                leaf = queue.leaves.get(grant_id) if queue else None
+                since_ms = leaf.first[0] if leaf and leaf.first else None
+                books.append(book)
+                paces[grant_id] = book.advance(self.now_ms, since_ms)
+        return books, paces
+
+    def tree(self, books: list[GrantBook]) -> Tree:
+        """The running grants as they rank now."""
+        usages = self._usages(books)
+        if self._tree is None or self._tree.books != books:
+            self._tree = Tree(books, self.queues)
+        self._tree.begin(usages)
+        return self._tree
+
+    def _usages(self, books: Iterable[GrantBook]) -> dict[str, Usage]:
+        """What each organization with a running grant used of late and holds."""
+        usages: dict[str, Usage] = {}
+        for book in books:
+            id = book.grant.organization_id
+            usage = usages.get(id)
+            if usage is None:
+                organization = self._organizations.get(id)
+                decayed = (
+                    usage_gpu_us(organization, self.now_ms, self.policy.half_life_ms) if organization else 0.0
+                )
+                usage = usages[id] = Usage(decayed)
+                self.queues.setdefault(id, Queue())
+            usage.held += book.held
+        return usages
+
+    def reach(self) -> Reach:
+        """The clusters that may and may not be used now."""
+        known = {
+            c for side in (self.fleet.open, self.fleet.shut) for clusters in side.values() for c in clusters
+        }
+        return reach(self._clusters.values(), known, self.policy.cluster_unseen_ms, self.now_ms)
+
+    def keeps(self) -> dict[str, Room]:
+        """Room kept for jobs that others stop for, longest waiting first; taken till the fleet rolls back."""
+        keeps: dict[str, Room] = {}
+        waiting = [self.jobs[id] for id in self._stops_for if id in self.jobs and self.jobs[id].waits]
+        for job in sorted(waiting, key=lambda j: (j.submitted_at_ms, j.id)):
+            if self.queues[job.organization_id].may_start_later(job):
+                room = keep(job, self._stops_for[job.id].values(), self.fleet)
+                if room:
+                    self.fleet.take(room.gpu_class, room.cluster, room.gpus_by_node)
+                    keeps[job.id] = room
+        return keeps
+
+    def organizations_on(self, accounts: Sequence[str]) -> list[str]:
+        """Every organization that could draw on one of these accounts."""
+        grants = self.balances.grants_on(accounts)
+        return sorted({self._books[grant].grant.organization_id for grant in grants})
+
+    def tail(self) -> list[Entry]:
+        """The jobs that may not start for another reason than room, in order of submission, then id."""
+        if self._tail_gone or self._tail_new:
+            kept = [entry for entry in self._tail if entry not in self._tail_gone]
+            self._tail = sorted(kept + self._tail_new)
+            self._tail_gone, self._tail_new = set(), []
+        return self._tail
+
+    def _list(self, group: Group, payable: bool) -> None:
+        if payable and not group.listed:
+            self.by_shape.setdefault(group.shape, {})[group] = None
+        elif group.listed and not payable:
+            groups = self.by_shape[group.shape]
+            del groups[group]
+            if not groups:
+                del self.by_shape[group.shape]
+        group.listed = payable
+
+    def _put_class(self, gpu_class: GpuClass) -> None:
+        if self._rates.get(gpu_class.id) != gpu_class.rate_thousandths:
+            self._rates[gpu_class.id] = gpu_class.rate_thousandths
+            self.dirty.update(self.queues)
+
+    def _put_cluster(self, cluster: Cluster) -> None:
+        self._clusters[cluster.id] = cluster
+
+    def _put_policy(self, policy: Policy) -> None:
+        self.policy = policy
+        for book in self._books.values():
+            book.rewrite(book.grant, policy)
+        self.dirty.update(self.queues)
+
+    def _put_grant(self, grant: Grant) -> None:
+        book = self._books.get(grant.id)
+        if book and (book.grant.program_id, book.grant.organization_id) != (
+            grant.program_id,
+            grant.organization_id,
+        ):
+            self._tree = None
+        before = [account for path in book.paths for account in path] if book else []
+        if book:
+            self.balances.drop(book.grant)
+            self._books_of[book.grant.organization_id].pop(grant.id)
+            self.dirty.add(book.grant.organization_id)
+            book.rewrite(grant, self.policy)
+        else:
+            book = self._books[grant.id] = GrantBook(grant, self.policy)
+        self._books_of.setdefault(grant.organization_id, {})[grant.id] = book
+        self.balances.put(grant)
+        self.dirty.update(self.organizations_on(before + [a for path in book.paths for a in path]))
+        self.dirty.add(grant.organization_id)
+
+    def _put_organization(self, organization: Organization) -> None:
+        before = self._organizations.get(organization.id)
+        self._organizations[organization.id] = organization
+        if before is None or before.frozen != organization.frozen:
+            self.dirty.add(organization.id)
+
+    def _put_job(self, job: Job) -> None:
+        before = self.jobs.get(job.id)
+        if before == job:
+            return
+        self.jobs[job.id] = job
+        if before and before.waits:
+            self.queues[before.organization_id].remove(before)
+            self.dirty.add(before.organization_id)
+            self.gone.add(job.id)
+        if job.waits:
+            queue = self.queues.get(job.organization_id)
+            if queue is None:
+                queue = self.queues[job.organization_id] = Queue()
+            queue.add(job, job.id in self._stops_for, self.now_ms)
+            self.dirty.add(job.organization_id)
+            self.gone.discard(job.id)
+
+    def _put_attempt(self, attempt: Attempt) -> None:
+        self._drop_attempt(attempt.id)
+        self._attempts[attempt.id] = attempt
+        if attempt.stop and attempt.stop.for_job:
+            self._stops_for.setdefault(attempt.stop.for_job, {})[attempt.id] = attempt
+            self._requeue(attempt.stop.for_job)
+
+    def _drop_attempt(self, attempt_id: str) -> None:
+        attempt = self._attempts.pop(attempt_id, None)
+        if attempt and attempt.stop and attempt.stop.for_job:
+            stops = self._stops_for[attempt.stop.for_job]
+            del stops[attempt_id]
+            if not stops:
+                del self._stops_for[attempt.stop.for_job]
+            self._requeue(attempt.stop.for_job)
+
+    def _requeue(self, job_id: str) -> None:
+        """Room is, or is no longer, being freed for this job: its shape changes."""
+        job = self.jobs.get(job_id)
+        if job and job.waits:
+            queue = self.queues[job.organization_id]
+            queue.remove(job)
+            queue.add(job, job_id in self._stops_for, self.now_ms)
+            self.dirty.add(job.organization_id)
+
+    def _bury(self, tombstone: Tombstone) -> None:
+        id = tombstone.id
+        match tombstone.kind:
+            case Kind.GPU_CLASS:
+                if self._rates.pop(id, None) is not None:
+                    self.dirty.update(self.queues)
+            case Kind.NODE:
+                self.fleet.drop(id)
+            case Kind.CLUSTER:
+                self._clusters.pop(id, None)
+            case Kind.GRANT:
+                self._bury_grant(id)
+            case Kind.ORGANIZATION:
+                self._organizations.pop(id, None)
+                self.dirty.add(id)
+            case Kind.JOB:
+                job = self.jobs.pop(id, None)
+                if job and job.waits:
+                    self.queues[job.organization_id].remove(job)
+                    self.dirty.add(job.organization_id)
+                    self.gone.add(id)
+            case Kind.ATTEMPT:
+                self._drop_attempt(id)
+            case _:
+                assert_never(tombstone.kind)
+
+    def _bury_grant(self, grant_id: str) -> None:
+        book = self._books.pop(grant_id, None)
+        if book is None:
+            return
+        del self._books_of[book.grant.organization_id][grant_id]
+        self.balances.drop(book.grant)
+        self.dirty.update(self.organizations_on([account for path in book.paths for account in path]))
+        self.dirty.add(book.grant.organization_id)

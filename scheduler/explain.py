@@ -1,0 +1,53 @@
+"""Why a job waits, in one English line for operators and logs, from the code and its numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from quota.clock import instant_text
+from quota.schemas.scheduling import Waiting, WaitReason
+from quota.schemas.values import gpu_hours_text
+
+LINES: Mapping[WaitReason, str] = {
+    WaitReason.NEW: "no scheduling cycle has seen it yet",
+    WaitReason.NO_FREE_GPU: "needs {needed} {gpu_class}, {free} are free",
+    WaitReason.NO_NODE_FITS: (
+        "{pods_fit} of {pods} pods with {gpus_per_pod} {gpu_class} each fit: what is free is scattered"
+    ),
+    WaitReason.GRANT_EXHAUSTED: (
+        "needs {needed_gpu_us} GPU hours, grant {grant} has {left_gpu_us} GPU hours left"
+    ),
+    WaitReason.GRANT_ENDS_FIRST: "grant {grant} ends at {ends_at_ms}: a walltime of {walltime_ms} would fit",
+    WaitReason.GRANT_NOT_STARTED: "grant {grant} starts at {starts_at_ms}",
+    WaitReason.NO_GRANT: "its organization has no running grant that it may use",
+    WaitReason.COOLDOWN: "pauses until {until_ms} after an attempt that did not work out",
+    WaitReason.CLUSTER_UNSEEN: "cluster {cluster} could hold it, but does not answer",
+    WaitReason.NODES_UNAVAILABLE: "the nodes with {gpu_class} that could hold it take no jobs now",
+    WaitReason.ORGANIZATION_FROZEN: "organization {organization} is frozen",
+    WaitReason.ROOM_RESERVED: "the room is being freed for job {job}",
+    WaitReason.BEHIND_IN_ORDER: "job {job} of {organization} was ahead and took the room",
+    WaitReason.START_REFUSED: "its start was refused ({code}); it is tried again at {until_ms}",
+}
+
+
+def explain(waiting: Waiting) -> str:
+    """One line; a number that is missing shows as `?`."""
+    shown = _Shown({name: _show(name, value) for name, value in waiting.numbers.items()})
+    return LINES[waiting.code].format_map(shown)
+
+
+class _Shown(dict[str, str]):
+    def __missing__(self, key: str) -> str:
+        return "?"
+
+
+def _show(name: str, value: int | str) -> str:
+    if not isinstance(value, int):
+        return value
+    if name.endswith("_gpu_us"):
+        return gpu_hours_text(value)
+    if name == "walltime_ms":
+        return f"{value // 60_000} min"
+    if name.endswith("_ms"):
+        return instant_text(value)
+    return str(value)

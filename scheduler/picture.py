@@ -1,0 +1,66 @@
+"""Counts what the leader knows for the metrics: queue by organization, reasons, GPUs by state. Pure."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import assert_never
+
+from quota.schemas.scheduling import JobObject, NodeObject, Waiting, WaitReason
+from scheduler.metrics import Picture, QueueKey
+
+
+def picture_of(
+    waiting: Iterable[tuple[JobObject, Waiting]], nodes: Iterable[NodeObject], seen_ms: Mapping[str, int]
+) -> Picture:
+    """The hub at this moment."""
+    jobs: Counter[QueueKey] = Counter()
+    gpus_requested: Counter[QueueKey] = Counter()
+    reasons: Counter[str] = Counter()
+    oldest_ms: dict[str, int] = {}
+    for job, why in waiting:
+        key = QueueKey(job.organization_id, status_of(why.code))
+        jobs[key] += 1
+        gpus_requested[key] += job.pods * job.gpus_per_pod
+        reasons[why.code.value] += 1
+        oldest_ms[job.organization_id] = min(
+            job.submitted_at, oldest_ms.get(job.organization_id, job.submitted_at)
+        )
+    return Picture(jobs, gpus_requested, oldest_ms, reasons, _gpus(nodes), dict(seen_ms))
+
+
+def status_of(code: WaitReason) -> str:
+    """What kind of thing a job waits for: room, a moment, or a person."""
+    match code:
+        case (
+            WaitReason.NEW
+            | WaitReason.NO_FREE_GPU
+            | WaitReason.NO_NODE_FITS
+            | WaitReason.ROOM_RESERVED
+            | WaitReason.BEHIND_IN_ORDER
+        ):
+            return "active"
+        case WaitReason.COOLDOWN | WaitReason.START_REFUSED | WaitReason.GRANT_NOT_STARTED:
+            return "held"
+        case (
+            WaitReason.GRANT_EXHAUSTED
+            | WaitReason.GRANT_ENDS_FIRST
+            | WaitReason.NO_GRANT
+            | WaitReason.CLUSTER_UNSEEN
+            | WaitReason.NODES_UNAVAILABLE
+            | WaitReason.ORGANIZATION_FROZEN
+        ):
+            return "blocked"
+    assert_never(code)
+
+
+def _gpus(nodes: Iterable[NodeObject]) -> dict[tuple[str, str], int]:
+    gpus: Counter[tuple[str, str]] = Counter()
+    for node in nodes:
+        for capacity in node.capacities:
+            free = max(0, capacity.total - capacity.foreign - capacity.used)
+            gpus[capacity.gpu_class, "allocated"] += capacity.used
+            gpus[capacity.gpu_class, "foreign"] += capacity.foreign
+            gpus[capacity.gpu_class, "free"] += free if node.schedulable else 0
+            gpus[capacity.gpu_class, "quarantined"] += 0 if node.schedulable else free
+    return dict(gpus)

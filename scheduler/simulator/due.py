@@ -1,0 +1,28 @@
+"""What lies ahead in the simulated cluster, in the order in which it happens."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import NamedTuple
+
+
+class DueKind(IntEnum):
+    """In the same millisecond the first kind goes first: GPUs are freed before they are taken."""
+
+    NOTICE = 0
+    """A silent node is noticed."""
+    END = 1
+    """A running pod ends."""
+    READY = 2
+    """A pending pod has been set up and takes GPUs as soon as they are free."""
+
+
+class Due(NamedTuple):
+    """One entry; it compares by time, kind, the object's order of creation and the pod's index."""
+
+    due_ms: int
+    kind: DueKind
+    order: int
+    pod_index: int
+    key: str
+    """The node of a notice, else the object's name."""

@@ -1,0 +1,319 @@
+"""What every implementation of the `Cluster` port promises."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from scheduler.clusters.port import ClusterUnavailable, PodPhase, StartOutcome, StartRefused
+
+PENDING, RUNNING = PodPhase.PENDING, PodPhase.RUNNING
+SUCCEEDED, FAILED, UNKNOWN = PodPhase.SUCCEEDED, PodPhase.FAILED, PodPhase.UNKNOWN
+
+
+class TestStarting:
+    def test_started_object_runs_on_its_placement(self, subject):
+        spec = subject.spec((0, subject.nodes[0], 3))
+        assert subject.cluster.start(spec) is StartOutcome.CREATED
+        thing = subject.until_phases(spec, RUNNING)
+        assert (thing.name, thing.job_id, thing.attempt) == (spec.name, spec.job_id, 1)
+        assert thing.spec_hash == spec.spec_hash()
+        assert not thing.suspended
+        assert not thing.abandoned
+        (pod,) = thing.pods
+        assert pod.node == subject.nodes[0]
+        assert len(set(pod.gpu_uuids)) == 3
+        assert thing.created_ms <= pod.started_ms
+        assert pod.ended_ms is None
+
+    def test_starting_twice_is_starting_once(self, subject):
+        spec = subject.spec()
+        subject.cluster.start(spec)
+        first = subject.until_phases(spec, RUNNING)
+        assert subject.cluster.start(spec) is StartOutcome.ADOPTED
+        assert subject.cluster.get(spec.name) == first
+
+    def test_extended_walltime_is_still_the_same_object(self, subject):
+        spec = subject.spec()
+        subject.cluster.start(spec)
+        assert subject.cluster.start(replace(spec, walltime_ms=7_200_000)) is StartOutcome.ADOPTED
+
+    def test_other_spec_under_the_same_name_is_a_conflict(self, subject):
+        spec = subject.spec()
+        subject.cluster.start(spec)
+        elsewhere = replace(spec.pods[0], node=subject.nodes[1])
+        assert subject.cluster.start(replace(spec, pods=(elsewhere,))) is StartOutcome.CONFLICT
+        assert subject.cluster.get(spec.name).pods[0].node == subject.nodes[0]
+
+    def test_refused_start_leaves_nothing_and_may_be_tried_again(self, subject):
+        spec = subject.spec()
+        subject.mischief.refuse_next_start()
+        with pytest.raises(StartRefused):
+            subject.cluster.start(spec)
+        assert subject.cluster.get(spec.name) is None
+        assert subject.cluster.start(spec) is StartOutcome.CREATED
+
+    def test_pod_waits_until_its_gpus_are_free(self, subject):
+        first = subject.spec((0, subject.nodes[0], 8), duration_s=400)
+        second = subject.spec((0, subject.nodes[0], 1))
+        subject.cluster.start(first)
+        subject.until_phases(first, RUNNING)
+        subject.cluster.start(second)
+        assert (
+            subject.until_phases(second, RUNNING).pods[0].started_ms
+            >= subject.seen[first.name].pods[0].ended_ms
+        )
+
+    def test_gpus_used_by_others_are_not_given_to_pods(self, subject):
+        node = subject.nodes[0]
+        subject.mischief.occupy(node, 6)
+        spec = subject.spec((0, node, 3))
+        fitting = subject.spec((0, subject.nodes[1], 3))
+        subject.cluster.start(spec)
+        subject.cluster.start(fitting)
+        subject.until_phases(fitting, RUNNING)
+        subject.until_phases(spec, PENDING)
+        subject.mischief.occupy(node, 0)
+        subject.until_phases(spec, RUNNING)
+
+
+class TestEnding:
+    @pytest.mark.parametrize(("exit_code", "phase"), [(0, SUCCEEDED), (7, FAILED)])
+    def test_exit_code_tells_success_from_failure(self, subject, exit_code, phase):
+        spec = subject.spec(duration_s=60, exit_code=str(exit_code))
+        subject.cluster.start(spec)
+        (pod,) = subject.until_phases(spec, phase).pods
+        assert pod.exit_code == exit_code
+        assert pod.ended_ms == pod.started_ms + 60_000
+
+    def test_failing_pod_ends_its_gang(self, subject):
+        spec = subject.spec((0, subject.nodes[0], 8), (1, subject.nodes[1], 8))
+        subject.cluster.start(spec)
+        subject.until_phases(spec, RUNNING, RUNNING)
+        subject.mischief.fail_pod(spec.name, 1, 5)
+        thing = subject.until_phases(spec, FAILED, FAILED)
+        assert thing.pods[1].exit_code == 5
+        assert thing.pods[0].reason == "gang_failed"
+        assert thing.pods[1].ended_ms <= thing.pods[0].ended_ms <= thing.pods[1].ended_ms + spec.grace_ms
+
+
+class TestStopping:
+    def test_running_pod_ends_within_the_grace(self, subject):
+        spec = subject.spec(stop_s="3600")
+        subject.cluster.start(spec)
+        subject.until_phases(spec, RUNNING)
+        before_ms = subject.cluster.observe(wait_s=0).through_ms
+        subject.cluster.stop(spec, abandoned=False)
+        after = subject.cluster.observe(wait_s=0)
+        subject.note(after)
+        assert subject.cluster.get(spec.name).suspended
+        (pod,) = subject.until_phases(spec, FAILED).pods
+        assert before_ms + spec.grace_ms <= pod.ended_ms <= after.through_ms + spec.grace_ms
+        assert pod.reason == "stopped"
+
+    def test_pod_that_never_started_has_no_start(self, subject):
+        spec = subject.spec(start_s=str(10**6))
+        subject.cluster.start(spec)
+        subject.cluster.stop(spec, abandoned=True)
+        thing = subject.until_phases(spec, FAILED)
+        assert (thing.suspended, thing.abandoned) == (True, True)
+        assert thing.pods[0].started_ms is None
+
+    def test_stopping_twice_is_stopping_once(self, subject):
+        spec = subject.spec(stop_s="10")
+        subject.cluster.start(spec)
+        subject.until_phases(spec, RUNNING)
+        subject.cluster.stop(spec, abandoned=False)
+        subject.cluster.stop(spec, abandoned=False)
+        ended = subject.until_phases(spec, FAILED)
+        subject.cluster.stop(spec, abandoned=False)
+        assert subject.cluster.get(spec.name) == ended
+
+    def test_stopping_an_unknown_name_leaves_a_tombstone_that_refuses_a_late_start(self, subject):
+        spec = subject.spec()
+        subject.cluster.stop(spec, abandoned=False)
+        tombstone = subject.cluster.get(spec.name)
+        assert (tombstone.suspended, tombstone.abandoned, tombstone.pods) == (True, True, ())
+        assert subject.cluster.start(spec) is StartOutcome.ABANDONED
+        assert subject.cluster.get(spec.name) == tombstone
+        subject.until(spec, lambda thing: thing == tombstone)
+
+    def test_abandoned_object_refuses_a_late_start(self, subject):
+        spec = subject.spec()
+        subject.cluster.start(spec)
+        subject.cluster.stop(spec, abandoned=True)
+        assert subject.cluster.start(spec) is StartOutcome.ABANDONED
+
+    def test_refusal_of_starts_does_not_refuse_a_tombstone(self, subject):
+        spec = subject.spec()
+        subject.mischief.refuse_next_start()
+        subject.cluster.stop(spec, abandoned=True)
+        assert subject.cluster.get(spec.name).abandoned
+
+
+class TestDeleting:
+    def test_running_object_stays(self, subject):
+        spec = subject.spec()
+        subject.cluster.start(spec)
+        subject.until_phases(spec, RUNNING)
+        assert not subject.cluster.delete(spec.name)
+        assert subject.cluster.get(spec.name) is not None
+
+    def test_ended_object_goes_and_is_observed_as_gone(self, subject):
+        spec = subject.spec(duration_s=1)
+        subject.cluster.start(spec)
+        subject.until_phases(spec, SUCCEEDED)
+        assert subject.cluster.delete(spec.name)
+        assert subject.cluster.get(spec.name) is None
+        assert spec.name in subject.cluster.observe(wait_s=1.0).gone
+        assert subject.cluster.delete(spec.name)
+
+    def test_tombstone_goes_and_frees_its_name(self, subject):
+        spec = subject.spec()
+        subject.cluster.stop(spec, abandoned=True)
+        assert subject.cluster.delete(spec.name)
+        assert subject.cluster.start(spec) is StartOutcome.CREATED
+
+
+class TestObserving:
+    def test_first_observation_is_complete_and_brings_the_nodes(self, subject):
+        spec = subject.spec()
+        subject.cluster.start(spec)
+        observation = subject.cluster.observe(wait_s=0)
+        assert observation.complete
+        assert spec.name in {thing.name for thing in observation.objects}
+        nodes = {node.node: node for node in observation.nodes}
+        assert nodes[subject.nodes[0]].ready
+        assert nodes[subject.nodes[0]].classes == (("h100", 8),)
+
+    def test_later_observations_bring_only_what_changed(self, subject):
+        subject.cluster.observe(wait_s=0)
+        spec = subject.spec()
+        subject.cluster.start(spec)
+        observation = subject.cluster.observe(wait_s=5.0)
+        assert not observation.complete
+        assert spec.name in {thing.name for thing in observation.objects}
+        assert observation.nodes is None
+
+    def test_forgetting_makes_the_next_observation_complete(self, subject):
+        spec = subject.spec()
+        subject.cluster.start(spec)
+        subject.until_phases(spec, RUNNING)
+        subject.cluster.forget_observations()
+        observation = subject.cluster.observe(wait_s=0)
+        assert observation.complete
+        assert observation.nodes is not None
+        assert subject.seen[spec.name] in observation.objects
+
+    def test_change_of_foreign_use_brings_the_nodes(self, subject):
+        subject.cluster.observe(wait_s=0)
+        subject.mischief.occupy(subject.nodes[0], 5)
+        observation = subject.cluster.observe(wait_s=5.0)
+        foreign = {node.node: node.foreign for node in observation.nodes}
+        assert foreign[subject.nodes[0]] == (("h100", 5),)
+
+    def test_watermark_only_grows_and_contains_all_events_up_to_it(self, subject):
+        waiting = [subject.spec(duration_s=duration_s) for duration_s in (0, 1, 2, 5, 40, 41, 90)]
+        names = {spec.name for spec in waiting}
+        through_ms = 0
+        known: dict[str, tuple[int | None, ...]] = {}
+        while waiting or None in [moment for moments in known.values() for moment in moments]:
+            if waiting:
+                subject.cluster.start(waiting.pop())
+            observation = subject.cluster.observe(wait_s=1.0)
+            for thing in observation.objects:
+                if thing.name in names:
+                    pod = thing.pods[0]
+                    moments = (thing.created_ms, pod.started_ms, pod.ended_ms)
+                    before = known.get(thing.name, (None, None, None))
+                    news = [moment for moment, old in zip(moments, before, strict=True) if moment != old]
+                    assert all(through_ms < moment <= observation.through_ms for moment in news)
+                    known[thing.name] = moments
+            assert observation.through_ms >= through_ms
+            through_ms = observation.through_ms
+        assert set(known) == names
+
+
+class TestLosingNodes:
+    def test_lost_node_makes_its_pods_unknown_and_a_return_tells_their_end(self, subject):
+        spec = subject.spec((0, subject.nodes[0], 8), (1, subject.nodes[1], 8))
+        subject.cluster.start(spec)
+        subject.until_phases(spec, RUNNING, RUNNING)
+        subject.mischief.lose_node(subject.nodes[0])
+        lost = subject.until_phases(spec, UNKNOWN, RUNNING).pods[0]
+        assert lost.last_seen_ms >= lost.started_ms
+        assert lost.ended_ms is None
+        subject.mischief.return_node(subject.nodes[0])
+        thing = subject.until_phases(spec, FAILED, FAILED)
+        assert (thing.pods[0].ended_ms, thing.pods[0].reason) == (lost.last_seen_ms, "node_lost")
+        assert thing.pods[1].reason == "gang_failed"
+
+    def test_lost_node_is_not_ready_until_it_returns(self, subject):
+        def ready() -> bool:
+            subject.cluster.forget_observations()
+            nodes = {node.node: node.ready for node in subject.cluster.observe(wait_s=0).nodes}
+            return nodes[subject.nodes[0]]
+
+        spec = subject.spec()
+        subject.cluster.start(spec)
+        subject.until_phases(spec, RUNNING)
+        subject.mischief.lose_node(subject.nodes[0])
+        subject.until_phases(spec, UNKNOWN)
+        assert not ready()
+        subject.mischief.return_node(subject.nodes[0])
+        assert ready()
+
+
+class TestUnansweredCalls:
+    def test_start_whose_reply_was_lost_is_adopted(self, subject):
+        spec = subject.spec()
+        subject.mischief.lose_next_reply("create")
+        with pytest.raises(ClusterUnavailable):
+            subject.cluster.start(spec)
+        assert subject.cluster.start(spec) is StartOutcome.ADOPTED
+
+    def test_stop_whose_reply_was_lost_may_be_repeated(self, subject):
+        spec = subject.spec()
+        subject.cluster.start(spec)
+        subject.mischief.lose_next_reply("suspend")
+        with pytest.raises(ClusterUnavailable):
+            subject.cluster.stop(spec, abandoned=False)
+        subject.cluster.stop(spec, abandoned=False)
+        assert subject.cluster.get(spec.name).suspended
+
+    def test_tombstone_whose_reply_was_lost_stands(self, subject):
+        spec = subject.spec()
+        subject.mischief.lose_next_reply("create")
+        with pytest.raises(ClusterUnavailable):
+            subject.cluster.stop(spec, abandoned=True)
+        subject.cluster.stop(spec, abandoned=True)
+        assert subject.cluster.start(spec) is StartOutcome.ABANDONED
+
+    def test_observation_whose_reply_was_lost_is_brought_again(self, subject):
+        subject.cluster.observe(wait_s=0)
+        spec = subject.spec()
+        subject.cluster.start(spec)
+        subject.mischief.lose_next_reply("list")
+        with pytest.raises(ClusterUnavailable):
+            subject.cluster.observe(wait_s=0)
+        assert spec.name in {thing.name for thing in subject.cluster.observe(wait_s=0).objects}
+
+    def test_nodes_whose_reply_was_lost_do_not_lose_the_objects(self, subject):
+        spec = subject.spec()
+        subject.cluster.start(spec)
+        subject.mischief.lose_next_reply("nodes")
+        with pytest.raises(ClusterUnavailable):
+            subject.cluster.observe(wait_s=0)
+        observation = subject.cluster.observe(wait_s=0)
+        assert observation.complete
+        assert observation.nodes is not None
+        assert spec.name in {thing.name for thing in observation.objects}
+
+    def test_late_answer_is_unavailable_and_a_retry_adopts(self, subject):
+        spec = subject.spec()
+        impatient = subject.connect(0.25)
+        subject.mischief.delay_next_reply("create", 60.0)
+        with pytest.raises(ClusterUnavailable):
+            impatient.start(spec)
+        assert subject.cluster.start(spec) is StartOutcome.ADOPTED

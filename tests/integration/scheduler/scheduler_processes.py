@@ -1,0 +1,199 @@
+"""The real programs as processes of their own: quota on SQLite, a simulated cluster, schedulers."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from quota.client import QuotaClient, ServiceUnavailable
+from quota.clock import Clock
+from quota.schemas.fleet import NewCluster, NewGpuClass
+from quota.schemas.identity import NewOrganization
+from quota.schemas.jobs import JobDetail, JobSubmission
+from quota.schemas.programs import Award, NewProgram
+from quota.schemas.scheduling import JobState
+
+QUOTA = ("-c", "from quota.cli import app; app()")
+SIMULATE = ("-m", "scheduler.simulator")
+SCHEDULER = ("-c", "from scheduler.cli import app; app()", "run")
+YEAR_MS = 366 * 86_400_000
+
+
+@dataclass
+class Hub:
+    """One hub under `folder`. Everything it starts is ended by `close`."""
+
+    folder: Path
+    speed: int = 1
+    environment: dict[str, str] = field(default_factory=dict)
+    children: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    lines: list[QuotaClient] = field(default_factory=list)
+
+    def open(self) -> None:
+        """Start quota and the simulated cluster, and award one firm a grant."""
+        self.database = f"sqlite:///{self.folder / 'quota.db'}"
+        told = self._output(*QUOTA, "init", "--database", self.database, "--clock-speed", str(self.speed))
+        self.clock = Clock.from_text(json.loads(told)["clock"])
+        self.tokens = {role: self._token(role) for role in ("operator", "scheduler")}
+        self.quota_port, self.cluster_port = free_port(), free_port()
+        self.start_quota()
+        self.start_cluster()
+        self.operator = QuotaClient(self.quota_url, self.tokens["operator"], timeout_s=10)
+        self.lines.append(self.operator)
+        until(self._quota_answers, "quota answers")
+        self.operator.create_cluster(NewCluster(id="sim", kind="simulated"))
+        self.operator.put_gpu_class(
+            NewGpuClass(id="h100", name="H100", rate_thousandths=1000, price_krw=4000)
+        )
+        self.operator.create_organization(NewOrganization(id="alpha", name="Alpha"))
+        self.operator.create_program(NewProgram(id="seoul", name="Seoul", budget_gpu_hours=1_000_000))
+        self.grant = self.operator.award_grant(
+            Award(
+                program_id="seoul",
+                organization_id="alpha",
+                gpu_hours=100_000,
+                ends_at=self.clock.now_ms() + YEAR_MS,
+                reason="test",
+            )
+        )
+
+    @property
+    def quota_url(self) -> str:
+        """Where quota listens."""
+        return f"http://127.0.0.1:{self.quota_port}"
+
+    def start_quota(self) -> subprocess.Popen[bytes]:
+        """Start the quota service."""
+        return self._child(
+            "quota", *QUOTA, "serve", "--database", self.database, "--port", str(self.quota_port)
+        )
+
+    def start_cluster(self) -> subprocess.Popen[bytes]:
+        """Start the simulated cluster."""
+        return self._child(
+            "cluster",
+            *SIMULATE,
+            *("--data-dir", str(self.folder / "cluster"), "--port", str(self.cluster_port)),
+            *("--nodes", "sim-[0-1]:h100=8", "--clock", self.clock.text(), "--speedy"),
+        )
+
+    def start_scheduler(
+        self, holder: str = "one", crash_at: str = "", port: int = 0
+    ) -> subprocess.Popen[bytes]:
+        """Start a scheduler."""
+        return self._child(
+            f"scheduler-{holder}",
+            *SCHEDULER,
+            *("--quota-url", self.quota_url, "--cluster", f"sim=http://127.0.0.1:{self.cluster_port}"),
+            *("--port", str(port), "--holder", holder, "--cycle-interval-s", "0.05"),
+            *("--report-interval-s", "0.2", "--ranking-interval-s", "0.2", "--idle-interval-s", "0.2"),
+            more={"GPUHUB_CRASH_AT": crash_at} if crash_at else {},
+        )
+
+    def submit(self, **changes: object) -> str:
+        """Submit a job of one GPU once quota knows the nodes; answers its id."""
+        until(lambda: bool(self.operator.list_nodes().items), "quota knows the nodes")
+        words: dict[str, object] = {
+            "name": "train",
+            "gpu_class": "h100",
+            "walltime_s": 3600,
+            "organization_id": "alpha",
+            "annotations": {"simulate.gpuhub/duration_s": "2"},
+        }
+        return self.operator.submit_job(JobSubmission.model_validate(words | changes)).id
+
+    def wait_for(self, job_id: str, *states: JobState, timeout_s: float = 40.0) -> JobDetail:
+        """The job, as soon as it is in one of these states."""
+        until(lambda: self.operator.read_job(job_id).state in states, f"{job_id} {states}", timeout_s)
+        return self.operator.read_job(job_id)
+
+    def journal(self) -> list[dict[str, object]]:
+        """Everything the cluster did."""
+        lines = (self.folder / "cluster" / "journal.jsonl").read_text().splitlines()
+        return [json.loads(line) for line in lines]
+
+    def log(self, name: str) -> str:
+        """What a child wrote to standard error."""
+        return (self.folder / f"{name}.log").read_text()
+
+    def close(self) -> None:
+        """End every child and wait for it."""
+        for child in self.children:
+            if child.poll() is None:
+                child.send_signal(signal.SIGCONT)
+                child.terminate()
+        for child in self.children:
+            try:
+                child.wait(timeout=20)
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.wait()
+        for line in self.lines:
+            line.close()
+
+    def _quota_answers(self) -> bool:
+        try:
+            self.operator.read_clock()
+        except ServiceUnavailable:
+            return False
+        return True
+
+    def _token(self, role: str) -> str:
+        made = self._output(*QUOTA, "token", "--role", role, "--database", self.database)
+        secret: str = json.loads(made)["secret"]
+        return secret
+
+    def _output(self, *words: str) -> bytes:
+        return subprocess.run(
+            [sys.executable, *words], check=True, stdout=subprocess.PIPE, env=self._environment({})
+        ).stdout
+
+    def _child(self, name: str, *words: str, more: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
+        with (self.folder / f"{name}.log").open("ab") as out:
+            child = subprocess.Popen(
+                [sys.executable, *words], stdout=out, stderr=out, env=self._environment(more or {})
+            )
+        self.children.append(child)
+        return child
+
+    def _environment(self, more: dict[str, str]) -> dict[str, str]:
+        environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(Path(__file__).parents[3])}
+        if hasattr(self, "tokens"):
+            environment |= {"GPUHUB_TOKEN": self.tokens["scheduler"], "GPUHUB_CLOCK": self.clock.text()}
+        return environment | self.environment | more
+
+
+@contextmanager
+def open_hub(folder: Path, speed: int = 1) -> Iterator[Hub]:
+    """A hub that is ended at the end of the block."""
+    hub = Hub(folder, speed)
+    try:
+        hub.open()
+        yield hub
+    finally:
+        hub.close()
+
+
+def until(true: Callable[[], bool], what: str, timeout_s: float = 40.0) -> None:
+    """Ask until it is so; fails with `what` after `timeout_s`."""
+    deadline_s = time.monotonic() + timeout_s
+    while not true():
+        assert time.monotonic() < deadline_s, f"after {timeout_s} s still not: {what}"
+        time.sleep(0.05)
+
+
+def free_port() -> int:
+    """A port that nobody listens on at this moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

@@ -1,0 +1,326 @@
+"""The scheduling core again, slow and plain as the documentation: it shares no code with the core.
+
+It knows nothing of room kept for a job that others stop for; worlds with such stops are judged by invariants.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from fractions import Fraction
+from math import floor, fsum
+
+from scheduler.core.model import Capacity, Change, Cluster, GpuClass, Grant, Job, Node, Organization, Pace
+from scheduler.core.policy import Policy
+
+Placement = tuple[str, dict[str, int]]
+"""(cluster, GPUs by node)"""
+
+
+@dataclass
+class Answer:
+    """What the core should say: starts as (job, grant, path, cluster, GPUs by node), and why others wait."""
+
+    starts: list[tuple[str, str, tuple[str, ...], str, dict[str, int]]]
+    order: tuple[str, ...]
+    paces: dict[str, Pace]
+    codes: dict[str, str]
+
+
+@dataclass
+class Hub:
+    """The objects by id, and what this cycle has taken from them so far."""
+
+    now_ms: int
+    policy: Policy = field(default_factory=Policy)
+    rates: dict[str, int] = field(default_factory=dict)
+    nodes: dict[str, Node] = field(default_factory=dict)
+    clusters: dict[str, Cluster] = field(default_factory=dict)
+    grants: dict[str, Grant] = field(default_factory=dict)
+    organizations: dict[str, Organization] = field(default_factory=dict)
+    jobs: dict[str, Job] = field(default_factory=dict)
+    taken: dict[tuple[str, str, str], int] = field(default_factory=dict)
+    charged: dict[str, int] = field(default_factory=dict)
+    spent_on: dict[str, int] = field(default_factory=dict)
+    lags: dict[str, int] = field(default_factory=dict)
+
+
+def reference(objects: Iterable[Change], now_ms: int) -> Answer:
+    """One cycle from a snapshot."""
+    hub = _hub(objects, now_ms)
+    waiting = {id: job for id, job in hub.jobs.items() if job.waits}
+    paces = {id: _pace(hub, grant, waiting) for id, grant in hub.grants.items() if _runs(hub, grant)}
+    hub.lags = {id: pace.lag_ms for id, pace in paces.items()}
+    answer = Answer([], (), paces, {})
+    fitted = {id for id in waiting if _place(hub, waiting[id])}
+    while True:
+        ranked = _ranked(hub, waiting)
+        turn = next(((job, _place(hub, job)) for job in ranked if _place(hub, job)), None)
+        if turn is None:
+            break
+        job, placement = turn
+        assert placement is not None
+        grant_id, path = _draw(hub, job)  # type: ignore[misc]
+        cost = _cost(hub, job)
+        answer.starts.append((job.id, grant_id, path, *placement))
+        del waiting[job.id]
+        hub.spent_on[grant_id] = hub.spent_on.get(grant_id, 0) + cost
+        for account in path:
+            hub.charged[account] = hub.charged.get(account, 0) + cost
+        for node, gpus in placement[1].items():
+            key = (placement[0], node, job.gpu_class)
+            hub.taken[key] = hub.taken.get(key, 0) + gpus
+    able = [job.id for job in ranked]
+    rest = sorted((job.submitted_at_ms, id) for id, job in waiting.items() if id not in able)
+    answer.order = (*able, *(id for _, id in rest))
+    lost = set()
+    for id in answer.order:
+        job = waiting[id]
+        shape = (job.gpu_class, job.gpus_per_pod, job.pods)
+        first = id in able and id in fitted and shape not in lost
+        lost |= {shape} if id in able else set()
+        answer.codes[id] = _code(hub, job, first)
+    return answer
+
+
+def _hub(objects: Iterable[Change], now_ms: int) -> Hub:
+    hub = Hub(now_ms)
+    for each in objects:
+        match each:
+            case Policy():
+                hub.policy = each
+            case GpuClass():
+                hub.rates[each.id] = each.rate_thousandths
+            case Node():
+                hub.nodes[each.id] = each
+            case Cluster():
+                hub.clusters[each.id] = each
+            case Grant():
+                hub.grants[each.id] = each
+            case Organization():
+                hub.organizations[each.id] = each
+            case Job():
+                hub.jobs[each.id] = each
+    return hub
+
+
+# --- money ---------------------------------------------------------------------------------------
+
+
+def _runs(hub: Hub, grant: Grant) -> bool:
+    return grant.starts_at_ms <= hub.now_ms < grant.ends_at_ms
+
+
+def _cost(hub: Hub, job: Job) -> int:
+    return job.walltime_ms * job.gpus_per_pod * job.pods * hub.rates[job.gpu_class]
+
+
+def _left(hub: Hub, account: str) -> int:
+    copies = [
+        a.left_gpu_us for g in hub.grants.values() for p in g.paths for a in p.accounts if a.id == account
+    ]
+    return min(copies) - hub.charged.get(account, 0)
+
+
+def _room(hub: Hub, accounts: tuple[str, ...]) -> int:
+    return min((_left(hub, account) for account in accounts), default=0)
+
+
+def _draw(hub: Hub, job: Job) -> tuple[str, tuple[str, ...]] | str:
+    """The grant and path a job draws on, or the code of the reason why it draws on none."""
+    organization = hub.organizations.get(job.organization_id)
+    if organization and organization.frozen:
+        return "organization_frozen"
+    if job.not_before_ms is not None and job.not_before_ms > hub.now_ms:
+        return "cooldown"
+    if job.gpu_class not in hub.rates:
+        return "nodes_unavailable"
+    grants = [g for g in hub.grants.values() if g.organization_id == job.organization_id and organization]
+    grants = [g for g in grants if job.grant_id in (None, g.id)]
+    running = [g for g in grants if _runs(hub, g)]
+    in_time = [g for g in running if hub.now_ms + job.walltime_ms <= g.ends_at_ms]
+    offers = []
+    for grant in in_time:
+        paths = [tuple(account.id for account in path.accounts) for path in grant.paths]
+        rooms = [_room(hub, path) for path in paths]
+        good = [path for path, room in zip(paths, rooms, strict=True) if room >= _cost(hub, job)]
+        if good:
+            offers.append((grant.ends_at_ms, max(rooms), grant.id, good[0]))
+    if offers:
+        return min(offers)[2:]
+    if in_time:
+        return "grant_exhausted"
+    if running:
+        return "grant_ends_first"
+    return "grant_not_started" if any(g.starts_at_ms > hub.now_ms for g in grants) else "no_grant"
+
+
+# --- order ---------------------------------------------------------------------------------------
+
+
+def _own(grant: Grant) -> tuple[int, int, int]:
+    """granted, held, used of the grant itself: the last account of its paths, each counted once."""
+    own = {path.accounts[-1].id: path.accounts[-1] for path in grant.paths if path.accounts}
+    totals = [(a.granted_gpu_us, a.held_gpu_us, a.used_gpu_us) for a in own.values()]
+    return tuple(map(sum, zip(*totals, strict=True))) if totals else (0, 0, 0)  # type: ignore[return-value]
+
+
+def _in_term(grant: Grant, gpu_us: int) -> int:
+    term = max(1, grant.ends_at_ms - grant.starts_at_ms)
+    granted = _own(grant)[0]
+    return floor(Fraction(gpu_us, granted) * term) if granted > 0 else term
+
+
+def _bound(hub: Hub, grant: Grant) -> int:
+    return int(max(1, grant.ends_at_ms - grant.starts_at_ms) * hub.policy.lag_bound_share)
+
+
+def _pace(hub: Hub, grant: Grant, waiting: dict[str, Job]) -> Pace:
+    _, held, used = _own(grant)
+    spent = held + used
+    pace = grant.pace or Pace(0, grant.starts_at_ms)
+    then = spent if pace.spent_gpu_us is None else pace.spent_gpu_us
+    lag = pace.lag_ms + _in_term(grant, then) - _in_term(grant, spent)
+    draws = [(job.submitted_at_ms, _draw(hub, job)) for job in waiting.values()]
+    since = [submitted for submitted, draw in draws if not isinstance(draw, str) and draw[0] == grant.id]
+    if since:
+        lag += max(0, hub.now_ms - max(min(since), pace.as_of_ms, grant.starts_at_ms))
+    behind = hub.now_ms - grant.starts_at_ms - _in_term(grant, spent)
+    return Pace(min(lag, behind, _bound(hub, grant)), hub.now_ms, spent)
+
+
+def _lag(hub: Hub, grant: Grant) -> int:
+    """This cycle's picks counted."""
+    _, held, used = _own(grant)
+    now = held + used + hub.spent_on.get(grant.id, 0)
+    lag = hub.lags[grant.id] - _in_term(grant, now) + _in_term(grant, held + used)
+    return max(lag, -_bound(hub, grant))
+
+
+def _mean_lag(hub: Hub, grants: list[Grant]) -> int:
+    weights = [max(1, _own(grant)[0]) for grant in grants]
+    return floor(Fraction(sum(_lag(hub, g) * w for g, w in zip(grants, weights, strict=True)), sum(weights)))
+
+
+def _usage(hub: Hub, organization_ids: set[str]) -> float:
+    decayed, held = [], 0
+    running = [grant for grant in hub.grants.values() if _runs(hub, grant)]
+    for id in organization_ids:
+        if organization := hub.organizations.get(id):
+            age = max(0, hub.now_ms - organization.as_of_ms) / hub.policy.half_life_ms
+            decayed.append(organization.decayed_usage_gpu_us * 0.5**age)
+        held += sum(_own(g)[1] + hub.spent_on.get(g.id, 0) for g in running if g.organization_id == id)
+    return fsum(decayed) + held
+
+
+def _ranked(hub: Hub, waiting: dict[str, Job]) -> list[Job]:
+    """The jobs that could pay, in order."""
+    draws = {id: _draw(hub, job) for id, job in waiting.items()}
+    able = [(waiting[id], hub.grants[draw[0]]) for id, draw in draws.items() if not isinstance(draw, str)]
+    running = [grant for grant in hub.grants.values() if _runs(hub, grant)]
+
+    def first(*match: tuple[str, str]) -> tuple[int, str]:
+        return min(
+            (job.submitted_at_ms, job.id)
+            for job, grant in able
+            if all(getattr(grant, name) == value for name, value in match)
+        )
+
+    def key(entry: tuple[Job, Grant]) -> tuple[object, ...]:
+        job, grant = entry
+        program, organization = ("program_id", grant.program_id), ("organization_id", grant.organization_id)
+        of_program = [g for g in running if g.program_id == grant.program_id]
+        of_branch = [g for g in of_program if g.organization_id == grant.organization_id]
+        return (
+            (
+                -_mean_lag(hub, of_program),
+                _usage(hub, {g.organization_id for g in of_program}),
+                first(program),
+            ),
+            (
+                -_mean_lag(hub, of_branch),
+                _usage(hub, {grant.organization_id}),
+                first(program, organization),
+            ),
+            (-_lag(hub, grant), first(("id", grant.id))),
+            (job.submitted_at_ms, job.id),
+        )
+
+    return [job for job, _ in sorted(able, key=key)]
+
+
+# --- room ----------------------------------------------------------------------------------------
+
+
+def _clusters(hub: Hub) -> list[str]:
+    return sorted(
+        c.id
+        for c in hub.clusters.values()
+        if not c.paused and hub.now_ms - c.last_seen_ms <= hub.policy.cluster_unseen_ms
+    )
+
+
+def _free(hub: Hub, node: Node, gpu_class: str) -> tuple[int, int]:
+    """(free, total)"""
+    capacity = node.capacities.get(gpu_class, Capacity(0))
+    free = max(0, capacity.total - capacity.foreign - capacity.used)
+    return free - hub.taken.get((node.cluster, node.node, gpu_class), 0), capacity.total
+
+
+def _place(hub: Hub, job: Job) -> Placement | None:
+    """Pod by pod onto the fullest node that has room; among clusters the one least torn open."""
+    found = []
+    for cluster in _clusters(hub):
+        mine = [n for n in hub.nodes.values() if n.cluster == cluster and n.schedulable]
+        state = {n.node: _free(hub, n, job.gpu_class) for n in mine}
+        before, chosen = dict(state), dict[str, int]()
+        for _ in range(job.pods):
+            fit = [
+                (free == total and free > job.gpus_per_pod, free, free == total, name)
+                for name, (free, total) in state.items()
+                if free >= job.gpus_per_pod
+            ]
+            if not fit:
+                break
+            name = min(fit)[3]
+            chosen[name] = chosen.get(name, 0) + job.gpus_per_pod
+            state[name] = state[name][0] - job.gpus_per_pod, state[name][1]
+        else:
+            broken = sum(before[n][0] == before[n][1] and state[n][0] > 0 for n in chosen)
+            found.append(((broken, sum(state[n][0] for n in chosen), cluster), (cluster, chosen)))
+    return min(found)[1] if found else None
+
+
+def _code(hub: Hub, job: Job, lost_room: bool) -> str:
+    draw = _draw(hub, job)
+    if isinstance(draw, str):
+        return draw
+    if lost_room:
+        return "behind_in_order"
+    g, pods = job.gpus_per_pod, job.pods
+    seen = {
+        c.id for c in hub.clusters.values() if hub.now_ms - c.last_seen_ms <= hub.policy.cluster_unseen_ms
+    }
+    live, dark = set(_clusters(hub)), {n.cluster for n in hub.nodes.values()} - seen
+
+    def most(clusters: set[str], part: int, also_shut: bool) -> int:
+        """Pods that fit in the best of these clusters; part 0 = what is free, 1 = were all empty."""
+        return max(
+            (
+                sum(
+                    _free(hub, n, job.gpu_class)[part] // g
+                    for n in hub.nodes.values()
+                    if n.cluster == cluster and (n.schedulable or also_shut)
+                )
+                for cluster in clusters
+            ),
+            default=0,
+        )
+
+    never = most(live, 1, False) < pods
+    if most(dark, 0, False) >= pods or (never and most(seen, 1, True) < pods <= most(dark, 1, True)):
+        return "cluster_unseen"
+    if most(seen, 0, True) >= pods or (never and most(seen, 1, True) >= pods):
+        return "nodes_unavailable"
+    free = sum(
+        _free(hub, n, job.gpu_class)[0] for n in hub.nodes.values() if n.cluster in live and n.schedulable
+    )
+    return "no_free_gpu" if free < g * pods else "no_node_fits"

@@ -1,0 +1,129 @@
+"""The property tests' own checkers find what is planted."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from scheduler.core.cycle import decide
+from scheduler.core.model import Job, JobState, Kind, Node, Plan, PodPlacement, Reason, WaitReason
+from scheduler.core.policy import Policy
+from scheduler.core.state import State
+from tests.property.core.core_chaos import World, put
+from tests.property.core.test_core_property import check_against_reference, faults, with_room_left
+from tests.unit.core.core_world import (
+    NOW_MS,
+    a_class,
+    a_cluster,
+    a_grant,
+    a_job,
+    a_node,
+    an_organization,
+)
+
+
+def a_good_plan() -> tuple[World, Plan]:
+    """Two starts, a gang on two nodes among them, and two jobs that wait."""
+    world: World = {}
+    jobs = [
+        a_job("gang", gpus=8, pods=2, submitted=0),
+        a_job("one", gpus=2),
+        a_job("big", gpus=8, submitted=2),
+    ]
+    cordoned = a_node("n4", schedulable=False)
+    nodes = [a_node("n1"), a_node("n2"), a_node("n3", used=4), cordoned, a_node("m1", cluster="c2")]
+    for each in [
+        Policy(), a_class(), a_cluster(), a_cluster("c2", paused=True), an_organization(), a_grant(hours=40), *nodes,
+        *jobs, a_job("later", not_before=NOW_MS + 1),
+    ]:  # fmt: skip
+        put(world, each)
+    return world, decide(State(), world.values(), NOW_MS)[0]
+
+
+def test_the_good_plan_is_good() -> None:
+    world, plan = a_good_plan()
+    assert [start.job_id for start in plan.starts] == ["gang", "one"]
+    assert faults(world, plan, NOW_MS) == []
+    assert with_room_left(world, plan, NOW_MS) == []
+    check_against_reference(world, plan, NOW_MS)
+
+
+def gang(plan: Plan, **changed: object) -> Plan:
+    return replace(plan, starts=(replace(plan.starts[0], **changed), *plan.starts[1:]))  # type: ignore[arg-type]
+
+
+def on(*nodes: str) -> tuple[PodPlacement, ...]:
+    return tuple(PodPlacement(node, "h100", 8) for node in nodes)
+
+
+WRONG: dict[str, Callable[[Plan], Plan]] = {
+    "over-placed": lambda p: gang(p, pods=on("n1", "n3")),
+    "gang not whole": lambda p: gang(p, pods=on("n1")),
+    "node out of reach": lambda p: gang(p, pods=on("n1", "n4")),
+    "cluster out of reach": lambda p: gang(p, cluster="c2", pods=on("m1")),
+    "no such path": lambda p: gang(p, account_path=("elsewhere",)),
+    "overdrawn": lambda p: gang(p, cost_gpu_us=10**12),
+    "not exactly a start or a position": lambda p: replace(p, order=p.order[1:]),
+    "not exactly one reason": lambda p: replace(p, reasons={}),
+}
+
+
+@pytest.mark.parametrize("fault", WRONG)
+def test_fault_in_a_plan_is_found(fault: str) -> None:
+    world, plan = a_good_plan()
+    assert any(found.startswith(fault) for found in faults(world, WRONG[fault](plan), NOW_MS))
+
+
+@pytest.mark.parametrize(
+    ("fault", "changed"),
+    [
+        ("does not wait", {"not_before_ms": NOW_MS + 1}),
+        ("does not wait", {"state": JobState.RUNNING}),
+        ("does not wait", {"cancel_requested": True}),
+        ("another's grant", {"organization_id": "o9"}),
+        ("not the grant asked for", {"grant_id": "g9"}),
+        ("not within the term", {"walltime_ms": 10**12}),
+    ],
+)
+def test_start_that_was_not_due_is_found(fault: str, changed: dict[str, object]) -> None:
+    world, plan = a_good_plan()
+    job = world[Kind.JOB, "gang"]
+    assert isinstance(job, Job)
+    put(world, replace(job, **changed))  # type: ignore[arg-type]
+    assert any(found.startswith(fault) for found in faults(world, plan, NOW_MS))
+
+
+def test_job_beside_room_is_found() -> None:
+    world, plan = a_good_plan()
+    idle = replace(
+        plan,
+        starts=plan.starts[:1],
+        order=("one", *plan.order),
+        reasons={**plan.reasons, "one": Reason(WaitReason.NO_FREE_GPU, {})},
+    )
+    assert with_room_left(world, idle, NOW_MS) == ["one"]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda plan: replace(plan, order=plan.order[::-1]),
+        lambda plan: replace(plan, starts=plan.starts[::-1]),
+        lambda plan: replace(plan, paces={}),
+        lambda plan: gang(plan, pods=on("n1", "n1")),
+        lambda plan: replace(plan, reasons=dict.fromkeys(plan.reasons, Reason(WaitReason.NO_GRANT, {}))),
+    ],
+)
+def test_reference_tells_a_wrong_plan(wrong: Callable[[Plan], Plan]) -> None:
+    world, plan = a_good_plan()
+    with pytest.raises(AssertionError):
+        check_against_reference(world, wrong(plan), NOW_MS)
+
+
+def test_reference_sees_a_changed_hub() -> None:
+    world, plan = a_good_plan()
+    node = world[Kind.NODE, "c1/n2"]
+    assert isinstance(node, Node)
+    put(world, replace(node, schedulable=False))
+    with pytest.raises(AssertionError):
+        check_against_reference(world, plan, NOW_MS)

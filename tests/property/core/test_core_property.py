@@ -1,0 +1,193 @@
+"""What holds for every plan, whatever the hub looks like."""
+
+from collections import Counter
+from random import Random
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scheduler.core.cycle import decide
+from scheduler.core.model import Attempt, Change, Cluster, Grant, Job, Kind, Node, Plan, Start, WaitReason
+from scheduler.core.policy import Policy
+from scheduler.core.state import State
+from tests.property.core.core_chaos import (
+    START_MS,
+    World,
+    a_random_change,
+    a_random_world,
+    accept,
+    put,
+    with_paces,
+)
+from tests.property.core.core_reference import reference
+
+SEEDS = st.integers(0, 2**48)
+
+
+def of(world: World, kind: type) -> list[Change]:
+    return [each for each in world.values() if isinstance(each, kind)]
+
+
+def free_after(world: World, plan: Plan) -> dict[tuple[str, str, str], int]:
+    """What the plan leaves free, by cluster, node and class; may be negative when it is wrong."""
+    free = {}
+    for node in of(world, Node):
+        assert isinstance(node, Node)
+        for gpu_class, c in node.capacities.items():
+            free[node.cluster, node.node, gpu_class] = max(0, c.total - c.foreign - c.used)
+    for start in plan.starts:
+        for pod in start.pods:
+            free[start.cluster, pod.node, pod.gpu_class] -= pod.count
+    return free
+
+
+def usable_clusters(world: World, now_ms: int) -> set[str]:
+    policy = next(each for each in world.values() if isinstance(each, Policy))
+    return {
+        c.id
+        for c in world.values()
+        if isinstance(c, Cluster) and not c.paused and now_ms - c.last_seen_ms <= policy.cluster_unseen_ms
+    }
+
+
+def faults(world: World, plan: Plan, now_ms: int) -> list[str]:
+    """Every way in which a plan breaks what must hold. Empty for a good plan."""
+    found = [f"over-placed {key}: {left}" for key, left in free_after(world, plan).items() if left < 0]
+    grants = {g.id: g for g in world.values() if isinstance(g, Grant)}
+    spent: Counter[str] = Counter()
+    for start in plan.starts:
+        found += [f"{fault}: {start}" for fault in faults_of(start, world, now_ms)]
+        spent.update(dict.fromkeys(start.account_path, start.cost_gpu_us))
+    for grant in grants.values():
+        for path in grant.paths:
+            found += [f"overdrawn: {a.id}" for a in path.accounts if 0 < spent[a.id] > a.left_gpu_us]
+    waiting = Counter(j.id for j in world.values() if isinstance(j, Job) and j.waits)
+    told = Counter(start.job_id for start in plan.starts) + Counter(plan.order)
+    if told != waiting:
+        found.append(f"not exactly a start or a position: {told} of {waiting}")
+    if sorted(plan.reasons) != sorted(plan.order):
+        found.append("not exactly one reason for each that waits")
+    return found
+
+
+def faults_of(start: Start, world: World, now_ms: int) -> list[str]:
+    """What is wrong with one start, looked at alone."""
+    job, grant = world[Kind.JOB, start.job_id], world[Kind.GRANT, start.grant_id]
+    nodes = [world[Kind.NODE, f"{start.cluster}/{pod.node}"] for pod in start.pods]
+    assert isinstance(job, Job)
+    assert isinstance(grant, Grant)
+    right = {
+        "gang not whole": [(p.gpu_class, p.count) for p in start.pods]
+        == [(job.gpu_class, job.gpus_per_pod)] * job.pods,
+        "cluster out of reach": start.cluster in usable_clusters(world, now_ms),
+        "node out of reach": all(isinstance(node, Node) and node.schedulable for node in nodes),
+        "no such path": start.account_path in [tuple(a.id for a in p.accounts) for p in grant.paths],
+        "not within the term": grant.starts_at_ms <= now_ms <= grant.ends_at_ms - job.walltime_ms,
+        "does not wait": job.waits and (job.not_before_ms or 0) <= now_ms,
+        "another's grant": grant.organization_id == job.organization_id,
+        "not the grant asked for": job.grant_id in (None, grant.id),
+    }
+    return [fault for fault, good in right.items() if not good]
+
+
+def with_room_left(world: World, plan: Plan, now_ms: int) -> list[str]:
+    """Jobs that wait for room although one usable cluster has it (for worlds where no room is kept)."""
+    free = free_after(world, plan)
+    usable = usable_clusters(world, now_ms)
+    room_codes = {WaitReason.NO_FREE_GPU, WaitReason.NO_NODE_FITS, WaitReason.BEHIND_IN_ORDER}
+    found = []
+    for job in world.values():
+        if (
+            not isinstance(job, Job)
+            or job.id not in plan.order
+            or plan.reasons[job.id].code not in room_codes
+        ):
+            continue
+        pods: Counter[str] = Counter()
+        for node in world.values():
+            if isinstance(node, Node) and node.cluster in usable and node.schedulable:
+                left = free.get((node.cluster, node.node, job.gpu_class), 0)
+                pods[node.cluster] += left // job.gpus_per_pod
+        if any(count >= job.pods for count in pods.values()):
+            found.append(job.id)
+    return found
+
+
+@settings(max_examples=150, deadline=None)
+@given(SEEDS, st.booleans())
+def test_no_plan_breaks_what_must_hold(seed: int, stops: bool) -> None:
+    world = a_random_world(Random(seed), stops)
+    plan, _ = decide(State(), world.values(), START_MS)
+    assert faults(world, plan, START_MS) == []
+
+
+@settings(max_examples=150, deadline=None)
+@given(SEEDS)
+def test_no_job_waits_beside_room_it_could_use(seed: int) -> None:
+    world = a_random_world(Random(seed))
+    plan, _ = decide(State(), world.values(), START_MS)
+    assert with_room_left(world, plan, START_MS) == []
+
+
+@settings(max_examples=100, deadline=None)
+@given(SEEDS, st.integers(0, 1000), st.booleans())
+def test_the_order_in_which_objects_arrive_changes_nothing(seed: int, shuffle: int, stops: bool) -> None:
+    objects = list(a_random_world(Random(seed), stops).values())
+    shuffled = list(objects)
+    Random(shuffle).shuffle(shuffled)
+    assert decide(State(), objects, START_MS)[0] == decide(State(), shuffled, START_MS)[0]
+
+
+@settings(max_examples=30, deadline=None)
+@given(SEEDS, st.booleans())
+def test_the_same_input_gives_the_same_plan_to_the_byte(seed: int, stops: bool) -> None:
+    objects = list(a_random_world(Random(seed), stops).values())
+    assert repr(decide(State(), objects, START_MS)[0]) == repr(decide(State(), objects, START_MS)[0])
+
+
+@settings(max_examples=200, deadline=None)
+@given(SEEDS)
+def test_the_plan_is_that_of_the_plain_reference(seed: int) -> None:
+    world = a_random_world(Random(seed))
+    check_against_reference(world, decide(State(), world.values(), START_MS)[0], START_MS)
+
+
+@settings(max_examples=120, deadline=None)
+@given(SEEDS, st.booleans())
+def test_going_on_from_a_state_equals_beginning_anew(seed: int, stops: bool) -> None:
+    rng = Random(seed)
+    world = a_random_world(rng, stops)
+    now_ms = START_MS
+    plan, state = decide(State(), world.values(), now_ms)
+    told = dict(plan.changed_reasons)
+    for _ in range(8):
+        with_paces(world, plan.paces)
+        changes = accept(rng, world, plan) if rng.random() < 0.7 else []
+        now_ms += rng.choice((0, 1, 1000, 1000, 3000, 3_600_000, 30 * 3_600_000))
+        if rng.random() < 0.7:
+            changes += [put(world, Cluster(id, now_ms)) for id in ("c1", "c2")]
+        changes += [a_random_change(rng, world, now_ms, stops) for _ in range(rng.choice((0, 1, 2, 8)))]
+        plan, state = decide(state, changes, now_ms)
+        anew, _ = decide(State(), world.values(), now_ms)
+        assert plan == anew
+        assert faults(world, plan, now_ms) == []
+        told = {
+            id: reason for id, reason in (told | dict(plan.changed_reasons)).items() if id in plan.reasons
+        }
+        assert told == plan.reasons
+        if not of(world, Attempt):
+            check_against_reference(world, plan, now_ms)
+
+
+def check_against_reference(world: World, plan: Plan, now_ms: int) -> None:
+    answer = reference(world.values(), now_ms)
+    starts = []
+    for start in plan.starts:
+        gpus: Counter[str] = Counter()
+        for pod in start.pods:
+            gpus[pod.node] += pod.count
+        starts.append((start.job_id, start.grant_id, start.account_path, start.cluster, dict(gpus)))
+    assert starts == answer.starts
+    assert plan.order == answer.order
+    assert dict(plan.paces) == answer.paces
+    assert {id: reason.code.value for id, reason in plan.reasons.items()} == answer.codes

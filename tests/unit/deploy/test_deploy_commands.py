@@ -1,0 +1,218 @@
+"""What the commands say and with which status they end, without and against a fake service."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from deploy.cli import PROGRAMS, firm_app
+from deploy.session import login_file, save_login
+from deploy.waiting import waiting_line
+from quota.schemas.scheduling import Waiting, WaitReason
+
+CALLER = {"token_id": "tok-1", "role": "member", "organization_id": "alpha-lab"}
+
+
+class FakeService(http.server.BaseHTTPRequestHandler):
+    """Answers a status and a body by path."""
+
+    answers: dict[str, tuple[int, object]]
+
+    def do_GET(self) -> None:
+        status, body = self.answers.get(self.path.partition("?")[0], (404, {}))
+        content = json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    do_POST = do_GET
+
+    def log_message(self, format: str, *parts: object) -> None:
+        pass
+
+
+@pytest.fixture
+def answers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[dict[str, tuple[int, object]]]:
+    given: dict[str, tuple[int, object]] = {}
+    handler = type("Handler", (FakeService,), {"answers": given})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("GPUHUB_CONFIG", str(tmp_path / "config"))
+        monkeypatch.setenv("GPUHUB_URL", f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.setenv("GPUHUB_TOKEN", "secret")
+        yield given
+        server.shutdown()
+
+
+def gpuhub(*arguments: str) -> Result:
+    return CliRunner().invoke(firm_app(), arguments)
+
+
+def test_without_a_login_the_way_to_one_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("GPUHUB_URL", raising=False)
+    monkeypatch.delenv("GPUHUB_TOKEN", raising=False)
+    monkeypatch.setenv("GPUHUB_CONFIG", str(tmp_path))
+    done = gpuhub("jobs")
+    assert done.exit_code == 2
+    assert "gpuhub login --url URL --token TOKEN" in done.stderr
+
+
+def test_an_unreachable_service_is_status_3(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GPUHUB_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("GPUHUB_TOKEN", "secret")
+    done = gpuhub("whoami")
+    assert done.exit_code == 3
+    assert "not reachable" in done.stderr
+    assert len(done.stderr.splitlines()) <= 2
+
+
+@pytest.mark.parametrize("url", ["127.0.0.1:8080", "ftp://x", "http://[::1"])
+def test_an_address_that_is_none_is_status_2(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GPUHUB_URL", url)
+    monkeypatch.setenv("GPUHUB_TOKEN", "secret")
+    done = gpuhub("whoami")
+    assert done.exit_code == 2
+    assert "Traceback" not in done.output
+
+
+def test_login_checks_the_token_and_saves_it_privately(answers: dict[str, tuple[int, object]]) -> None:
+    answers["/v1/caller"] = (200, CALLER)
+    done = gpuhub("login", "--json")
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["organization_id"] == "alpha-lab"
+    assert login_file().stat().st_mode & 0o777 == 0o600
+    assert json.loads(login_file().read_text())["token"] == "secret"
+
+
+def test_a_refused_login_is_not_saved(answers: dict[str, tuple[int, object]]) -> None:
+    problem = {
+        "type": "about:blank",
+        "title": "No",
+        "status": 401,
+        "code": "unauthenticated",
+        "detail": "No token.",
+    }
+    answers["/v1/caller"] = (401, problem)
+    done = gpuhub("login")
+    assert done.exit_code == 1
+    assert "refused (unauthenticated): No token." in done.stderr
+    assert not login_file().exists()
+
+
+def test_a_refusal_names_code_and_numbers(answers: dict[str, tuple[int, object]]) -> None:
+    answers["/v1/jobs"] = (
+        409,
+        {
+            "type": "about:blank",
+            "title": "Short",
+            "status": 409,
+            "code": "insufficient_balance",
+            "detail": "The grant has less left.",
+            "numbers": {"needed_gpu_us": 7200, "left_gpu_us": 3600},
+        },
+    )
+    done = gpuhub("submit", "train", "--walltime", "2h", "--", "python", "train.py")
+    assert done.exit_code == 1
+    assert "refused (insufficient_balance): The grant has less left." in done.stderr
+    assert "needed_gpu_us = 7200, left_gpu_us = 3600" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("--walltime", "soon"), "--walltime: 'soon' is not a duration"),
+        (("--env", "KEY"), "--env 'KEY' is not KEY=VALUE"),
+        (("--gpus", "0"), "gpus_per_pod '0'"),
+        (("--walltime", "31d"), "walltime_s"),
+    ],
+)
+def test_a_wrong_value_is_told_before_anything_is_sent(
+    arguments: tuple[str, ...], told: str, answers: dict[str, tuple[int, object]]
+) -> None:
+    done = gpuhub("submit", "train", *arguments)
+    assert done.exit_code == 2
+    assert told in done.stderr
+    assert len(done.stderr.splitlines()) <= 2
+
+
+def test_the_environment_goes_before_the_saved_login(
+    answers: dict[str, tuple[int, object]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers["/v1/caller"] = (200, CALLER)
+    url = os.environ["GPUHUB_URL"]
+    save_login("http://127.0.0.1:9", "saved")
+    assert gpuhub("whoami").exit_code == 0
+    monkeypatch.delenv("GPUHUB_URL")
+    assert gpuhub("whoami").exit_code == 3
+    save_login(url, "saved")
+    assert gpuhub("whoami").exit_code == 0
+
+
+@pytest.mark.parametrize("reason", WaitReason)
+def test_every_wait_reason_has_a_line(reason: WaitReason) -> None:
+    line = waiting_line(Waiting(code=reason, numbers={"needed": 8, "free": 3}), position=4)
+    assert line.startswith(f"{reason.value}: ")
+    assert line.endswith("(needed 8, free 3); place 4 in the queue")
+    assert ":  (" not in line, "the code has no words"
+
+
+def test_firm_commands_load_neither_servers_nor_databases() -> None:
+    code = (
+        "import sys; sys.argv = ['gpuhub', 'jobs', '--help']\n"
+        "from deploy.cli import main\n"
+        "try:\n    main()\nexcept SystemExit: pass\n"
+        "print('LOADED', sorted({'sqlalchemy', 'fastapi', 'numpy', 'uvicorn', 'alembic'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("LOADED []\n")
+
+
+def test_the_help_lists_programs_and_exit_codes() -> None:
+    done = gpuhub("--help")
+    assert all(name in done.output for name in PROGRAMS)
+    assert "Exit codes" in done.output
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        (("up", "--check", "--trace", "synthetic"), "--check takes neither --trace nor --data-dir"),
+        (("up", "--trace", "/nowhere.csv"), "--trace /nowhere.csv: no such file"),
+    ],
+)
+def test_up_refuses_before_it_starts_anything(command: tuple[str, ...], told: str, tmp_path: Path) -> None:
+    line = [sys.executable, "-m", "deploy.cli", *command]
+    done = subprocess.run(line, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 2
+    assert told in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_malformed_trace_is_one_line(tmp_path: Path) -> None:
+    trace = tmp_path / "day.csv"
+    trace.write_text("organisation,submit_s,gpus,run_s\nalpha-lab,0,1,60\nalpha-lab,5,none,60\n")
+    line = [
+        sys.executable,
+        "-m",
+        "deploy.cli",
+        "up",
+        "--trace",
+        str(trace),
+        "--data-dir",
+        str(tmp_path / "data"),
+    ]
+    done = subprocess.run(line, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == f"gpuhub up: {trace}:3: gpus 'none' is not a number of zero or more\n"
+    assert not (tmp_path / "data").exists()
