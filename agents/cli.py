@@ -16,6 +16,7 @@ import structlog
 import typer
 from pydantic import ValidationError
 
+from agents.crash import watched
 from agents.exposition import PortTaken, make_app, serve
 from agents.gpus.simulated import SimulatedReader
 from agents.loop import Deliverer, Loop, Sampler
@@ -109,7 +110,7 @@ def run_agent(settings: AgentSettings, clock: Clock, token: str) -> int:
         counts = Counts()
         loop = Loop(
             Sampler(reader, outbox, clock, counts, settings.node).sample_once,
-            Deliverer(quota, outbox, counts).deliver_once,
+            Deliverer(watched(quota, os.environ), outbox, counts).deliver_once,
             max(LEAST_SAMPLING_WALL_S, clock.wall_s(round(settings.sample_interval_s * 1000))),
             settings.send_interval_s,
             # Agents that start together must not deliver together.

@@ -19,7 +19,7 @@ from prometheus_client.metrics_core import (
 )
 
 from agents.model import NS_PER_MS, GpuReading, GpuState, NodeReading
-from agents.outbox import Spool
+from agents.outbox import OutboxBroken, OutboxUnwritable, Spool
 
 COLLECT_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
@@ -76,7 +76,11 @@ class AgentCollector:
         yield from _measured(view)
         yield from _workloads(view)
         yield from _agent(self._counts)
-        yield from _spooled(self._spool())
+        try:
+            yield from _spooled(self._spool())
+        except (OutboxUnwritable, OutboxBroken):
+            # The other series are wanted most when the disk is in trouble.
+            return
 
 
 def _devices(view: View) -> Iterator[Metric]:

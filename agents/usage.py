@@ -95,9 +95,9 @@ class _Counting:
         self.rows: dict[RowKey, list[int]] = {}
         self._gpu_uuid = gpu_uuid
         self._spans = spans
-        # Where the last interval went: most of the next ones go there too.
-        self._from_ms = self._until_ms = 0
+        # Where the last interval went, and until when the next ones go there too: time only goes forward.
         self._row = [0, 0]
+        self._until_ms = 0
 
     def add(self, from_ms: int, until_ms: int, ratio: float) -> None:
         """Count the interval up to `until_ms`, in which the GPU was busy for `ratio` of the time."""
@@ -106,7 +106,7 @@ class _Counting:
         busy_ns = length_ms * round(ratio * NS_PER_MS)
         self.busy_ns += busy_ns
         self.observed_ms += length_ms
-        if self._from_ms <= from_ms and until_ms <= self._until_ms:
+        if until_ms <= self._until_ms:
             self._row[0] += busy_ns
             self._row[1] += length_ms
             return
@@ -128,7 +128,6 @@ class _Counting:
         self._row = self.rows.setdefault(key, [0, 0])
         self._row[0] += busy_ns
         self._row[1] += piece_ms
-        self._from_ms = max(span.since_ms, hour_ms)
         self._until_ms = min(span.until_ms, hour_ms + HOUR_MS)
 
 

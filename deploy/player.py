@@ -6,12 +6,12 @@ import queue
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from deploy.traces import TraceJob, gang
 from quota.client import QuotaClient, ServiceProblem, ServiceUnavailable
-from quota.clock import Clock, wall_ms
+from quota.clock import Clock
 from quota.schemas.jobs import JobSubmission
 
 SUBMITTERS = 8
@@ -56,16 +56,16 @@ class Player:
         self._lock = threading.Lock()
         self._closed = threading.Event()
 
-    def play(self, jobs: Sequence[TraceJob], until_ms: int, look: Callable[[], None]) -> None:
-        """Submit every job at its time and return at business time `until_ms`; calls `look` now and then."""
+    def play(self, jobs: Sequence[TraceJob], until_ms: int) -> None:
+        """Submit every job at its time and return at business time `until_ms`."""
         threads = [threading.Thread(target=self._submit_due, daemon=True) for _ in range(SUBMITTERS)]
         for thread in threads:
             thread.start()
         try:
             for job in jobs:
-                self._sleep_until(self._moment_ms(job), look)
+                self._sleep_until(self._moment_ms(job))
                 self._due.put(job)
-            self._sleep_until(until_ms, look)
+            self._sleep_until(until_ms)
         finally:
             self._closed.set()
             for _ in threads:
@@ -73,9 +73,8 @@ class Player:
             for thread in threads:
                 thread.join()
 
-    def _sleep_until(self, moment_ms: int, look: Callable[[], None]) -> None:
-        while (left_s := self._clock.wall_s(moment_ms - self._clock.at_wall(wall_ms()))) > 0:
-            look()
+    def _sleep_until(self, moment_ms: int) -> None:
+        while (left_s := self._clock.wall_s(moment_ms - self._clock.now_ms())) > 0:
             time.sleep(min(left_s, 0.5))
 
     def _moment_ms(self, job: TraceJob) -> int:
@@ -83,7 +82,7 @@ class Player:
 
     def _submit_due(self) -> None:
         while (job := self._due.get()) is not None:
-            late_s = self._clock.wall_s(self._clock.at_wall(wall_ms()) - self._moment_ms(job))
+            late_s = self._clock.wall_s(self._clock.now_ms() - self._moment_ms(job))
             with self._lock:
                 self.tally.late += late_s > LATE_WALL_S
                 self.tally.worst_late_s = max(self.tally.worst_late_s, late_s)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -24,7 +25,7 @@ from deploy.show import hours, table
 from deploy.synthetic import synthetic_trace
 from deploy.trace_report import deliveries, ends, use, waits
 from deploy.traces import DAY_S, TraceJob, read_trace, window
-from quota.client import QuotaClient
+from quota.client import QuotaClient, ServiceUnavailable
 from quota.clock import HOUR_MS, Clock, wall_ms
 from quota.schemas.identity import NewOrganization
 from quota.schemas.jobs import Job, JobDetail
@@ -156,9 +157,12 @@ def _play(
     with ExitStack() as stack:
         clients = {name: stack.enter_context(hub.client(name)) for name in {job.organization for job in jobs}}
         player = Player(clients, clock, first_ms, wish.start_day * DAY_S, wish.gpus_per_node)
-        look = _Look(operator, clock, first_ms, player.tally, progress)
+        over = threading.Event()
+        stack.callback(over.set)
+        view = (hub, clock, first_ms, player.tally, progress, over)
+        threading.Thread(target=_look_on, args=view, daemon=True).start()
         with progress.step("lived through the trace"):
-            player.play(jobs, last_ms, look)
+            player.play(jobs, last_ms)
     with progress.step("cancelled what was left, and everything is settled"):
         open_at_end = _end_all(operator)
         _await_settled(operator)
@@ -170,33 +174,24 @@ def _play(
     return Lived(first_ms, last_ms, player.tally, open_at_end, details, grants)
 
 
-class _Look:
-    """Tells now and then how far the trace is."""
-
-    def __init__(
-        self, operator: QuotaClient, clock: Clock, first_ms: int, tally: Tally, progress: Progress
-    ) -> None:
-        self._operator = operator
-        self._clock = clock
-        self._first_ms = first_ms
-        self._tally = tally
-        self._progress = progress
-        self._next_at = 0.0
-
-    def __call__(self) -> None:
-        if time.monotonic() < self._next_at:
-            return
-        waiting = len(_list_all(self._operator, JobState.QUEUED))
-        active = len(_list_all(self._operator, JobState.STARTING, JobState.RUNNING, JobState.STOPPING))
-        passed = duration_text(max(self._clock.now_ms() - self._first_ms, 0) / 1000)
-        line = (
-            f"trace time {passed}: {len(self._tally.job_ids)} submitted, {waiting} waiting, {active} running"
-        )
-        self._progress.update(line)
-        # In a file, a line every half minute is enough.
-        if not self._progress.out.is_terminal:
-            self._progress.say(line)
-        self._next_at = time.monotonic() + (LOOK_S if self._progress.out.is_terminal else 6 * LOOK_S)
+def _look_on(
+    hub: Hub, clock: Clock, first_ms: int, tally: Tally, progress: Progress, over: threading.Event
+) -> None:
+    """Tell now and then how far the trace is, in a thread of its own: submissions must not wait for it."""
+    # In a file, a line every half minute is enough.
+    pause_s = LOOK_S if progress.out.is_terminal else 6 * LOOK_S
+    with hub.client() as operator:
+        while not over.wait(pause_s):
+            try:
+                waiting = len(_list_all(operator, JobState.QUEUED))
+                active = len(_list_all(operator, JobState.STARTING, JobState.RUNNING, JobState.STOPPING))
+            except ServiceUnavailable:
+                continue
+            passed = duration_text(max(clock.now_ms() - first_ms, 0) / 1000)
+            line = f"trace time {passed}: {len(tally.job_ids)} submitted, {waiting} waiting, {active} running"
+            progress.update(line)
+            if not progress.out.is_terminal:
+                progress.say(line)
 
 
 def _list_all(operator: QuotaClient, *states: JobState) -> list[Job]:
@@ -260,13 +255,16 @@ def _print_report(lived: Lived, wish: TraceWish, data: DataDir, progress: Progre
             row.size,
             str(row.started),
             str(row.never_started),
-            duration_text(row.mean_s),
-            duration_text(row.p95_s),
+            duration_text(row.mean_s) if row.started else "-",
+            duration_text(row.p95_s) if row.started else "-",
         )
         for row in waits(lived.jobs)
     ]
     columns = ("size", ">started", ">never started", ">mean wait", ">p95 wait")
-    progress.out.print(table("\nwaits (of those that started, business time)", columns, wait_rows))
+    title = (
+        f"\nwaits of those that started (a second of the programs' own work counts {wish.clock_speed} s here)"
+    )
+    progress.out.print(table(title, columns, wait_rows))
     delivery_rows = [
         (
             row.organization,

@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -70,20 +71,31 @@ def up(
         raise typer.Exit(guarded(lambda progress: _stay_up(home, port, clock_speed, progress)))
     played = TraceWish(trace, hours, start_day, nodes, gpus_per_node, seed, clock_speed or 120)
     data = DataDir(data_dir or HOME / f"trace-{time.strftime('%Y%m%d-%H%M%S')}")
-    raise typer.Exit(guarded(lambda progress: live_through(played, data, port, progress)))
+    interrupted = Ending(Exit.REFUSED, f"interrupted; what was lived through is in {data.path}")
+    raise typer.Exit(guarded(lambda progress: live_through(played, data, port, progress), interrupted))
 
 
-def guarded(run: Callable[[Progress], int], logs: Path | None = None) -> int:
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """What an interruption means."""
+
+    code: Exit = Exit.OK
+    line: str = "stopped; the next start goes on from here"
+
+
+def guarded(run: Callable[[Progress], int], interrupted: Ending = Ending()) -> int:
     """Run until the end or a signal; what a user can cause becomes one or two lines and an exit code."""
     progress = Progress()
     # SIGTERM and a closed terminal stop the hub as cleanly as Ctrl-C does.
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.default_int_handler)
+        # `nohup` wants the hang-up ignored.
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler)
     try:
         return run(progress)
     except KeyboardInterrupt:
-        progress.say("stopped; the next start goes on from here")
-        return int(Exit.OK)
+        progress.say(interrupted.line)
+        return int(interrupted.code)
     except (DataDirTrouble, TraceTrouble, UsageTrouble) as trouble:
         return _fail(Exit.USAGE, str(trouble))
     except StartFailed as failed:
@@ -118,11 +130,9 @@ def _check(port: int | None, clock_speed: int, timeout_s: float) -> int:
                     check(hub, progress, began, timeout_s)
             except (CheckFailed, TimeoutError) as failed:
                 return _fail(Exit.REFUSED, f"check failed: {failed}", *_tails(wish.data))
-            except KeyboardInterrupt:
-                return _fail(Exit.REFUSED, "check interrupted")
             return int(Exit.OK)
 
-        return guarded(run)
+        return guarded(run, Ending(Exit.REFUSED, "check interrupted"))
 
 
 def _tails(data: DataDir) -> list[str]:

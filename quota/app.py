@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -15,7 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from quota import problems, schema_version, tasks, timekeeping
 from quota.clock import Clock
-from quota.db import Database
+from quota.crash import open_database
 from quota.dispatch import routes as dispatch
 from quota.dispatch.ranking import StoredQueue
 from quota.door import Hub, answer, hub_of
@@ -36,7 +37,7 @@ _RAW_MODELS: tuple[type[BaseModel], ...] = (DecisionBatch, ReportBatch, RankingD
 
 def create_app(settings: Settings, clock: Clock | None = None) -> FastAPI:
     """The service over a migrated database; the clock is the database's unless one is given."""
-    database = Database(settings.database, clock or Clock(), pool_size=settings.pool_size)
+    database = open_database(settings.database, clock or Clock(), settings.pool_size, os.environ)
     if clock is None:
         with database.read() as connection:
             clock = timekeeping.read_clock(connection)

@@ -5,6 +5,7 @@ One method per operation of the API, named like its operationId. Sync, thread-sa
 
 from __future__ import annotations
 
+import gzip
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -225,7 +226,11 @@ class QuotaClient:
 
     def put_ranking(self, body: scheduling.RankingDocument) -> scheduling.RankingReply:
         """The waiting jobs in order with reasons and paces."""
-        return self._send("PUT", "/v1/scheduler/ranking", body, scheduling.RankingReply)
+        packed = gzip.compress(body.model_dump_json().encode(), 1)
+        headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
+        return self._call(
+            "PUT", "/v1/scheduler/ranking", scheduling.RankingReply, content=packed, headers=headers
+        )
 
     # --- transport ---
 

@@ -79,7 +79,6 @@ def run(
     settings = _settings({name: value for name, value in given.items() if value is not None})
     token = _secret("--token-env", token_env)
     cluster_token = _secret("--cluster-token-env", cluster_token_env) if cluster_token_env else ""
-    _log_to_stderr()
     try:
         serve(settings, token, cluster_token)
     except PortTaken as error:
@@ -102,6 +101,7 @@ def serve(settings: Settings, token: str, cluster_token: str) -> None:
         crash = CrashPlan.from_environment(os.environ)
         program = Scheduler(settings, Clock.from_text(settings.clock), lines, clusters, metrics, crash)
         door = Door(settings.host, settings.port, Windows(metrics.text, program.readiness, program.waiting))
+        _log_to_stderr()
         program.register(f"http://{settings.host}:{door.port}")
         stack.enter_context(door)
         sys.stdout.write(f"scheduler {settings.holder} on http://{settings.host}:{door.port}\n")

@@ -35,6 +35,7 @@ class Lease:
 
     epoch: int
     valid_until_s: float
+    ttl_s: float
     streams: Mapping[str, int]
     """The last sequence that each stream had at the take-over."""
 
@@ -117,7 +118,7 @@ class LeaseKeeper:
             if self._lease is not held:
                 return False  # stepped down while the answer was under way
             streams = MappingProxyType(dict(reply.streams)) if held is None else held.streams
-            self._lease = Lease(reply.epoch, sent_at_s + reply.ttl_s, streams)
+            self._lease = Lease(reply.epoch, sent_at_s + reply.ttl_s, reply.ttl_s, streams)
         if held is None:
             self.standby_reason = ""
             log.info("lease_taken", holder=self._holder, epoch=reply.epoch)

@@ -230,6 +230,13 @@ class Scheduler:
         observation = self._clusters[name].observe(self._settings.observe_wait_s)
         self._inbox.put(Observed(name, observation, self._clock.now_ms()))
 
+    def _lease_pause_s(self, held: bool) -> float:
+        lease = self._keeper.latest()
+        if not held or lease is None:
+            return self._settings.lease_retry_s
+        # a third of its life, so that one lost renewal costs nothing
+        return min(self._settings.lease_renew_s, lease.ttl_s / 3)
+
     def _keep_lease(self) -> None:
         while not self._stopping.is_set():
             try:
@@ -237,5 +244,5 @@ class Scheduler:
             except Exception:  # this thread's edge: without it the process would stand by for ever
                 log.exception("thread_failed", thread="lease")
                 held = False
-            self._lease_bell.wait(self._settings.lease_renew_s if held else self._settings.lease_retry_s)
+            self._lease_bell.wait(self._lease_pause_s(held))
             self._lease_bell.clear()

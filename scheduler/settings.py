@@ -34,7 +34,7 @@ class Settings(BaseSettings):
     feed_wait_s: float = Field(default=25.0, ge=0, le=60)
     """How long the quota service is asked to wait for a change."""
     lease_renew_s: float = Field(default=5.0, gt=0, le=60)
-    """A third of the lease's life, so that one lost renewal costs nothing."""
+    """How often the lease is renewed; at least three times in its life."""
     lease_retry_s: float = Field(default=1.0, gt=0, le=60)
     """How often a standby, or a leader whose renewal went unanswered, asks."""
     call_timeout_s: float = Field(default=10.0, gt=0, le=120)

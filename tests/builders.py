@@ -189,7 +189,11 @@ class Hub:
     # --- the scheduler -------------------------------------------------------------------------
 
     def take_lease(
-        self, holder: str = "scheduler-0", instance: str = "instance-1", epoch: int | None = None, ttl_s: float = 15.0
+        self,
+        holder: str = "scheduler-0",
+        instance: str = "instance-1",
+        epoch: int | None = None,
+        ttl_s: float = 15.0,
     ) -> LeaseReply:
         body = LeaseRequest(holder=holder, instance=instance, epoch=epoch)
         reply = self.database.write(lambda tx: lease.take_lease(tx, body, ttl_s))
@@ -197,7 +201,9 @@ class Hub:
         self.sequences = dict(reply.streams)
         return reply
 
-    def decide(self, *items: DecisionItem, stream: str = "decisions", epoch: int | None = None) -> DecisionReply:
+    def decide(
+        self, *items: DecisionItem, stream: str = "decisions", epoch: int | None = None
+    ) -> DecisionReply:
         batch = DecisionBatch(
             epoch=self.epoch if epoch is None else epoch,
             stream=stream,

@@ -40,7 +40,8 @@ _ROOM = (
     - bindparam("needed", type_=BigInteger)
 )
 _TAKE = _GIVE.where(or_(_ROOM >= 0, accounts.c.kind.in_((TREASURY, PLATFORM))))
-_KNOWN = select(transfers.c.type, transfers.c.amount_gpu_us).where(transfers.c.id == bindparam("transfer"))
+_KNOWN = select(transfers).where(transfers.c.id == bindparam("transfer"))
+_KNOWN_LEGS = select(transfer_legs).where(transfer_legs.c.transfer_id == bindparam("transfer"))
 _HOLDS = (
     select(holds)
     .where(holds.c.id.in_(bindparam("holds", expanding=True)))
@@ -144,13 +145,13 @@ def pull_back(
     tx: Tx, transfer_id: str, source: str, target: str, amount_gpu_us: int, *, actor: str, reason: str
 ) -> bool:
     """Take granted time of a grant back to its programme: at most min(granted - used - held, granted - children)."""
+    row = tx.connection.execute(select(accounts).where(accounts.c.id == source).with_for_update()).one()
     children = tx.connection.execute(
         select(accounts.c.granted_gpu_us).where(accounts.c.parent_id == source)
     ).scalars()
-    earmarked = sum(children)
-    row = tx.connection.execute(select(accounts).where(accounts.c.id == source).with_for_update()).one()
-    possible = min(row.granted_gpu_us - row.used_gpu_us - row.held_gpu_us, row.granted_gpu_us - earmarked)
-    if amount_gpu_us > possible and not _is_known(tx, transfer_id):
+    possible = min(row.granted_gpu_us - row.used_gpu_us - row.held_gpu_us, row.granted_gpu_us - sum(children))
+    known = tx.connection.execute(_KNOWN, {"transfer": transfer_id}).first() is not None
+    if amount_gpu_us > possible and not known:
         raise InsufficientBalance(
             f"at most {possible} GPU-us can be taken back from {source}, {amount_gpu_us} were asked for",
             account=source,
@@ -342,9 +343,12 @@ def refund(
     else:
         assert kind is RefundKind.CORRECTION, "the platform cannot owe itself"
         legs = [Leg(PLATFORM, d_used=-amount)]
+    transfer_id = f"{slice_id}:{kind.value}"
+    for span in _given_back(tx, held, slice_id, but=transfer_id):
+        assert ends_at_ms <= span[0] or span[1] <= starts_at_ms, "nothing is given back twice"
     done = _transfer(
         tx,
-        f"{slice_id}:{kind.value}",
+        transfer_id,
         TransferType.REFUND,
         amount,
         tuple(legs),
@@ -374,6 +378,20 @@ def refund(
     return amount if charged else 0
 
 
+def _given_back(tx: Tx, held: Hold, slice_id: str, *, but: str) -> list[tuple[int, int]]:
+    """What other refunds of a slice gave back, those of this transaction included."""
+    stored = tx.connection.execute(
+        select(transfers.c.id, transfers.c.starts_at_ms, transfers.c.ends_at_ms).where(
+            transfers.c.job_id == held.job_id, transfers.c.refund_of == slice_id
+        )
+    )
+    spans = [(row.starts_at_ms, row.ends_at_ms) for row in stored if row.id != but]
+    for table, row in tx.deferred:
+        if table is transfers and row["refund_of"] == slice_id and row["id"] != but:
+            spans.append((row["starts_at_ms"], row["ends_at_ms"]))
+    return spans
+
+
 # --- one transfer, one account ---------------------------------------------------------------------
 
 
@@ -388,7 +406,9 @@ def _transfer(
     reason: str,
     **columns: Any,
 ) -> bool:
-    if _is_known(tx, transfer_id, kind, amount_gpu_us):
+    known = tx.connection.execute(_KNOWN, {"transfer": transfer_id}).one_or_none()
+    if known is not None:
+        _check_same(tx, known, kind, amount_gpu_us, legs, columns)
         return False
     for leg in sorted(legs, key=lambda leg: leg.account_id):
         _change(tx, leg)
@@ -396,18 +416,27 @@ def _transfer(
     return True
 
 
-def _is_known(
-    tx: Tx, transfer_id: str, kind: TransferType | None = None, amount_gpu_us: int | None = None
-) -> bool:
-    known = tx.connection.execute(_KNOWN, {"transfer": transfer_id}).one_or_none()
-    if known is None:
-        return False
-    if kind is not None and (known.type != kind.value or known.amount_gpu_us != amount_gpu_us):
-        raise TransferMismatch(
-            f"transfer {transfer_id} exists as {known.type} of {known.amount_gpu_us} GPU-us, "
-            f"not {kind.value} of {amount_gpu_us}"
-        )
-    return True
+def _check_same(
+    tx: Tx,
+    known: Row[Any],
+    kind: TransferType,
+    amount_gpu_us: int,
+    legs: Sequence[Leg],
+    columns: dict[str, Any],
+) -> None:
+    """Raise TransferMismatch unless the stored transfer is the one asked for: amount, accounts, time, rate."""
+    stored = {
+        Leg(row.account_id, row.d_granted, row.d_held, row.d_used)
+        for row in tx.connection.execute(_KNOWN_LEGS, {"transfer": known.id})
+    }
+    differs = [name for name, value in columns.items() if getattr(known, name) != value]
+    if (known.type, known.amount_gpu_us, stored) == (kind.value, amount_gpu_us, set(legs)) and not differs:
+        return
+    raise TransferMismatch(
+        f"transfer {known.id} exists as {known.type} of {known.amount_gpu_us} GPU-us "
+        f"on {', '.join(sorted(leg.account_id for leg in stored))}; "
+        f"{kind.value} of {amount_gpu_us} on {', '.join(sorted(leg.account_id for leg in legs))} is another one"
+    )
 
 
 def _queue(

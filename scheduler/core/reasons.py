@@ -45,7 +45,7 @@ def explain(shape: Shape, fleet: Fleet, reach: Reach) -> Reason:
     # when even empty nodes in reach would be too few, what is out of reach binds, free or not
     never = could(reach.live, all_nodes=False) is None
     dark = next((c for c in reach.unseen if free(c, all_nodes=False) >= pods), None)
-    if dark is None and never and could((*reach.live, *reach.paused), all_nodes=True) is None:
+    if dark is None and could((*reach.live, *reach.paused), all_nodes=True) is None:
         dark = could(reach.unseen, all_nodes=True)
     if dark is not None:
         return Reason(WaitReason.CLUSTER_UNSEEN, {"cluster": dark})

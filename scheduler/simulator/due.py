@@ -7,12 +7,12 @@ from typing import NamedTuple
 
 
 class DueKind(IntEnum):
-    """In the same millisecond the first kind goes first: GPUs are freed before they are taken."""
+    """In the same millisecond the first kind goes first: pods die before their node's silence is noticed."""
 
-    NOTICE = 0
-    """A silent node is noticed."""
-    END = 1
+    END = 0
     """A running pod ends."""
+    NOTICE = 1
+    """A silent node is noticed."""
     READY = 2
     """A pending pod has been set up and takes GPUs as soon as they are free."""
 

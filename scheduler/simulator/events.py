@@ -163,6 +163,11 @@ _WORDS: dict[type[Event], str] = {
 _TYPES = {word: kind for kind, word in _WORDS.items()}
 
 
+def event_word(event: Event) -> str:
+    """What the journal calls this kind of event."""
+    return _WORDS[type(event)]
+
+
 def line_of(event: Event, n: int) -> str:
     """The event as the journal's line number `n`, without the line's end."""
     fields: dict[str, object] = {"t": event.t, "n": n, "event": _WORDS[type(event)]}

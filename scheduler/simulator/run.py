@@ -13,10 +13,11 @@ import structlog
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from scheduler.simulator.crash import open_journal
 from scheduler.simulator.door import create_app
 from scheduler.simulator.faults import CUT
 from scheduler.simulator.fleet import read_fleet
-from scheduler.simulator.journal import Journal, JournalTrouble
+from scheduler.simulator.journal import JournalTrouble
 from scheduler.simulator.model import Model
 from scheduler.simulator.readings import SAMPLES_KEPT, Readings
 from scheduler.simulator.settings import Settings
@@ -40,7 +41,7 @@ def serve(settings: Settings) -> None:
     listener = _listen(settings.host, settings.port)
     model = Model(past_kept_ms=SAMPLES_KEPT * settings.sample_period_ms)
     try:
-        journal = Journal(settings.data_dir)
+        journal = open_journal(settings.data_dir, os.environ)
         model.replay(journal.read())
     except (JournalTrouble, OSError) as trouble:
         raise CannotServe(str(trouble)) from trouble

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -34,6 +33,7 @@ class Hub:
 
     folder: Path
     speed: int = 1
+    lease_ttl_s: float = 15.0
     environment: dict[str, str] = field(default_factory=dict)
     children: list[subprocess.Popen[bytes]] = field(default_factory=list)
     lines: list[QuotaClient] = field(default_factory=list)
@@ -49,7 +49,7 @@ class Hub:
         self.start_cluster()
         self.operator = QuotaClient(self.quota_url, self.tokens["operator"], timeout_s=10)
         self.lines.append(self.operator)
-        until(self._quota_answers, "quota answers")
+        until(self.quota_answers, "quota answers")
         self.operator.create_cluster(NewCluster(id="sim", kind="simulated"))
         self.operator.put_gpu_class(
             NewGpuClass(id="h100", name="H100", rate_thousandths=1000, price_krw=4000)
@@ -74,7 +74,10 @@ class Hub:
     def start_quota(self) -> subprocess.Popen[bytes]:
         """Start the quota service."""
         return self._child(
-            "quota", *QUOTA, "serve", "--database", self.database, "--port", str(self.quota_port)
+            "quota",
+            *QUOTA,
+            *("serve", "--database", self.database, "--port", str(self.quota_port)),
+            *("--lease-ttl-s", str(self.lease_ttl_s)),
         )
 
     def start_cluster(self) -> subprocess.Popen[bytes]:
@@ -128,19 +131,14 @@ class Hub:
     def close(self) -> None:
         """End every child and wait for it."""
         for child in self.children:
-            if child.poll() is None:
-                child.send_signal(signal.SIGCONT)
-                child.terminate()
+            child.kill()
         for child in self.children:
-            try:
-                child.wait(timeout=20)
-            except subprocess.TimeoutExpired:
-                child.kill()
-                child.wait()
+            child.wait()
         for line in self.lines:
             line.close()
 
-    def _quota_answers(self) -> bool:
+    def quota_answers(self) -> bool:
+        """Whether quota is up."""
         try:
             self.operator.read_clock()
         except ServiceUnavailable:
@@ -173,9 +171,9 @@ class Hub:
 
 
 @contextmanager
-def open_hub(folder: Path, speed: int = 1) -> Iterator[Hub]:
+def open_hub(folder: Path, speed: int = 1, lease_ttl_s: float = 15.0) -> Iterator[Hub]:
     """A hub that is ended at the end of the block."""
-    hub = Hub(folder, speed)
+    hub = Hub(folder, speed, lease_ttl_s)
     try:
         hub.open()
         yield hub

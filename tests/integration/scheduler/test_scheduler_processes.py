@@ -1,18 +1,138 @@
-"""Real processes: one job from submission to its charge, and what is left after kills at named steps."""
+"""Real processes: a job from submission to its charge, and what kills and pauses leave behind."""
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
+from urllib.request import urlopen
 
+import pytest
+
+from quota.schemas.jobs import JobDetail
 from quota.schemas.scheduling import EndReason, JobState
-from tests.integration.scheduler.scheduler_processes import open_hub
+from scheduler.crash import POINTS
+from tests.integration.scheduler.scheduler_processes import Hub, free_port, open_hub, until
+
+SLOW_TO_STOP = {"simulate.gpuhub/duration_s": "3000", "simulate.gpuhub/stop_s": "0.2"}
 
 
+def pods(hub: Hub, event: str, name: str) -> list[dict[str, object]]:
+    """What the cluster's journal says of one object's pods."""
+    return [line for line in hub.journal() if line["event"] == event and line.get("name") == name]
+
+
+def check_against_journal(hub: Hub, job: JobDetail) -> None:
+    """One run per attempt, and the charge is what the journal says, to the millisecond."""
+    for attempt in job.attempts:
+        started = pods(hub, "pod_started", f"{job.id}-{attempt.attempt}")
+        ended = pods(hub, "pod_ended", f"{job.id}-{attempt.attempt}")
+        assert len(started) == len(ended) <= job.pods
+        if not started:
+            assert attempt.settled_gpu_us == 0
+            continue
+        assert attempt.first_started_at == min(int(str(line["t"])) for line in started)
+        assert attempt.ended_at == max(int(str(line["t"])) for line in ended)
+        assert attempt.last_started_at is not None
+        occupied_ms = attempt.ended_at - attempt.first_started_at
+        whole = occupied_ms * job.pods * job.gpus_per_pod * 1000
+        assert attempt.settled_gpu_us + attempt.platform_gpu_us == whole
+        assert attempt.hold_resolved
+    used = [capacity.used for node in hub.operator.list_nodes().items for capacity in node.capacities]
+    assert sum(used) == 0
+
+
+@pytest.mark.e2e
 def test_job_runs_and_is_charged_what_the_journal_says(tmp_path: Path) -> None:
     with open_hub(tmp_path) as hub:
-        hub.start_scheduler()
-        job_id = hub.submit(gpus_per_pod=4)
-        job = hub.wait_for(job_id, JobState.ENDED)
+        port = free_port()
+        scheduler = hub.start_scheduler(port=port)
+        job = hub.wait_for(hub.submit(gpus_per_pod=4, pods=2), JobState.ENDED)
         assert job.end_reason is EndReason.SUCCEEDED, hub.log("scheduler-one")
-        journal = hub.journal()
-        print(journal, job)
+        check_against_journal(hub, job)
+        metrics = urlopen(f"http://127.0.0.1:{port}/metrics").read().decode()
+        assert 'hub_sched_decisions_total{outcome="started"} 1.0' in metrics
+        assert 'hub_sched_gpus{gpu_class="h100",state="free"} 16.0' in metrics
+        with urlopen(f"http://127.0.0.1:{port}/-/ready") as ready:
+            assert ready.status == 200
+        scheduler.terminate()
+        assert scheduler.wait(timeout=20) == 0, hub.log("scheduler-one")
+
+
+@pytest.mark.e2e
+def test_waiting_job_tells_why_and_starts_when_there_is_room(tmp_path: Path) -> None:
+    with open_hub(tmp_path) as hub:
+        hub.start_scheduler()
+        first = hub.submit(gpus_per_pod=8, pods=2, annotations=SLOW_TO_STOP)
+        hub.wait_for(first, JobState.RUNNING)
+        second = hub.submit(gpus_per_pod=8)
+        until(lambda: hub.operator.read_job(second).waiting is not None, "a reason")
+        until(lambda: hub.operator.read_job(second).position == 1, "a position")
+        hub.operator.cancel_job(first)
+        check_against_journal(hub, hub.wait_for(second, JobState.ENDED))
+        stopped = hub.wait_for(first, JobState.ENDED)
+        assert stopped.end_reason is EndReason.CANCELLED
+        check_against_journal(hub, stopped)
+
+
+@pytest.mark.e2e
+@pytest.mark.crash
+@pytest.mark.parametrize("point", POINTS)
+def test_killed_at_a_named_point_the_next_process_finishes(tmp_path: Path, point: str) -> None:
+    with open_hub(tmp_path) as hub:
+        dying = hub.start_scheduler(crash_at=point)
+        if point == "before_ranking":
+            assert dying.wait(timeout=40) == -signal.SIGKILL
+            hub.start_scheduler()
+        short, long = hub.submit(pods=2), hub.submit(annotations=SLOW_TO_STOP)
+        if "stop" in point or "suspend" in point:
+            hub.wait_for(long, JobState.RUNNING)
+            hub.operator.cancel_job(long)
+        if point != "before_ranking":
+            assert dying.wait(timeout=40) == -signal.SIGKILL, hub.log("scheduler-one")
+            hub.start_scheduler()
+        assert hub.wait_for(short, JobState.ENDED).end_reason is EndReason.SUCCEEDED
+        hub.wait_for(long, JobState.RUNNING, JobState.ENDED)
+        hub.operator.cancel_job(long)
+        assert hub.wait_for(long, JobState.ENDED).end_reason is EndReason.CANCELLED
+        for job_id in (short, long):
+            job = hub.operator.read_job(job_id)
+            assert job.attempt == 1
+            check_against_journal(hub, job)
+
+
+@pytest.mark.e2e
+@pytest.mark.crash
+def test_paused_leader_that_wakes_up_after_another_took_over_changes_nothing(tmp_path: Path) -> None:
+    with open_hub(tmp_path, lease_ttl_s=2.0) as hub:
+        paused = hub.start_scheduler("one", crash_at="between_claim_and_create:1:stop")
+        job_id = hub.submit()
+        hub.wait_for(job_id, JobState.STARTING)
+        hub.start_scheduler("two")
+        assert hub.wait_for(job_id, JobState.ENDED).end_reason is EndReason.SUCCEEDED
+        paused.send_signal(signal.SIGCONT)
+        until(lambda: "lease_lost" in hub.log("scheduler-one"), "the paused one noticed")
+        again = hub.wait_for(hub.submit(), JobState.ENDED)
+        assert again.end_reason is EndReason.SUCCEEDED
+        job = hub.operator.read_job(job_id)
+        assert len(pods(hub, "object_created", f"{job_id}-1")) == 1
+        check_against_journal(hub, job)
+        check_against_journal(hub, again)
+        assert hub.operator.list_findings().items == ()
+
+
+@pytest.mark.e2e
+@pytest.mark.crash
+def test_scheduler_outlives_quota_and_cluster(tmp_path: Path) -> None:
+    with open_hub(tmp_path) as hub:
+        hub.start_scheduler()
+        job_id = hub.submit(annotations={"simulate.gpuhub/duration_s": "4"})
+        hub.wait_for(job_id, JobState.RUNNING)
+        for child in hub.children[:2]:
+            child.kill()
+            child.wait()
+        hub.start_cluster()
+        hub.start_quota()
+        until(hub.quota_answers, "quota is back")
+        job = hub.wait_for(job_id, JobState.ENDED)
+        assert job.end_reason is EndReason.SUCCEEDED
+        check_against_journal(hub, job)

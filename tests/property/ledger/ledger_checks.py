@@ -82,7 +82,11 @@ def _i02(connection: Connection) -> list[str]:
         if row.kind not in UNLIMITED
         and row.held_gpu_us + row.used_gpu_us > row.granted_gpu_us + row.overdraft_gpu_us
     ]
-    below = [f"{row.id} holds or uses less than nothing" for row in rows if min(row.held_gpu_us, row.used_gpu_us) < 0]
+    below = [
+        f"{row.id} holds or uses less than nothing"
+        for row in rows
+        if min(row.held_gpu_us, row.used_gpu_us) < 0
+    ]
     return over + below
 
 
@@ -149,7 +153,9 @@ def _i06(connection: Connection) -> list[str]:
         refunds[row.refund_of].append(row)
     on_platform = {
         leg.transfer_id: leg.d_used
-        for leg in _rows(connection, "SELECT transfer_id, d_used FROM transfer_legs WHERE account_id = 'platform'")
+        for leg in _rows(
+            connection, "SELECT transfer_id, d_used FROM transfer_legs WHERE account_id = 'platform'"
+        )
     }
     for slice_id, rows in refunds.items():
         given_back = sum(row.amount_gpu_us for row in rows)
@@ -176,7 +182,9 @@ def _i07(connection: Connection) -> list[str]:
     found = []
     for row in _rows(connection, statement):
         if row.rate_id is None or row.rate_id != row.pinned or row.gpus != row.held_gpus:
-            found.append(f"{row.id} was charged at {row.rate_id} x {row.gpus}, held at {row.pinned} x {row.held_gpus}")
+            found.append(
+                f"{row.id} was charged at {row.rate_id} x {row.gpus}, held at {row.pinned} x {row.held_gpus}"
+            )
         elif row.amount_gpu_us != (row.ends_at_ms - row.starts_at_ms) * row.gpus * row.rate_thousandths:
             found.append(f"{row.id}: {row.amount_gpu_us} is not milliseconds x GPUs x rate")
     return found
@@ -218,11 +226,11 @@ def _i14(connection: Connection) -> list[str]:
     paths: dict[str, set[str]] = defaultdict(set)
     for row in _rows(connection, "SELECT hold_id, account_id FROM hold_accounts"):
         paths[row.hold_id].add(row.account_id)
-    found = []
-    for row in _rows(connection, "SELECT id, amount_gpu_us FROM holds"):
-        if legs[row.id] != dict.fromkeys(paths[row.id], row.amount_gpu_us) or not paths[row.id]:
-            found.append(f"{row.id} of {row.amount_gpu_us} has legs {legs[row.id]} on the path {sorted(paths[row.id])}")
-    return found
+    return [
+        f"{row.id} of {row.amount_gpu_us} has legs {legs[row.id]} on the path {sorted(paths[row.id])}"
+        for row in _rows(connection, "SELECT id, amount_gpu_us FROM holds")
+        if legs[row.id] != dict.fromkeys(paths[row.id], row.amount_gpu_us) or not paths[row.id]
+    ]
 
 
 def _rows(connection: Connection, statement: str) -> list[Any]:

@@ -10,9 +10,11 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
+import psycopg
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -42,7 +44,11 @@ from tests.property.ledger.ledger_checks import rebuilt_balances, stored_balance
 
 EXAMPLES = int(os.environ.get("GPUHUB_LEDGER_EXAMPLES", "30"))
 STEPS = 30
-RATES = (Rate("h100@1", "h100", 1000, 4000), Rate("a100@3", "a100", 550, 2100), Rate("mig@1", "mig", 125, 333))
+RATES = (
+    Rate("h100@1", "h100", 1000, 4000),
+    Rate("a100@3", "a100", 550, 2100),
+    Rate("mig@1", "mig", 125, 333),
+)
 
 amounts = st.integers(1, 2_000_000_000)
 milliseconds = st.integers(1, 200_000)
@@ -91,9 +97,12 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.folder = tempfile.TemporaryDirectory(prefix="hub-ledger-")
+        memory = Path("/dev/shm")  # thousands of commits, none of which must outlive the test
+        self.folder = tempfile.TemporaryDirectory(
+            prefix="hub-ledger-", dir=memory if os.access(memory, os.W_OK) else None
+        )
         self.url = (
-            databases.new_postgres() if self.engine == "postgres" else databases.new_sqlite(Path(self.folder.name))
+            _emptied_postgres() if self.engine == "postgres" else databases.new_sqlite(Path(self.folder.name))
         )
         self.database = Database(self.url, HandClock(), pool_size=2)
         self.model: dict[str, Account] = {TREASURY: Account(limited=False), PLATFORM: Account(limited=False)}
@@ -103,8 +112,6 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         self.database.close()
-        if self.engine == "postgres":
-            databases.drop_postgres(self.url)
         self.folder.cleanup()
 
     # --- rules: budgets ---------------------------------------------------------------------------
@@ -310,10 +317,8 @@ class LedgerMachine(RuleBasedStateMachine):
             self._refused(work, AssertionError)
         elif known is not None and known == (start, end):
             assert self._write_unchanged(work) == 0
-        elif known is not None and known[1] - known[0] != end - start:
-            self._refused(work, TransferMismatch)
         elif known is not None:
-            return  # another stretch of equal length under the same id: answered as done
+            self._refused(work, (TransferMismatch, AssertionError))
         elif any(span[0] < end and start < span[1] for span in before):
             self._refused(work, AssertionError)  # nothing is given back twice
         else:
@@ -333,7 +338,9 @@ class LedgerMachine(RuleBasedStateMachine):
     def stored_is_rebuilt_is_the_model(self) -> None:
         with self.database.read() as connection:
             stored, rebuilt = stored_balances(connection), rebuilt_balances(connection)
-        expected = {name: (account.granted, account.held, account.used) for name, account in self.model.items()}
+        expected = {
+            name: (account.granted, account.held, account.used) for name, account in self.model.items()
+        }
         assert stored == expected
         assert rebuilt == expected
 
@@ -364,7 +371,15 @@ class LedgerMachine(RuleBasedStateMachine):
         with self.database.read() as connection:
             return [
                 sorted(map(tuple, connection.exec_driver_sql(f"SELECT * FROM {table}").all()), key=repr)
-                for table in ("accounts", "transfers", "transfer_legs", "holds", "hold_accounts", "slices", "feed_head")
+                for table in (
+                    "accounts",
+                    "transfers",
+                    "transfer_legs",
+                    "holds",
+                    "hold_accounts",
+                    "slices",
+                    "feed_head",
+                )
             ]
 
     def _open(self, name: str, kind: str, parent: str | None = None) -> None:
@@ -376,7 +391,9 @@ class LedgerMachine(RuleBasedStateMachine):
         ledger.deposit(tx, f"{grant}:award", "program:ax", grant, amount, actor="op", reason="r")
 
     def _deposit(self, name: str, source: str, target: str, amount: int) -> tuple[str, str, str, int]:
-        assert self._write(lambda tx: ledger.deposit(tx, name, source, target, amount, actor="op", reason="r"))
+        assert self._write(
+            lambda tx: ledger.deposit(tx, name, source, target, amount, actor="op", reason="r")
+        )
         self._move(source, target, amount)
         return name, source, target, amount
 
@@ -402,6 +419,23 @@ class LedgerMachine(RuleBasedStateMachine):
     def _name(self, prefix: str) -> str:
         self.count += 1
         return f"{prefix}{self.count}"
+
+
+@cache
+def _postgres() -> str:
+    return databases.new_postgres()
+
+
+def _emptied_postgres() -> str:
+    """One database for all examples: making one costs more than an example, emptying it does not."""
+    url = _postgres()
+    with psycopg.connect(url) as connection:
+        connection.execute("SET session_replication_role = replica")  # past the triggers and the foreign keys
+        for table in ("transfer_legs", "transfers", "slices", "hold_accounts", "holds"):
+            connection.execute(f"DELETE FROM {table}")
+        connection.execute("DELETE FROM accounts WHERE id NOT IN ('treasury', 'platform')")
+        connection.execute("UPDATE accounts SET granted_gpu_us = 0, held_gpu_us = 0, used_gpu_us = 0")
+    return url
 
 
 def _length(part: Slice) -> int:

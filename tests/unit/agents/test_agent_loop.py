@@ -130,6 +130,19 @@ def test_no_cluster_at_all_is_noted_once_and_loses_nothing(outbox: Outbox) -> No
     assert service.totals()["job-1", START_MS] == (150_000, 5 * MINUTE_MS)
 
 
+def test_a_job_that_ended_behind_the_newest_sample_keeps_its_last_seconds(outbox: Outbox) -> None:
+    """The next reading must still tell of it: its end lies in an interval that was not sampled yet."""
+    gpu = a_busy_gpu(ratio=1.0)
+    gpu.holds = [Hold("job-1", START_MS, START_MS + 65_000)]
+    world, service = Gpus({"GPU-1": gpu}), Service()
+    agent = an_agent(outbox, world, service)
+    for seconds in (0, 67, 13):
+        world.now_ms += seconds * 1_000
+        agent.sampler.sample_once()
+    agent.deliverer.deliver_once()
+    assert service.totals() == {("job-1", START_MS): (65_000, 65_000)}
+
+
 def test_a_silent_gpu_does_not_hold_the_others_back(outbox: Outbox) -> None:
     world = Gpus({"GPU-1": a_busy_gpu(), "GPU-2": Gpu()})
     agent = an_agent(outbox, world, Service())

@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from agents.exposition import make_app
 from agents.metrics import AgentCollector
-from agents.outbox import Outbox, open_outbox
+from agents.outbox import Outbox, OutboxUnwritable, Spool, open_outbox
 from tests.unit.agents.agent_world import START_MS, Agent, Gpu, Gpus, Hold, Service, an_agent, steady
 
 MINUTE_MS = 60_000
@@ -135,6 +135,21 @@ def test_the_agent_tells_of_itself(outbox: Outbox) -> None:
     assert sent["hub_agent_spool_records"] == {(): 0.0}
     assert "hub_agent_spool_oldest_timestamp_seconds" not in sent
     assert len(sent["hub_agent_build_info"]) == 1
+
+
+def test_trouble_with_the_disk_leaves_the_other_series(
+    outbox: Outbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = an_agent(outbox, a_world(), Service())
+    agent.sampler.sample_once()
+
+    def no_disk() -> Spool:
+        raise OutboxUnwritable("disk I/O error")
+
+    monkeypatch.setattr(outbox, "spool", no_disk)
+    found = scrape(agent)
+    assert "hub_agent_spool_records" not in found
+    assert found["hub_gpu_up"][("GPU-1", "sim-0")] == 1.0
 
 
 def test_a_thousand_short_jobs_leave_no_series_behind(outbox: Outbox) -> None:

@@ -50,6 +50,13 @@ def test_a_driver_that_samples_more_slowly_is_understood_after_a_few_samples() -
     assert measured(rows) == {("job-1", 0): (15 * MINUTE_MS, 15 * MINUTE_MS)}
 
 
+def test_the_period_is_the_median_of_the_latest_nine_distances() -> None:
+    state, _ = integrate(a_state(), [(START_MS + 15_000, 1.0)], (), None)
+    assert state.gaps_ms == (*[PERIOD_MS] * 8, 15_000)
+    state, _ = integrate(state, steady(1.0, START_MS + 15_000, START_MS + 105_000), (), None)
+    assert state.gaps_ms == (PERIOD_MS,) * 9
+
+
 def test_an_interval_over_an_hour_mark_is_cut_there() -> None:
     begun = a_state(START_MS + HOUR_MS - 4_000)
     _, rows = integrate(begun, [(START_MS + HOUR_MS + 6_000, 0.5)], (held(),), None)

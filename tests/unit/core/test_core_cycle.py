@@ -91,6 +91,15 @@ def test_told_to_be_behind_for_one_cycle_only() -> None:
     assert set(plan.changed_reasons) == {"j1"}
 
 
+def test_refused_job_hears_the_reason_that_its_like_heard_before() -> None:
+    jobs = [a_job("j0", submitted=0), a_job("j1", submitted=1, hours=2), a_job("j2", submitted=2)]
+    plan, state = begun(a_node(gpus=1), *jobs)
+    assert plan.reasons["j2"].code is WaitReason.NO_FREE_GPU
+    plan, _ = decide(state, [a_node(gpus=1, foreign=1)], NOW_MS)
+    assert {reason.code for reason in plan.reasons.values()} == {WaitReason.NO_FREE_GPU}
+    assert set(plan.changed_reasons) == {"j0", "j1"}
+
+
 def test_jobs_thaw_and_grants_begin_without_any_change() -> None:
     job = a_job(not_before=NOW_MS + 10)
     plan, state = begun(a_node(), job, a_grant(starts=NOW_MS + 20))

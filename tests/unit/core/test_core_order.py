@@ -95,18 +95,32 @@ def test_cutting_work_into_small_jobs_takes_turns_like_large_ones() -> None:
 
 
 def test_pick_of_one_programme_counts_as_usage_in_the_other() -> None:
+    pace = Pace(-20 * DAY_MS, NOW_MS)
     grants = [
-        a_grant("o1", id="g1", program="p1"),
-        a_grant("o1", id="g2", program="p2"),
-        a_grant("o2", program="p2"),
+        a_grant("o1", program="p1", hours=100, used=70, pace=pace),
+        a_grant("o1", id="g2", program="p2", hours=100, used=70, pace=pace),
+        a_grant("o2", program="p3", hours=100, used=70, pace=pace),
     ]
     jobs = [
-        a_job("a", "o1", grant="g1", submitted=0),
+        a_job("a", "o1", grant="g-o1", submitted=0),
         a_job("b", "o1", grant="g2", submitted=1),
-        a_job("c", "o2"),
+        a_job("c", "o2", submitted=2),
     ]
     plan = plan_of(*grants, a_node(gpus=2), *jobs, organizations=("o1", "o2"))
     assert started(plan) == ["a", "c"]
+
+
+def test_equals_far_ahead_take_turns_by_what_they_hold_though_no_lag_tells_them_apart() -> None:
+    """At the lower bound a pick does not move the lag any more; usage must, on every level of the tree."""
+    pace = Pace(-20 * DAY_MS, NOW_MS)
+    jobs = [a_job("a1", "o1", submitted=0), a_job("a2", "o1", submitted=1), a_job("b", "o2", submitted=2)]
+    for program in ("p1", "p2"):
+        grants = [
+            a_grant("o1", hours=100, used=70, pace=pace),
+            a_grant("o2", program=program, hours=100, used=70, pace=pace),
+        ]
+        plan = plan_of(*grants, a_node(gpus=2), *jobs, organizations=("o1", "o2"))
+        assert started(plan) == ["a1", "b"]
 
 
 # --- lag -----------------------------------------------------------------------------------------

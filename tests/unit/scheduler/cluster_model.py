@@ -100,7 +100,7 @@ class ClusterModel:
 
     def pass_time(self) -> None:
         """Start pending pods, end those whose time is over."""
-        for name, seen in list(self.objects.items()):
+        for seen in list(self.objects.values()):
             pods = tuple(self._aged(pod, suspended=seen.suspended) for pod in seen.pods)
             if pods != seen.pods:
                 self._put(replace(seen, pods=pods))

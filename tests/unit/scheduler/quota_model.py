@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -85,6 +86,7 @@ class QuotaModel:
     head: int = 0
     oldest: int = 0
     objects: dict[tuple[FeedKind, str], FeedItem] = field(default_factory=dict)
+    feed: dict[tuple[FeedKind, str], int] = field(default_factory=dict)
     epoch: int = 0
     holder: tuple[str, str, int] = ("", "", 0)
     streams: dict[str, StreamRow] = field(default_factory=dict)
@@ -159,10 +161,8 @@ class QuotaModel:
     def deliver_late(self) -> None:
         """Requests that were given up reach the service now; nobody reads the answers."""
         while self.late:
-            try:
+            with suppress(ServiceProblem):
                 self.late.pop(0)()
-            except ServiceProblem:
-                pass
 
     # --- the contract ---
 
@@ -192,7 +192,7 @@ class QuotaModel:
         """Everything that changed after the cursor."""
         if not self.oldest <= after <= self.head:
             raise problem(410, "cursor_expired")
-        changed = [key for key, seq in self._feed.items() if seq > after]
+        changed = [key for key, seq in self.feed.items() if seq > after]
         return FeedPage(cursor=self.head, items=tuple(self._read(*key) for key in changed))
 
     def send_decisions(self, body: bytes) -> DecisionReply:
@@ -430,10 +430,6 @@ class QuotaModel:
 
     # --- the feed ---
 
-    @property
-    def _feed(self) -> dict[tuple[FeedKind, str], int]:
-        return self.__dict__.setdefault("feed_rows", {})
-
     def _change(self, *changes: tuple[FeedKind, str, BaseModel | None]) -> None:
         for kind, ident, found in changes:
             self._put({}, kind, ident, found)
@@ -447,7 +443,7 @@ class QuotaModel:
     ) -> None:
         self.head += 1
         touched[kind, ident] = None
-        self._feed[kind, ident] = self.head
+        self.feed[kind, ident] = self.head
         if found is None:
             self.objects.pop((kind, ident), None)
         else:

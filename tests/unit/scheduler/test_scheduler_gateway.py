@@ -128,7 +128,7 @@ def test_long_batches_are_cut_and_only_the_last_moves_the_watermark() -> None:
     list(gateway.report(news(*(a_finding(number) for number in range(1_201)))))
     bodies = [json.loads(body) for body in quota.bodies]
     assert [len(body["items"]) for body in bodies] == [500, 500, 201]
-    assert [body["observed_through"][-5:] for body in bodies] == ["500Z", "500Z", "000Z"]
+    assert [body["observed_through"][-5:] for body in bodies] == [".500Z", ".500Z", ".000Z"]
     items: list[DecisionItem] = [STOP] * 501
     assert sum(len(answer.results) for answer in gateway.decide(items)) == 501
 

@@ -200,6 +200,14 @@ class TestLostNode:
         do(model, rules.return_node(model, T + 60_000, "n-0"))
         assert pod(model, late).started_ms == T + 60_000
 
+    def test_is_seen_to_be_lost_at_once_if_it_is_not_silent_first(self):
+        model = a_model()
+        name = create(model, an_object(T))
+        version = model.version
+        do(model, rules.lose_node(model, T + 1, "n-0", 0))
+        (seen,) = objects_view(model, version, T + 1)["objects"]
+        assert (seen["name"], seen["phase"]) == (name, "unknown")
+
     def test_is_lost_and_returned_once(self):
         model, _ = self.lost()
         assert rules.lose_node(model, T + 11_000, "n-0", 0) is None

@@ -1,0 +1,197 @@
+"""What operators see: explanations, metrics, the door, the command line."""
+
+from __future__ import annotations
+
+import json
+import re
+from http.client import HTTPConnection
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from typer.testing import CliRunner
+
+from quota.schemas.scheduling import NodeCapacityObject, NodeObject, Waiting, WaitReason
+from scheduler.cli import app
+from scheduler.crash import POINTS, CrashPlan
+from scheduler.door import Door, PortTaken, Readiness, Windows
+from scheduler.explain import explain
+from scheduler.metrics import Metrics, Tally
+from scheduler.picture import picture_of, status_of
+from tests.unit.scheduler.quota_model import a_job
+
+
+@pytest.mark.parametrize("code", list(WaitReason))
+def test_every_reason_has_a_line_and_a_status(code: WaitReason) -> None:
+    assert explain(Waiting(code=code))
+    assert status_of(code) in ("active", "blocked", "held")
+
+
+@pytest.mark.parametrize(
+    ("waiting", "line"),
+    [
+        (
+            Waiting(code=WaitReason.NO_FREE_GPU, numbers={"needed": 8, "free": 3, "gpu_class": "h100"}),
+            "needs 8 h100, 3 are free",
+        ),
+        (
+            Waiting(
+                code=WaitReason.GRANT_ENDS_FIRST,
+                numbers={"grant": "g1", "ends_at_ms": 1_800_000_000_000, "walltime_ms": 5_400_000},
+            ),
+            "grant g1 ends at 2027-01-15T08:00:00.000Z: a walltime of 90 min would fit",
+        ),
+        (
+            Waiting(
+                code=WaitReason.GRANT_EXHAUSTED,
+                numbers={"grant": "g1", "needed_gpu_us": 7_200_000_000, "left_gpu_us": 1_800_000_000},
+            ),
+            "needs 2 GPU hours, grant g1 has 0.5 GPU hours left",
+        ),
+        (Waiting(code=WaitReason.NO_FREE_GPU), "needs ? ?, ? are free"),
+    ],
+)
+def test_explanation_shows_the_numbers(waiting: Waiting, line: str) -> None:
+    assert explain(waiting) == line
+
+
+def samples(metrics: Metrics) -> dict[tuple[str, ...], float]:
+    """Every sample by name and label values."""
+    return {
+        (sample.name, *sample.labels.values()): sample.value
+        for family in text_string_to_metric_families(metrics.text().decode())
+        for sample in family.samples
+    }
+
+
+def test_gauges_come_from_the_last_picture_and_leave_nothing_behind() -> None:
+    metrics = Metrics()
+    full = Waiting(code=WaitReason.NO_FREE_GPU)
+    frozen = Waiting(code=WaitReason.ORGANIZATION_FROZEN)
+    node = NodeObject(
+        cluster="sim",
+        node="n0",
+        schedulable=True,
+        capacities=(NodeCapacityObject(gpu_class="h100", total=8, foreign=1, used=4),),
+    )
+    shut = node.model_copy(update={"schedulable": False})
+    jobs = [(a_job("job-1", gpus_per_pod=4, pods=2), full), (a_job("job-2"), frozen)]
+    metrics.lead(True)
+    metrics.show(picture_of(jobs, [node, shut], {"sim": 5_000}))
+    seen = samples(metrics)
+    assert seen["hub_sched_leader",] == 1
+    assert seen["hub_sched_queue_jobs", "alpha", "active"] == 1
+    assert seen["hub_sched_queue_gpus_requested", "alpha", "active"] == 8
+    assert seen["hub_sched_queue_jobs", "alpha", "blocked"] == 1
+    assert seen["hub_sched_unschedulable_jobs", "organization_frozen"] == 1
+    assert [seen["hub_sched_gpus", "h100", state] for state in ("allocated", "foreign", "free", "quarantined")] == [
+        8, 2, 3, 3
+    ]  # fmt: skip
+    assert seen["hub_sched_cluster_seen_timestamp_seconds", "sim"] == 5
+    metrics.lead(False)
+    seen = samples(metrics)
+    assert seen["hub_sched_leader",] == 0
+    assert not any(name == "hub_sched_queue_jobs" for name, *_ in seen)
+
+
+def test_counters_and_histograms() -> None:
+    metrics = Metrics()
+    metrics.decided("started")
+    metrics.admitted("h100", 45)
+    metrics.acted("start", "done")
+    metrics.cycle(0.003)
+    metrics.quota_failed()
+    seen = samples(metrics)
+    assert seen["hub_sched_decisions_total", "started"] == 1
+    assert seen["hub_sched_decisions_total", "refused"] == 0
+    assert seen["hub_sched_admitted_jobs_total",] == 1
+    assert seen["hub_sched_cluster_actions_total", "done", "start"] == 1
+    assert seen["hub_sched_quota_errors_total",] == 1
+    assert [seen["hub_sched_queue_wait_seconds_bucket", "h100", bound] for bound in ("30", "60", "+Inf")] == [
+        0, 1, 1
+    ]  # fmt: skip
+    assert seen["hub_sched_cycle_duration_seconds_count",] == 1
+    assert not any("_created" in name for name, *_ in seen)
+
+
+def test_value_on_a_bound_falls_under_it() -> None:
+    tally = Tally((10, 20))
+    for value in (10, 10.5, 21):
+        tally.add(value)
+    assert tally.buckets() == ([("10", 1.0), ("20", 2.0), ("+Inf", 3.0)], 41.5)
+
+
+def get(port: int, path: str) -> tuple[int, str]:
+    """One page."""
+    connection = HTTPConnection("127.0.0.1", port, timeout=10)
+    try:
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode()
+    finally:
+        connection.close()
+
+
+def test_door_tells_leader_from_standby() -> None:
+    now = {"readiness": Readiness(False, "lease_held")}
+    windows = Windows(Metrics().text, lambda: now["readiness"], lambda: ["1 job-1 needs 8 h100"])
+    with Door("127.0.0.1", 0, windows) as door:
+        assert get(door.port, "/-/healthy")[0] == 200
+        status, body = get(door.port, "/-/ready")
+        assert (status, json.loads(body)) == (503, {"status": "standby", "reason": "lease_held"})
+        now["readiness"] = Readiness(True, "epoch 3")
+        assert get(door.port, "/-/ready?x=1")[0] == 200
+        assert "hub_sched_leader 0.0" in get(door.port, "/metrics")[1]
+        assert get(door.port, "/-/waiting") == (200, "1 job-1 needs 8 h100\n")
+        assert get(door.port, "/nothing")[0] == 404
+        with pytest.raises(PortTaken, match="cannot listen on"):
+            Door("127.0.0.1", door.port, windows)
+
+
+GOOD = ["run", "--quota-url", "http://127.0.0.1:9", "--cluster", "sim=http://127.0.0.1:9"]
+
+
+@pytest.mark.parametrize(
+    ("words", "environment", "line"),
+    [
+        (GOOD[:3], {}, "--cluster: name at least one cluster as NAME=URL"),
+        (["run", "--cluster", "sim"], {}, "--cluster: 'sim' is not NAME=URL"),
+        ([*GOOD, *GOOD[3:]], {}, "--cluster: sim is given twice"),
+        (GOOD, {"GPUHUB_TOKEN": ""}, "--token-env: the environment has no GPUHUB_TOKEN"),
+        (
+            [*GOOD, "--cluster-token-env", "NOT_THERE"],
+            {},
+            "--cluster-token-env: the environment has no NOT_THERE",
+        ),
+        ([*GOOD, "--clock", "1,2"], {}, "clock '1,2' is not BUSINESS_MS,WALL_MS,SPEED"),
+        ([*GOOD, "--cycle-interval-s", "0"], {}, "--cycle-interval-s: Input should be greater than 0"),
+        ([*GOOD, "--port", "70000"], {}, "--port: Input should be less than or equal to 65535"),
+        (GOOD, {"GPUHUB_CRASH_AT": "nowhere"}, "GPUHUB_CRASH_AT: 'nowhere' is none of"),
+    ],
+)
+def test_bad_option_is_one_line_and_exit_2(words: list[str], environment: dict[str, str], line: str) -> None:
+    result = CliRunner().invoke(app, words, env={"GPUHUB_TOKEN": "secret"} | environment)
+    assert result.exit_code == 2
+    assert line in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_taken_port_is_one_line_and_exit_2() -> None:
+    windows = Windows(Metrics().text, lambda: Readiness(False, ""), list)
+    with Door("127.0.0.1", 0, windows) as door:
+        result = CliRunner().invoke(app, [*GOOD, "--port", str(door.port)], env={"GPUHUB_TOKEN": "secret"})
+    assert result.exit_code == 2
+    assert re.fullmatch(r"gpuhub scheduler run: cannot listen on .*\n", result.stderr)
+
+
+@pytest.mark.parametrize("text", ["nowhere", "after_create:0", "after_create:x", "after_create:1:pause"])
+def test_crash_plan_that_makes_no_sense_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="GPUHUB_CRASH_AT"):
+        CrashPlan(text)
+
+
+def test_crash_plan_reads_name_count_and_verb() -> None:
+    for point in POINTS:
+        CrashPlan(point).reach("after_create" if point != "after_create" else "before_ranking")
+    plan = CrashPlan("after_create:2:stop")
+    plan.reach("after_create")
+    CrashPlan().reach("after_create")
