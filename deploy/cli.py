@@ -52,7 +52,13 @@ def firm_app() -> typer.Typer:
 def main() -> None:
     """Run the command line."""
     lifeline.hold()
-    name = sys.argv[1] if len(sys.argv) > 1 else ""
+    try:
+        _dispatch(sys.argv[1] if len(sys.argv) > 1 else "")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _dispatch(name: str) -> None:
     if name in PROGRAMS:
         app = cast("typer.Typer", import_module(PROGRAMS[name][0]).app)
         app(args=sys.argv[2:], prog_name=f"gpuhub {name}")

@@ -95,17 +95,17 @@ JOBS = (
 def seed(hub: Hub) -> None:
     """Make the demo programme, once; a half-made one is completed."""
     done = hub.data.read("state.json")
-    if done.get("demo") == "complete":
-        return
     with hub.client() as client:
+        if done.get("demo") == "complete":
+            make_member_tokens(hub, client)
+            return
         register_fleet(client)
         if "demo_began_at_ms" not in done:
             # Written down before it is used: the same Idempotency-Key needs the same end of the term.
             done["demo_began_at_ms"] = str(client.read_clock().now)
             hub.data.write("state.json", done)
         award_grants(client, int(done["demo_began_at_ms"]))
-        for organization, _ in ORGANIZATIONS:
-            make_member_token(hub, client, organization.id)
+        make_member_tokens(hub, client)
         wait_for_nodes(client, {job.gpu_class for job in JOBS})
         for job in JOBS:
             client.submit_job(job.submission(), f"demo:{job.organization}:{job.name}")
@@ -139,6 +139,12 @@ def award_grants(client: QuotaClient, began_at_ms: int) -> None:
             reason="demo grant",
         )
         client.award_grant(award, f"demo:grant:{organization.id}")
+
+
+def make_member_tokens(hub: Hub, client: QuotaClient) -> None:
+    """A member token for each organization of the demo that has none in the data directory."""
+    for organization, _ in ORGANIZATIONS:
+        make_member_token(hub, client, organization.id)
 
 
 def make_member_token(hub: Hub, client: QuotaClient, organization: str) -> None:

@@ -87,7 +87,8 @@ def running(wish: Wish, progress: Progress) -> Iterator[Hub]:
         is_new = not data.database.exists()
         with progress.step("made the database" if is_new else "opened the database"):
             clock = _init(wish)
-            data.write("state.json", {**data.read("state.json"), "clock_speed": str(wish.clock_speed)})
+            known = {} if is_new else data.read("state.json")
+            data.write("state.json", {**known, "clock_speed": str(wish.clock_speed)})
             tokens = _tokens(wish, is_new)
         supervisor = Supervisor(data.logs, lambda line: progress.say(line, "yellow"))
         hub = Hub(wish, ports, tokens, supervisor)

@@ -6,6 +6,7 @@ import random
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 import structlog
 
@@ -36,6 +37,9 @@ from scheduler.reporting import ClusterReporter
 from scheduler.sightings import Sighting, sight
 from scheduler.translate import start_item
 from scheduler.views import ClusterView
+
+PICTURE_WALL_S = 5.0
+"""The gauges are counted anew this often: well under a scrape's period."""
 
 log = structlog.get_logger()
 
@@ -88,6 +92,7 @@ class Term:
         )
         self._quiet: Backoffs[str] = Backoffs(around.rng, around.monotonic_s, first_s=0.25, longest_s=5.0)
         self._plan: Plan | None = None
+        self._shown_s = float("-inf")
         self.standing = Standing()
         """The queue as last shown."""
 
@@ -123,28 +128,32 @@ class Term:
         limits = self._limits()
         if limits is None or not self._holds():
             return
-        if not self._quiet.waits("quota"):
-            try:
-                self._speak(limits)
-                self._quiet.succeeded("quota")
-            except ServiceUnavailable as trouble:
-                self._around.metrics.quota_failed()
-                log.warning(
-                    "quota_unavailable",
-                    trouble=str(trouble),
-                    again_in_s=round(self._quiet.failed("quota"), 2),
-                )
+        spoke = self._try(partial(self._speak, limits))
         if self._holds():
+            # what quota accepted is carried out even while it does not answer
             self._reconciler.act(self._cache, limits)
+        if spoke:
+            self._try(self._rank)
+
+    def _try(self, say: Callable[[], None]) -> bool:
+        """Say something to quota; after silence, leave it in peace for a moment."""
+        if self._quiet.waits("quota"):
+            return False
+        try:
+            say()
+        except ServiceUnavailable as trouble:
+            self._around.metrics.quota_failed()
+            pause_s = round(self._quiet.failed("quota"), 2)
+            log.warning("quota_unavailable", trouble=str(trouble), again_in_s=pause_s)
+            return False
+        self._quiet.succeeded("quota")
+        return True
 
     def _speak(self, limits: Limits) -> None:
         for answer in self._gateway.resend():
             self._cache.apply(answer.objects)
         self._report(limits)
         self._decide(limits)
-        # starts go to the cluster before the ranking is told
-        self._reconciler.act(self._cache, limits)
-        self._rank()
 
     def _report(self, limits: Limits) -> None:
         attempts: dict[str, list[AttemptObject]] = {name: [] for name in self._reporters}
@@ -241,6 +250,10 @@ class Term:
         self._publisher.publish(self.standing, now_ms)
 
     def _show(self) -> None:
+        now_s = self._around.monotonic_s()
+        if now_s < self._shown_s + PICTURE_WALL_S:
+            return
+        self._shown_s = now_s
         jobs = ((self._cache.job(job_id), why) for job_id, why in self.standing.reasons.items())
         waiting = [(job, why) for job, why in jobs if job is not None]
         seen_ms = {

@@ -146,7 +146,7 @@ def _grant_of(grant: wire.GrantObject) -> model.Grant:
             )
             for path in grant.paths
         ),
-        pace=None if grant.pace is None else model.Pace(grant.pace.lag_ms, grant.pace.as_of),
+        pace=None if grant.pace is None else _pace(grant.pace),
     )
 
 
@@ -185,9 +185,13 @@ def waiting_of(reason: model.Reason) -> wire.Waiting:
     return wire.Waiting(code=wire.WaitReason(reason.code), numbers=dict(reason.numbers))
 
 
+def _pace(pace: wire.Pace) -> model.Pace:
+    return model.Pace(pace.lag_ms, pace.as_of, pace.spent_gpu_us)
+
+
 def pace_of(pace: model.Pace) -> wire.Pace:
     """A grant's pace as quota keeps it."""
-    return wire.Pace(lag_ms=pace.lag_ms, as_of=pace.as_of_ms)
+    return wire.Pace(lag_ms=pace.lag_ms, as_of=pace.as_of_ms, spent_gpu_us=pace.spent_gpu_us)
 
 
 # --- between quota and a cluster ------------------------------------------------------------------

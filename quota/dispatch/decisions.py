@@ -55,6 +55,7 @@ def decide(tx: Tx, batch: DecisionBatch, body: bytes) -> DecisionReply:
         return stored
     _lock_accounts(tx, batch)
     results = tuple(_item(tx, item) for item in batch.items)
+    _release_victims(tx, results)
     seq = tx.publish() or 0
     reply = DecisionReply(
         stream=batch.stream,
@@ -65,6 +66,13 @@ def decide(tx: Tx, batch: DecisionBatch, body: bytes) -> DecisionReply:
     )
     streams.remember(tx, batch.stream, batch.seq, body, reply)
     return reply
+
+
+def _release_victims(tx: Tx, results: tuple[ItemResult, ...]) -> None:
+    """A job that started needs no room kept for it: the attempts stopped for it leave the feed."""
+    started = [result.job_id for result in results if result.outcome == "accepted"]
+    for attempt_id in job_service.stopped_for(tx.connection, started) if started else ():
+        tx.touch("attempt", attempt_id)
 
 
 def _lock_accounts(tx: Tx, batch: DecisionBatch) -> None:

@@ -8,13 +8,14 @@ from collections.abc import Collection, Iterable
 from typing import Any
 
 from pydantic import BaseModel
-from sqlalchemy import ColumnElement, Connection, Row, select, tuple_
+from sqlalchemy import ColumnElement, Connection, Row, or_, select, tuple_
 
 from quota.dispatch.policy import policy_object
 from quota.fleet.tables import clusters, gpu_classes, node_capacity, nodes, rates
 from quota.identity.tables import organizations
 from quota.jobs.tables import attempts, jobs, placements
 from quota.ledger.tables import accounts, holds
+from quota.programs.service import pace_of
 from quota.programs.tables import grants
 from quota.schemas.scheduling import (
     AccountBalance,
@@ -30,7 +31,6 @@ from quota.schemas.scheduling import (
     NodeCapacityObject,
     NodeObject,
     OrganizationObject,
-    Pace,
     PodPlacement,
     StopReason,
     StopRecord,
@@ -121,7 +121,11 @@ def _attempt_ids(connection: Connection, after: str, limit: int) -> list[str]:
 
 
 def _open_attempts() -> ColumnElement[bool]:
-    return attempts.c.capacity_held.is_(True)
+    """Attempts that keep capacity, and those whose room is being kept for a job that still waits."""
+    served = select(jobs.c.id).where(
+        jobs.c.id == attempts.c.stop_for_job, jobs.c.state == JobState.QUEUED.value
+    )
+    return or_(attempts.c.capacity_held.is_(True), served.correlate(attempts).exists())
 
 
 def _read(connection: Connection, kind: str, ids: Collection[str], now_ms: int) -> dict[str, BaseModel]:
@@ -223,7 +227,7 @@ def _grants(connection: Connection, ids: Collection[str], now_ms: int) -> dict[s
             starts_at=row.starts_at_ms,
             ends_at=row.ends_at_ms,
             paths=account_paths(tree[row.id]),
-            pace=None if row.pace_lag_ms is None else Pace(lag_ms=row.pace_lag_ms, as_of=row.pace_as_of_ms),
+            pace=pace_of(row),
         )
         for row in rows
     }

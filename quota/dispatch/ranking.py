@@ -6,7 +6,7 @@ import json
 import threading
 import zlib
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, bindparam, insert, select, update
 
 from quota.db import Tx
 from quota.dispatch import lease
@@ -14,6 +14,14 @@ from quota.dispatch.tables import ranking
 from quota.errors import RankingBaseUnknown
 from quota.programs.tables import grants
 from quota.schemas.scheduling import RankingDocument, RankingReply, Waiting
+
+_PACE = (
+    update(grants)
+    .where(grants.c.id == bindparam("grant"))
+    .values(
+        pace_lag_ms=bindparam("lag"), pace_as_of_ms=bindparam("as_of"), pace_spent_gpu_us=bindparam("spent")
+    )
+)
 
 
 def put_ranking(tx: Tx, document: RankingDocument) -> RankingReply:
@@ -43,11 +51,8 @@ def put_ranking(tx: Tx, document: RankingDocument) -> RankingReply:
     else:
         tx.connection.execute(update(ranking).where(ranking.c.id == 1).values(**values))
     for grant_id, pace in sorted(document.paces.items()):
-        tx.connection.execute(
-            update(grants)
-            .where(grants.c.id == grant_id)
-            .values(pace_lag_ms=pace.lag_ms, pace_as_of_ms=pace.as_of)
-        )
+        values = {"grant": grant_id, "lag": pace.lag_ms, "as_of": pace.as_of, "spent": pace.spent_gpu_us}
+        tx.connection.execute(_PACE, values)
     return RankingReply(cycle=document.cycle, seq=0)
 
 

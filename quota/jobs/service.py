@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from typing import Any
 
 from sqlalchemy import Connection, Row, bindparam, func, insert, select, update
@@ -25,7 +26,13 @@ from quota.schemas.jobs import Attempt, Job, JobDetail, JobPage, JobSubmission
 from quota.schemas.scheduling import EndReason, JobState, PodPlacement, StopReason, Waiting, WaitReason
 from quota.usage import service as usage
 
+NAMES_OF_OTHERS = frozenset({"job", "organization", "job_id", "organization_id", "ahead"})
+"""Numbers of a wait reason that may name somebody else."""
+
 _LOCK = select(jobs).where(jobs.c.id == bindparam("job")).with_for_update()
+_STOPPED_FOR = select(attempts.c.job_id, attempts.c.attempt).where(
+    attempts.c.stop_for_job.in_(bindparam("jobs", expanding=True))
+)
 _NEW_JOB = insert(jobs)
 _PODS = select(placements).where(placements.c.job_id == bindparam("job")).order_by(placements.c.pod_index)
 
@@ -92,10 +99,12 @@ def cancel(tx: Tx, caller: Caller, job_id: str, queue: Queue) -> Job:
                 "end_reason": EndReason.CANCELLED.value,
                 "ended_at_ms": tx.now_ms,
             }
+            for victim in stopped_for(tx.connection, [job_id]):
+                tx.touch("attempt", victim)
         tx.connection.execute(update(jobs).where(jobs.c.id == job_id).values(**values))
         tx.touch("job", job_id)
         audit.record(tx, caller.token_id, "job.cancel", job_id, detail={"state": state.value})
-    return _views(tx.connection, [_job_row(tx.connection, job_id)], queue)[0]
+    return _views(tx.connection, caller, [_job_row(tx.connection, job_id)], queue)[0]
 
 
 def read_job(connection: Connection, caller: Caller, job_id: str, queue: Queue) -> JobDetail:
@@ -103,7 +112,7 @@ def read_job(connection: Connection, caller: Caller, job_id: str, queue: Queue) 
     row = _job_row(connection, job_id)
     if not identity.sees(caller, row.organization_id):
         raise NotFound(f"there is no job {job_id}")
-    job = _views(connection, [row], queue)[0]
+    job = _views(connection, caller, [row], queue)[0]
     return JobDetail(
         **dict(job), attempts=_attempts(connection, job_id), measured=usage.measured(connection, job_id)
     )
@@ -130,8 +139,14 @@ def list_jobs(
     if before is not None:
         statement = statement.where(jobs.c.id < before)
     rows = connection.execute(statement).all()
-    items = tuple(_views(connection, list(rows[:limit]), queue))
+    items = tuple(_views(connection, caller, list(rows[:limit]), queue))
     return JobPage(items=items, next=items[-1].id if len(rows) > limit else None)
+
+
+def stopped_for(connection: Connection, job_ids: Collection[str]) -> list[str]:
+    """Ids (`<job>-<attempt>`) of the attempts that were stopped to make room for these jobs."""
+    rows = connection.execute(_STOPPED_FOR, {"jobs": list(job_ids)})
+    return [f"{row.job_id}-{row.attempt}" for row in rows]
 
 
 def lock_job(tx: Tx, job_id: str) -> Row[Any] | None:
@@ -194,7 +209,7 @@ def _job_row(connection: Connection, job_id: str) -> Row[Any]:
     return row
 
 
-def _views(connection: Connection, rows: list[Row[Any]], queue: Queue) -> list[Job]:
+def _views(connection: Connection, caller: Caller, rows: list[Row[Any]], queue: Queue) -> list[Job]:
     charged: dict[str, int] = {}
     limits: dict[str, int] = {}
     if rows:
@@ -213,16 +228,32 @@ def _views(connection: Connection, rows: list[Row[Any]], queue: Queue) -> list[J
             limits[total.job_id] = int(total.amount)
     rates = {name: fleet.read_rate(connection, name) for name in {row.gpu_class for row in rows}}
     return [
-        _job(row, rates[row.gpu_class], queue, charged.get(row.id, 0), limits.get(row.id)) for row in rows
+        _job(
+            row,
+            rates[row.gpu_class],
+            _why(caller, row, queue),
+            queue.position(row.id),
+            charged.get(row.id, 0),
+            limits.get(row.id),
+        )
+        for row in rows
     ]
 
 
-def _job(row: Row[Any], rate: Rate, queue: Queue, charged: int, limit: int | None) -> Job:
-    waits = row.state == JobState.QUEUED.value
-    waiting = position = None
-    if waits:
-        waiting = queue.waiting(row.id) or Waiting(code=WaitReason.NEW)
-        position = queue.position(row.id)
+def _why(caller: Caller, row: Row[Any], queue: Queue) -> Waiting | None:
+    """Why a queued job waits. A tenant is not told the names of another's jobs or organizations."""
+    if row.state != JobState.QUEUED.value:
+        return None
+    waiting = queue.waiting(row.id) or Waiting(code=WaitReason.NEW)
+    if caller.role is not Role.MEMBER:
+        return waiting
+    told = {name: value for name, value in waiting.numbers.items() if name not in NAMES_OF_OTHERS}
+    return waiting.model_copy(update={"numbers": told})
+
+
+def _job(
+    row: Row[Any], rate: Rate, waiting: Waiting | None, position: int | None, charged: int, limit: int | None
+) -> Job:
     cost = limit
     if cost is None:
         cost = amount_gpu_us(row.walltime_ms, row.pods * row.gpus_per_pod, rate.rate_thousandths)
@@ -246,7 +277,7 @@ def _job(row: Row[Any], rate: Rate, queue: Queue, charged: int, limit: int | Non
         cost_limit_gpu_hours=cost,
         attempt=row.attempt,
         waiting=waiting,
-        position=position,
+        position=None if waiting is None else position,
         charged_gpu_us=charged,
         charged_gpu_hours=charged,
     )

@@ -83,6 +83,7 @@ attempts = Table(
     CheckConstraint("state = 'ended' OR capacity_held", name="open_keeps_capacity"),
 )
 Index("ix_attempts_open", attempts.c.cluster, attempts.c.settled)
+Index("ix_attempts_stop_for_job", attempts.c.stop_for_job)
 Index("ix_attempts_capacity_held", attempts.c.capacity_held, attempts.c.job_id)
 
 placements = Table(

@@ -114,6 +114,7 @@ def award(tx: Tx, caller: Caller, body: Award) -> Grant:
         "created_at_ms": tx.now_ms,
         "pace_lag_ms": None,
         "pace_as_of_ms": None,
+        "pace_spent_gpu_us": None,
     }
     tx.connection.execute(insert(grants), row)
     source = f"program:{body.program_id}"
@@ -237,6 +238,13 @@ def _program(row: Row[Any], awarded: int) -> Program:
     )
 
 
+def pace_of(row: Row[Any]) -> Pace | None:
+    """A grant's pace as its row keeps it; None before the first ranking."""
+    if row.pace_lag_ms is None:
+        return None
+    return Pace(lag_ms=row.pace_lag_ms, as_of=row.pace_as_of_ms, spent_gpu_us=row.pace_spent_gpu_us)
+
+
 def _grant(row: Row[Any], now_ms: int) -> Grant:
     available = row.granted_gpu_us - row.held_gpu_us - row.used_gpu_us
     state = GrantState.ACTIVE
@@ -260,6 +268,6 @@ def _grant(row: Row[Any], now_ms: int) -> Grant:
         held_gpu_hours=row.held_gpu_us,
         used_gpu_hours=row.used_gpu_us,
         available_gpu_hours=available,
-        pace=None if row.pace_lag_ms is None else Pace(lag_ms=row.pace_lag_ms, as_of=row.pace_as_of_ms),
+        pace=pace_of(row),
         created_at=row.created_at_ms,
     )

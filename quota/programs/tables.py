@@ -25,6 +25,7 @@ grants = Table(
     Column("created_at_ms", BigInteger, nullable=False),
     Column("pace_lag_ms", BigInteger),
     Column("pace_as_of_ms", BigInteger),
+    Column("pace_spent_gpu_us", BigInteger),
     CheckConstraint("ends_at_ms > starts_at_ms", name="term"),
 )
 Index("ix_grants_organization_id", grants.c.organization_id)

@@ -177,6 +177,8 @@ class Pace(Reply):
 
     lag_ms: int
     as_of: Instant
+    spent_gpu_us: GpuUs | None = None
+    """Used and held at that moment; the lag goes on from there."""
 
 
 class GrantObject(Reply):

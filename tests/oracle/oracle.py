@@ -1,8 +1,7 @@
 """Judge a run of the hub from outside: the cluster's journal against the database (docs/oracle.md).
 
 It shares no code with what it judges. Both are copied into one SQLite in memory, names without their units (times
-are ms, amounts GPU-us). FACTS: what happened. CHECKS: what must not be, `rule table: complaint IF condition`.
-"""
+are ms, amounts GPU-us). FACTS: what happened. CHECKS: what must not be, `rule table: complaint IF condition`."""
 
 import argparse
 import re
@@ -18,27 +17,27 @@ CREATE TABLE line AS SELECT body->>'n' AS n, body->>'t' AS t, body->>'event' AS 
 CREATE INDEX i1 ON line (name, event, pod_index); CREATE INDEX i2 ON transfers (refund_of);
 CREATE TABLE device AS SELECT value->>'gpu_uuid', node, value->>'gpu_class' AS gpu_class FROM line,
   json_each(body, '$.gpus') WHERE event = 'node_added';
-CREATE TABLE pod AS SELECT s.*, s.t AS started, e.t AS ended, e.body AS end, o.n AS object_n, claimed,
+CREATE TABLE pod AS SELECT s.*, e.t AS ended, e.body AS end, o.n AS object_n, claimed,
   json_array_length(s.body, '$.gpu_uuids') AS gpus, json_array_length(o.body, '$.pods') AS all_pods, (SELECT
   SUM(value->>'count') FROM json_each(o.body, '$.pods')) AS all_gpus, (SELECT format('%d x %s on %s',
   value->>'count', value->>'gpu_class', value->>'node') FROM json_each(o.body, '$.pods') WHERE value->>'index'
   = s.pod_index) AS asked, format('%d x %s on %s', json_array_length(s.body, '$.gpu_uuids'), s.gpu_class,
-  s.node) AS got, format('%d x %s on %s', d.count, d.gpu_class, d.node) AS decided FROM line s LEFT JOIN line
-  e ON (e.event, e.name, e.pod_index) = ('pod_ended', s.name, s.pod_index) LEFT JOIN line o ON (o.event,
-  o.name) = ('object_created', s.name) LEFT JOIN placements d ON (d.job_id, d.attempt, d.pod_index) =
-  (s.job_id, s.attempt, s.pod_index) LEFT JOIN attempts a ON (a.job_id, a.attempt) = (s.job_id, s.attempt)
-  WHERE s.event = 'pod_started';
+  s.node) AS got, format('%d x %s on %s', d.gpus, d.gpu_class, d.node) AS decided FROM line s LEFT JOIN line e
+  ON (e.event, e.name, e.pod_index) = ('pod_ended', s.name, s.pod_index) LEFT JOIN line o ON (o.event, o.name)
+  = ('object_created', s.name) LEFT JOIN placements d ON (d.job_id, d.attempt, d.pod_index) = (s.job_id,
+  s.attempt, s.pod_index) LEFT JOIN attempts a ON (a.job_id, a.attempt) = (s.job_id, s.attempt) WHERE s.event
+  = 'pod_started';
 CREATE TABLE stay AS SELECT pod.*, value AS gpu_uuid, IFNULL(ended, 9e18) AS until, MAX(IFNULL(ended, 9e18))
-  OVER (PARTITION BY value ORDER BY started, n ROWS UNBOUNDED PRECEDING EXCLUDE CURRENT ROW) AS taken FROM
-  pod, json_each(body, '$.gpu_uuids');
+  OVER (PARTITION BY value ORDER BY t, n ROWS UNBOUNDED PRECEDING EXCLUDE CURRENT ROW) AS taken FROM pod,
+  json_each(body, '$.gpu_uuids');
 CREATE INDEX i3 ON hold_accounts (hold_id); CREATE INDEX i4 ON stay (job_id, attempt, gpu_uuid);
-CREATE VIEW level AS SELECT *, SUM(d) OVER (PARTITION BY node, gpu_class ORDER BY t, d, n) AS taken FROM (
-  SELECT node, gpu_class, n, started AS t, gpus AS d, name FROM pod UNION ALL SELECT node, gpu_class, n,
-  ended, -gpus, NULL FROM pod WHERE ended UNION ALL SELECT node, gpu_class, n, t, count - LAG(count, 1, 0)
-  OVER (PARTITION BY node, gpu_class ORDER BY n), NULL FROM line WHERE event = 'foreign_set') JOIN (SELECT
-  node, gpu_class, COUNT(*) AS total FROM device GROUP BY 1, 2) USING (node, gpu_class);
+CREATE VIEW level AS SELECT *, SUM(d) OVER (PARTITION BY node, gpu_class ORDER BY t, d > 0, n) AS taken FROM (
+  SELECT node, gpu_class, n, t, gpus AS d, name FROM pod UNION ALL SELECT node, gpu_class, n, ended, -gpus,
+  NULL FROM pod WHERE ended UNION ALL SELECT node, gpu_class, n, t, count - LAG(count, 1, 0) OVER (PARTITION
+  BY node, gpu_class ORDER BY n), NULL FROM line WHERE event = 'foreign_set') JOIN (SELECT node, gpu_class,
+  COUNT(*) AS total FROM device GROUP BY 1, 2) USING (node, gpu_class);
 CREATE TABLE moved AS SELECT t.*, l.*, kind, account_id IS (SELECT g.account_id FROM grants g WHERE g.id =
-  grant_id) AS own, SUM(kind <> 'platform') OVER (PARTITION BY t.id) AS legs, (SELECT COUNT(*) FROM
+  h.grant_id) AS own, SUM(kind <> 'platform') OVER (PARTITION BY t.id) AS legs, (SELECT COUNT(*) FROM
   hold_accounts WHERE hold_id = h.id) AS path FROM transfers t JOIN transfer_legs l ON transfer_id = t.id JOIN
   accounts a ON a.id = account_id LEFT JOIN holds h USING (job_id, attempt);
 CREATE TABLE booked AS SELECT job_id, attempt, SUM(own * (type = 'hold')) AS holds, SUM(own * d_held) AS
@@ -48,12 +47,13 @@ CREATE TABLE booked AS SELECT job_id, attempt, SUM(own * (type = 'hold')) AS hol
 CREATE TABLE run AS SELECT *, IIF(pods = all_pods, MIN(full + walltime, IFNULL(stop + stop_grace, 9e18),
   IIF(settled, finish, 9e18)), NULL) AS bound, MAX(IIF(lost, 0, IIF(running, 9e18, gone))) OVER (PARTITION BY
   job_id ORDER BY attempt ROWS UNBOUNDED PRECEDING EXCLUDE CURRENT ROW) AS earlier FROM (SELECT *, IIF(lost
-  AND died, died, gone) AS finish, (SELECT rate FROM holds WHERE id = hold_id) AS rate, (SELECT
-  observed_through FROM clusters WHERE id = cluster) AS seen FROM attempts LEFT JOIN ( SELECT job_id, attempt,
-  MIN(started) AS began, MAX(started) AS full, MAX(ended) AS gone, COUNT(*) AS pods, COUNT(DISTINCT pod_index)
-  AS places, COUNT(*) - COUNT(ended) AS running, SUM(end->>'exit_code' IS 0) AS good, MIN(IIF(end->>'reason' =
-  'node_lost', ended, NULL)) AS died, MAX(all_pods) AS all_pods, MAX(all_gpus) AS all_gpus FROM pod GROUP BY
-  1, 2) USING (job_id, attempt) LEFT JOIN booked USING (job_id, attempt));
+  AND ended IN (full, died, died_last), ended, gone) AS finish, (SELECT rate FROM holds WHERE id = hold_id) AS
+  rate, (SELECT observed_through FROM clusters WHERE id = cluster) AS seen FROM attempts LEFT JOIN ( SELECT
+  job_id, attempt, MIN(t) AS began, MAX(t) AS full, MAX(ended) AS gone, COUNT(*) AS pods, COUNT(DISTINCT
+  pod_index) AS places, COUNT(*) - COUNT(ended) AS running, SUM(end->>'exit_code' IS 0) AS good,
+  MIN(IIF(end->>'reason' = 'node_lost', ended, NULL)) AS died, MAX(IIF(end->>'reason' = 'node_lost', ended,
+  NULL)) AS died_last, MAX(all_pods) AS all_pods, MAX(all_gpus) AS all_gpus FROM pod GROUP BY 1, 2) USING
+  (job_id, attempt) LEFT JOIN booked USING (job_id, attempt));
 CREATE TABLE cut AS SELECT *, LAG(ends, 1, starts) OVER (PARTITION BY job_id, attempt ORDER BY starts) AS
   before, ends - starts - IFNULL(back / (gpus * s.rate), 0) AS kept FROM slices s LEFT JOIN run USING (job_id,
   attempt) LEFT JOIN ( SELECT c.slice_id AS id, SUM(r.amount) AS back FROM transfers r JOIN transfers c ON
@@ -65,10 +65,10 @@ CREATE VIEW pledge AS SELECT h.*, r.settled AS done, r.* FROM holds h LEFT JOIN 
 CREATE VIEW seen AS SELECT *, SUM(observed) AS total FROM evidence GROUP BY job_id, attempt, gpu_uuid, hour;
 """
 CHECKS = """
-gpu_exclusive stay: two pods had one GPU IF taken > started
+gpu_exclusive stay: two pods had one GPU IF taken > t
 node_not_overfull level: a pod started where there was no room IF name IS NOT NULL AND taken > total
 node_not_overfull pod: it got other GPUs than its object asked for IF got IS NOT asked
-node_not_overfull node_capacity c: held otherwise IF used <> (SELECT TOTAL(count) FROM placements NATURAL JOIN
+node_not_overfull node_capacity c: held otherwise IF used <> (SELECT TOTAL(gpus) FROM placements NATURAL JOIN
   attempts WHERE capacity_held AND (cluster, node, gpu_class) = (c.cluster, c.node, c.gpu_class))
 node_not_overfull node_capacity: more used than there is IF used > total AND NOT EXISTS (SELECT 1 FROM
   findings WHERE code = 'capacity_lowered' AND instr(subject, node))
@@ -122,12 +122,11 @@ transfers transfers c: over-refunded IF amount < (SELECT SUM(amount) FROM transf
 evidence evidence: impossible, or not its GPU IF busy < 0 OR busy > observed OR observed > 3600000 OR hour %
   3600000 OR (job_id, attempt, gpu_uuid, node) NOT IN (SELECT job_id, attempt, gpu_uuid, node FROM stay)
 evidence seen e: longer than it ran IF total > :tolerance_ms + (SELECT SUM(MAX(0, MIN(until, hour + 3600000) -
-  MAX(started, hour))) FROM stay WHERE (job_id, attempt, gpu_uuid) = (e.job_id, e.attempt, e.gpu_uuid))
+  MAX(t, hour))) FROM stay WHERE (job_id, attempt, gpu_uuid) = (e.job_id, e.attempt, e.gpu_uuid))
 feed feed_head: a seq is missing IF (seq, seq - oldest) IS NOT (SELECT IFNULL(MAX(s), oldest), COUNT(*) FROM
   (SELECT seq s FROM feed UNION SELECT seq FROM audit UNION SELECT seq FROM transfers) WHERE s > oldest)
 final jobs: not ended IF state <> 'ended'
-final pledge: not ended, settled, resolved and freed IF state <> 'ended' OR NOT done OR NOT resolved OR
-  capacity_held
+final pledge: still open IF state <> 'ended' OR NOT done OR NOT resolved OR capacity_held
 final pod: still running IF ended IS NULL
 """
 
@@ -175,7 +174,6 @@ def load(database: str, journal: str) -> sqlite3.Connection:
     world.row_factory = sqlite3.Row
     if database.startswith("postgresql"):
         import psycopg
-
         source = psycopg.connect(database.replace("+psycopg", ""))
         source.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
     else:

@@ -370,6 +370,7 @@ def upgrade() -> None:
         sa.Column("created_at_ms", sa.BigInteger(), nullable=False),
         sa.Column("pace_lag_ms", sa.BigInteger(), nullable=True),
         sa.Column("pace_as_of_ms", sa.BigInteger(), nullable=True),
+        sa.Column("pace_spent_gpu_us", sa.BigInteger(), nullable=True),
         sa.CheckConstraint("ends_at_ms > starts_at_ms", name=op.f("ck_grants_term")),
         sa.ForeignKeyConstraint(["account_id"], ["accounts.id"], name=op.f("fk_grants_account_id")),
         sa.ForeignKeyConstraint(
@@ -468,6 +469,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("job_id", "attempt", name=op.f("pk_attempts")),
     )
     with op.batch_alter_table("attempts", schema=None) as batch_op:
+        batch_op.create_index("ix_attempts_stop_for_job", ["stop_for_job"], unique=False)
         batch_op.create_index("ix_attempts_capacity_held", ["capacity_held", "job_id"], unique=False)
         batch_op.create_index("ix_attempts_open", ["cluster", "settled"], unique=False)
 

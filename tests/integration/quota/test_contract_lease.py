@@ -149,8 +149,9 @@ def test_the_last_batch_again_is_answered_with_the_same_bytes(hub: Hub) -> None:
 
 def test_the_last_report_again_is_answered_with_the_same_bytes(hub: Hub) -> None:
     grant = hub.award()
-    job = hub.submit(restartable=True)
+    job, running = hub.submit(restartable=True), hub.submit(walltime_s=7200)
     hub.run(job, grant)
+    hub.run(running, grant)
     hub.clock.advance(3_700_001)
     reply = hub.report(lost(job, hub.now - 1000))
     assert {item.kind for item in reply.objects} >= {"job", "attempt", "grant", "organization"}

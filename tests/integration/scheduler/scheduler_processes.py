@@ -22,6 +22,15 @@ from quota.schemas.programs import Award, NewProgram
 from quota.schemas.scheduling import JobState
 
 QUOTA = ("-c", "from quota.cli import app; app()")
+MAKE = """
+import sys
+from quota.cli import app
+
+database, speed = sys.argv[1:]
+app(["init", "--database", database, "--clock-speed", speed], standalone_mode=False)
+for role in ("operator", "scheduler"):
+    app(["token", "--role", role, "--database", database], standalone_mode=False)
+"""
 SIMULATE = ("-m", "scheduler.simulator")
 SCHEDULER = ("-c", "from scheduler.cli import app; app()", "run")
 YEAR_MS = 366 * 86_400_000
@@ -41,9 +50,10 @@ class Hub:
     def open(self) -> None:
         """Start quota and the simulated cluster, and award one firm a grant."""
         self.database = f"sqlite:///{self.folder / 'quota.db'}"
-        told = self._output(*QUOTA, "init", "--database", self.database, "--clock-speed", str(self.speed))
-        self.clock = Clock.from_text(json.loads(told)["clock"])
-        self.tokens = {role: self._token(role) for role in ("operator", "scheduler")}
+        told = self._output("-c", MAKE, self.database, str(self.speed))
+        clock, operator, scheduler = (json.loads(line) for line in told.splitlines())
+        self.clock = Clock.from_text(clock["clock"])
+        self.tokens = {"operator": operator["secret"], "scheduler": scheduler["secret"]}
         self.quota_port, self.cluster_port = free_port(), free_port()
         self.start_quota()
         self.start_cluster()
@@ -102,6 +112,12 @@ class Hub:
             more={"GPUHUB_CRASH_AT": crash_at} if crash_at else {},
         )
 
+    def end_schedulers(self) -> None:
+        """Kill every scheduler: quota and the cluster go on."""
+        for child in self.children[2:]:
+            child.kill()
+            child.wait()
+
     def submit(self, **changes: object) -> str:
         """Submit a job of one GPU once quota knows the nodes; answers its id."""
         until(lambda: bool(self.operator.list_nodes().items), "quota knows the nodes")
@@ -144,11 +160,6 @@ class Hub:
         except ServiceUnavailable:
             return False
         return True
-
-    def _token(self, role: str) -> str:
-        made = self._output(*QUOTA, "token", "--role", role, "--database", self.database)
-        secret: str = json.loads(made)["secret"]
-        return secret
 
     def _output(self, *words: str) -> bytes:
         return subprocess.run(

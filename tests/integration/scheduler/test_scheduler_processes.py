@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.request import urlopen
 
 import pytest
 
 from quota.schemas.jobs import JobDetail
-from quota.schemas.scheduling import EndReason, JobState
+from quota.schemas.scheduling import EndReason, JobState, WaitReason
 from scheduler.crash import POINTS
 from tests.integration.scheduler.scheduler_processes import Hub, free_port, open_hub, until
 
 SLOW_TO_STOP = {"simulate.gpuhub/duration_s": "3000", "simulate.gpuhub/stop_s": "0.2"}
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
+    """Quota and a cluster that outlive many schedulers."""
+    with open_hub(tmp_path_factory.mktemp("hub")) as hub:
+        yield hub
+
+
+@pytest.fixture
+def hub(shared: Hub) -> Iterator[Hub]:
+    """The shared hub; the schedulers that a test starts are killed after it."""
+    yield shared
+    shared.end_schedulers()
 
 
 def pods(hub: Hub, event: str, name: str) -> list[dict[str, object]]:
@@ -42,62 +57,82 @@ def check_against_journal(hub: Hub, job: JobDetail) -> None:
 
 
 @pytest.mark.e2e
-def test_job_runs_and_is_charged_what_the_journal_says(tmp_path: Path) -> None:
-    with open_hub(tmp_path) as hub:
-        port = free_port()
-        scheduler = hub.start_scheduler(port=port)
-        job = hub.wait_for(hub.submit(gpus_per_pod=4, pods=2), JobState.ENDED)
-        assert job.end_reason is EndReason.SUCCEEDED, hub.log("scheduler-one")
-        check_against_journal(hub, job)
-        metrics = urlopen(f"http://127.0.0.1:{port}/metrics").read().decode()
-        assert 'hub_sched_decisions_total{outcome="started"} 1.0' in metrics
-        assert 'hub_sched_gpus{gpu_class="h100",state="free"} 16.0' in metrics
-        with urlopen(f"http://127.0.0.1:{port}/-/ready") as ready:
-            assert ready.status == 200
-        scheduler.terminate()
-        assert scheduler.wait(timeout=20) == 0, hub.log("scheduler-one")
+def test_job_runs_and_is_charged_what_the_journal_says(hub: Hub) -> None:
+    port = free_port()
+    scheduler = hub.start_scheduler(port=port)
+    job = hub.wait_for(hub.submit(gpus_per_pod=4, pods=2), JobState.ENDED)
+    assert job.end_reason is EndReason.SUCCEEDED, hub.log("scheduler-one")
+    check_against_journal(hub, job)
+
+    def shown(line: str) -> bool:
+        with urlopen(f"http://127.0.0.1:{port}/metrics") as page:
+            return line in page.read().decode()
+
+    assert shown('hub_sched_decisions_total{outcome="started"} 1.0')
+    until(lambda: shown('hub_sched_gpus{gpu_class="h100",state="free"} 16.0'), "all GPUs are free again")
+    with urlopen(f"http://127.0.0.1:{port}/-/ready") as ready:
+        assert ready.status == 200
+    scheduler.terminate()
+    assert scheduler.wait(timeout=20) == 0, hub.log("scheduler-one")
 
 
 @pytest.mark.e2e
-def test_waiting_job_tells_why_and_starts_when_there_is_room(tmp_path: Path) -> None:
-    with open_hub(tmp_path) as hub:
-        hub.start_scheduler()
-        first = hub.submit(gpus_per_pod=8, pods=2, annotations=SLOW_TO_STOP)
-        hub.wait_for(first, JobState.RUNNING)
-        second = hub.submit(gpus_per_pod=8)
-        until(lambda: hub.operator.read_job(second).waiting is not None, "a reason")
-        until(lambda: hub.operator.read_job(second).position == 1, "a position")
-        hub.operator.cancel_job(first)
-        check_against_journal(hub, hub.wait_for(second, JobState.ENDED))
-        stopped = hub.wait_for(first, JobState.ENDED)
-        assert stopped.end_reason is EndReason.CANCELLED
-        check_against_journal(hub, stopped)
+def test_waiting_job_tells_why_and_starts_when_there_is_room(hub: Hub) -> None:
+    hub.start_scheduler()
+    first = hub.submit(gpus_per_pod=8, pods=2, annotations=SLOW_TO_STOP)
+    hub.wait_for(first, JobState.RUNNING)
+    second = hub.submit(gpus_per_pod=8)
+    until(lambda: hub.operator.read_job(second).position == 1, "a position")
+    waiting = hub.operator.read_job(second).waiting
+    assert waiting is not None
+    assert waiting.code is WaitReason.NO_FREE_GPU
+    assert waiting.numbers == {"gpu_class": "h100", "needed": 8, "free": 0}
+    hub.operator.cancel_job(first)
+    check_against_journal(hub, hub.wait_for(second, JobState.ENDED))
+    stopped = hub.wait_for(first, JobState.ENDED)
+    assert stopped.end_reason is EndReason.CANCELLED
+    check_against_journal(hub, stopped)
 
 
 @pytest.mark.e2e
 @pytest.mark.crash
 @pytest.mark.parametrize("point", POINTS)
-def test_killed_at_a_named_point_the_next_process_finishes(tmp_path: Path, point: str) -> None:
-    with open_hub(tmp_path) as hub:
-        dying = hub.start_scheduler(crash_at=point)
-        if point == "before_ranking":
-            assert dying.wait(timeout=40) == -signal.SIGKILL
-            hub.start_scheduler()
-        short, long = hub.submit(pods=2), hub.submit(annotations=SLOW_TO_STOP)
-        if "stop" in point or "suspend" in point:
-            hub.wait_for(long, JobState.RUNNING)
-            hub.operator.cancel_job(long)
-        if point != "before_ranking":
-            assert dying.wait(timeout=40) == -signal.SIGKILL, hub.log("scheduler-one")
-            hub.start_scheduler()
-        assert hub.wait_for(short, JobState.ENDED).end_reason is EndReason.SUCCEEDED
-        hub.wait_for(long, JobState.RUNNING, JobState.ENDED)
+def test_killed_at_a_named_point_the_next_process_finishes(hub: Hub, point: str) -> None:
+    dying = hub.start_scheduler(crash_at=point)
+    if point == "before_ranking":
+        assert dying.wait(timeout=40) == -signal.SIGKILL
+        hub.start_scheduler()
+    short, long = hub.submit(pods=2), hub.submit(annotations=SLOW_TO_STOP)
+    if "stop" in point or "suspend" in point:
+        hub.wait_for(long, JobState.RUNNING)
         hub.operator.cancel_job(long)
-        assert hub.wait_for(long, JobState.ENDED).end_reason is EndReason.CANCELLED
-        for job_id in (short, long):
-            job = hub.operator.read_job(job_id)
-            assert job.attempt == 1
-            check_against_journal(hub, job)
+    if point != "before_ranking":
+        assert dying.wait(timeout=40) == -signal.SIGKILL, hub.log("scheduler-one")
+        hub.start_scheduler()
+    assert hub.wait_for(short, JobState.ENDED).end_reason is EndReason.SUCCEEDED
+    hub.wait_for(long, JobState.RUNNING, JobState.ENDED)
+    hub.operator.cancel_job(long)
+    assert hub.wait_for(long, JobState.ENDED).end_reason is EndReason.CANCELLED
+    for job_id in (short, long):
+        job = hub.operator.read_job(job_id)
+        assert job.attempt == 1
+        check_against_journal(hub, job)
+
+
+@pytest.mark.e2e
+def test_hours_pass_in_seconds_and_every_slice_closes(tmp_path: Path) -> None:
+    with open_hub(tmp_path, speed=3600) as hub:
+        hub.start_scheduler()
+        short = hub.submit(walltime_s=12 * 3600, annotations={"simulate.gpuhub/duration_s": "21600"})
+        long = hub.submit(walltime_s=3 * 3600, annotations={"simulate.gpuhub/duration_s": "999999"})
+        job = hub.wait_for(short, JobState.ENDED)
+        assert job.end_reason is EndReason.SUCCEEDED
+        assert job.charged_gpu_us == 6 * 3_600_000_000
+        check_against_journal(hub, job)
+        stopped = hub.wait_for(long, JobState.ENDED)
+        assert stopped.end_reason is EndReason.TIME_LIMIT
+        assert stopped.charged_gpu_us == 3 * 3_600_000_000, "never more than was held"
+        check_against_journal(hub, stopped)
 
 
 @pytest.mark.e2e

@@ -1,0 +1,421 @@
+"""A whole hub of real processes that die and come back: quota on SQLite, simulated cluster, schedulers, agent.
+
+Every program is a process with its own environment and log. Who dies is started again after 0.1 s, until the
+test says otherwise. At the end `settle` waits until nothing is open and `judge` asks the oracle.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import random
+import select
+import shutil
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import httpx2
+
+from quota.client import QuotaClient, ServiceUnavailable
+from quota.clock import Clock
+from quota.schemas.fleet import NewCluster, NewGpuClass
+from quota.schemas.identity import NewOrganization, NewToken, Role
+from quota.schemas.programs import Award, NewProgram
+from tests.oracle.oracle import judge
+
+HOST = "127.0.0.1"
+ROOT = Path(__file__).parents[2]
+SPEED = 600
+"""An hour, and with it a slice, takes six seconds."""
+SAMPLE_PERIOD_S = 60
+ORGANIZATIONS = ("alpha", "beta", "gamma")
+NODES = ("sim-[0-2]:h100=8", "sim-3:h100-1g.10gb=14")
+CLASSES = (("h100", 1000, 4107), ("h100-1g.10gb", 143, 587))
+YEAR_MS = 366 * 86_400_000
+PATIENCE_S = 90.0
+"""For everything that has to happen some time; both cores may be busy with other tests."""
+
+
+def until(holds: Callable[[], Any], what: str, patience_s: float = PATIENCE_S) -> Any:
+    """The first true answer; fails when there is none in time."""
+    deadline_s = time.monotonic() + patience_s
+    while True:
+        answer = holds()
+        if answer:
+            return answer
+        assert time.monotonic() < deadline_s, f"not in {patience_s:.0f} s: {what}"
+        time.sleep(0.03)
+
+
+class Forker:
+    """The process that has imported everything (`crash_forker.py`); all children are its forks."""
+
+    def __init__(self) -> None:
+        self._turn = threading.Lock()
+        self._process = subprocess.Popen(
+            [sys.executable, str(ROOT / "tests" / "e2e" / "crash_forker.py")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)},
+        )
+        assert self._ask() == "ready"
+        atexit.register(self._end)
+
+    def fork(self, arguments: tuple[str, ...], environment: dict[str, str], log: Path) -> int:
+        """Start `gpuhub ARGUMENTS`; answers its pid."""
+        order = {"arguments": arguments, "environment": environment, "log": str(log)}
+        with self._turn:
+            assert self._process.stdin is not None
+            self._process.stdin.write(json.dumps(order) + "\n")
+            self._process.stdin.flush()
+            return int(self._ask())
+
+    def _ask(self) -> str:
+        assert self._process.stdout is not None
+        return self._process.stdout.readline().strip()
+
+    def _end(self) -> None:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.close()
+        self._process.stdout.close()
+        self._process.wait(20)
+
+
+@cache
+def forker() -> Forker:
+    """One for all tests of this process."""
+    return Forker()
+
+
+class Program:
+    """One program of the hub and its present process."""
+
+    def __init__(self, arguments: tuple[str, ...], environment: dict[str, str], log: Path) -> None:
+        self.arguments = arguments
+        self.environment = environment
+        self.log = log
+        self.crash_at = ""
+        """Where it dies, for the processes started from now on."""
+        self.comes_back = True
+        self.starts = 0
+        self.pid = 0
+        self._handle: int | None = None
+        self._turn = threading.Lock()
+
+    def start(self) -> None:
+        """Start a process unless one runs."""
+        with self._turn:
+            if self._alive():
+                return
+            crash = {"GPUHUB_CRASH_AT": self.crash_at} if self.crash_at else {}
+            self.pid = forker().fork(self.arguments, self.environment | crash, self.log)
+            self.starts += 1
+            with suppress(ProcessLookupError):  # it may have ended already
+                self._handle = os.pidfd_open(self.pid)
+
+    @property
+    def alive(self) -> bool:
+        """Whether its process runs."""
+        with self._turn:
+            return self._alive()
+
+    def send(self, number: int) -> bool:
+        """Send a signal; False if there is no process."""
+        with self._turn:
+            if not self._alive():
+                return False
+            assert self._handle is not None
+            signal.pidfd_send_signal(self._handle, number)
+            return True
+
+    def is_stopped(self) -> bool:
+        """Whether SIGSTOP holds its process."""
+        with suppress(OSError, IndexError):
+            return Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+        return False
+
+    def _alive(self) -> bool:
+        if self._handle is None:
+            return False
+        if not select.select([self._handle], [], [], 0)[0]:
+            return True
+        os.close(self._handle)
+        self._handle = None
+        return False
+
+
+@dataclass
+class Hub:
+    """One hub under `folder`. `open` starts it, `close` ends everything."""
+
+    folder: Path
+    lease_ttl_s: float = 15.0
+    nodes: tuple[str, ...] = NODES
+    programs: dict[str, Program] = field(default_factory=dict)
+    kills: int = 0
+    _over: threading.Event = field(default_factory=threading.Event)
+
+    # --- start and end ---
+
+    def open(self, quota_door: Callable[[int], int] | None = None) -> None:
+        """Start everything. `quota_door` puts a door before the service's port and answers its port."""
+        self.folder.mkdir(exist_ok=True)
+        self.database = self.folder / "quota.db"
+        self.journal = self.folder / "cluster" / "journal.jsonl"
+        url = f"sqlite:///{self.database}"
+        told = self._one_shot("quota", "init", "--database", url, "--clock-speed", str(SPEED))
+        self.clock = Clock.from_text(told["clock"])
+        operator = self._one_shot("quota", "token", "--role", "operator", "--database", url)["secret"]
+        self.ports = free_ports("quota", "cluster", "agent")
+        self.door_port = self.ports["quota"] if quota_door is None else quota_door(self.ports["quota"])
+        self._add("quota", "serve", "--database", url, "--lease-ttl-s", str(self.lease_ttl_s), of="quota")
+        self._add("--data-dir", str(self.folder / "cluster"), *self._nodes(), of="cluster", word="simulate")
+        threading.Thread(target=self._bring_back, name="bring-back", daemon=True).start()
+        self.tokens = {"operator": operator}
+        with self.client("operator", 10) as client:
+            until(lambda: self._answers(client), "quota answers")
+            self._found(client)
+        self.add_scheduler()
+        self._add(
+            *("run", "--quota-url", self.door_url, "--reader", "simulated", "--cluster-url", self.url("cluster")),
+            *("--outbox", str(self.folder / "outbox.sqlite3"), "--sample-interval-s", str(SAMPLE_PERIOD_S)),
+            *("--send-interval-s", "0.3"),
+            of="agent",
+            more={"GPUHUB_TOKEN": self.tokens["agent"], "GPUHUB_AGENT_SEND_TIMEOUT_S": "3"},
+        )
+        with self.client("operator", 10) as client:
+            until(lambda: len(client.list_nodes().items) >= 4, "quota knows the nodes")
+
+    def add_scheduler(self, name: str = "scheduler", crash_at: str = "", **settings: object) -> Program:
+        """Start a scheduler whose holder name is its own; settings by their names."""
+        self.ports |= free_ports(name)
+        usual: dict[str, object] = {"lease_retry_s": 0.2, "lease_renew_s": min(5.0, self.lease_ttl_s / 4)}
+        return self._add(
+            *("run", "--quota-url", self.door_url, "--cluster", f"sim={self.url('cluster')}", "--holder", name),
+            *("--cycle-interval-s", "0.05", "--report-interval-s", "0.3", "--ranking-interval-s", "0.5"),
+            *("--idle-interval-s", "0.3"),
+            of=name,
+            word="scheduler",
+            more={
+                "GPUHUB_TOKEN": self.tokens["scheduler"],
+                "GPUHUB_SCHEDULER_CALL_TIMEOUT_S": "3",
+                **{f"GPUHUB_SCHEDULER_{k.upper()}": str(v) for k, v in (usual | settings).items()},
+            },
+            crash_at=crash_at,
+        )
+
+    def close(self) -> None:
+        """Kill everything that is left."""
+        self._over.set()
+        for program in self.programs.values():
+            program.comes_back = False
+            program.send(signal.SIGKILL)
+
+    def _add(
+        self,
+        *arguments: str,
+        of: str,
+        word: str = "",
+        more: dict[str, str] | None = None,
+        crash_at: str = "",
+    ) -> Program:
+        words = (*((word or of,) if arguments[0] != "quota" else ()), *arguments)
+        environment = {"PATH": os.environ["PATH"], "GPUHUB_CLOCK": self.clock.text(), **(more or {})}
+        listen = ("--host", HOST, "--port", str(self.ports[of]))
+        program = Program((*words, *listen), environment, self.folder / f"{of}.log")
+        program.crash_at = crash_at
+        self.programs[of] = program
+        program.start()
+        return program
+
+    def _nodes(self) -> Iterator[str]:
+        for spec in self.nodes:
+            yield from ("--nodes", spec)
+        yield from ("--sample-period-s", str(SAMPLE_PERIOD_S))
+
+    def _found(self, client: QuotaClient) -> None:
+        """The programme, three organizations with grants, and everybody's tokens."""
+        client.create_cluster(NewCluster(id="sim", kind="simulated"))
+        for name, rate, price in CLASSES:
+            client.put_gpu_class(NewGpuClass(id=name, name=name, rate_thousandths=rate, price_krw=price))
+        client.create_program(NewProgram(id="seoul", name="Seoul", budget_gpu_hours=1_000_000))
+        ends_at = self.clock.now_ms() + YEAR_MS
+        for name in ORGANIZATIONS:
+            client.create_organization(NewOrganization(id=name, name=name))
+            award = Award(
+                program_id="seoul", organization_id=name, gpu_hours=100_000, ends_at=ends_at, reason="test"
+            )
+            client.award_grant(award, f"grant-{name}")
+            made = client.create_token(NewToken(role=Role.MEMBER, organization_id=name, label="test"))
+            self.tokens[name] = made.secret
+        for role in (Role.SCHEDULER, Role.AGENT):
+            self.tokens[role.value] = client.create_token(NewToken(role=role, label="test")).secret
+
+    def _one_shot(self, *arguments: str) -> dict[str, str]:
+        log = self.folder / f"{arguments[1]}.out"
+        pid = forker().fork(arguments, {"PATH": os.environ["PATH"]}, log)
+        until(lambda: not Path(f"/proc/{pid}").exists(), f"{arguments[:2]} ended")
+        answer: dict[str, str] = json.loads(log.read_text())
+        return answer
+
+    def _answers(self, client: QuotaClient) -> bool:
+        with suppress(ServiceUnavailable):
+            client.read_clock()
+            return True
+        return False
+
+    def _bring_back(self) -> None:
+        while not self._over.wait(0.1):
+            for program in list(self.programs.values()):
+                if program.comes_back and not self._over.is_set():
+                    program.start()
+
+    # --- doors ---
+
+    @property
+    def door_url(self) -> str:
+        """Where scheduler and agent reach the quota service."""
+        return f"http://{HOST}:{self.door_port}"
+
+    def url(self, name: str) -> str:
+        """A program's own address."""
+        return f"http://{HOST}:{self.ports[name]}"
+
+    def client(self, token: str, timeout_s: float = 5.0) -> QuotaClient:
+        """A client that speaks with the service itself, whatever stands before it."""
+        return QuotaClient(self.url("quota"), self.tokens[token], timeout_s)
+
+    def plant(self, **fault: object) -> None:
+        """Plant a fault in the cluster."""
+        url = f"{self.url('cluster')}/v1/faults"
+        until(lambda: _post(url, fault), f"the cluster takes {fault}")
+
+    # --- death ---
+
+    def kill(self, name: str) -> None:
+        """kill -9 as soon as there is a process."""
+        until(lambda: self.programs[name].send(signal.SIGKILL), f"{name} runs")
+        self.kills += 1
+
+    def kill_at_random(self, names: tuple[str, ...], kills: int, rng: random.Random) -> None:
+        """Kill so many times, young processes and old ones."""
+        for _ in range(kills):
+            short = rng.random() < 0.3
+            time.sleep(rng.uniform(0.0, 0.3) if short else rng.uniform(0.3, 1.8))
+            self.kill(rng.choice(names))
+
+    def crash(self, name: str, crash_at: str, deaths: int) -> None:
+        """Let a program die at a named point, again and again, and come back without it."""
+        program = self.programs[name]
+        program.crash_at = crash_at
+        before = program.starts
+        program.send(signal.SIGKILL)
+        until(lambda: program.starts > before, f"{name} is armed")
+        until(lambda: program.starts > before + deaths - 1, f"{name} dies {deaths} times at {crash_at}")
+        program.crash_at = ""
+        until(lambda: program.starts > before + deaths, f"{name} dies {deaths} times at {crash_at}")
+        self.kills += deaths
+
+    # --- truth ---
+
+    def ask(self, statement: str, *values: object) -> list[tuple[Any, ...]]:
+        """Read the database, whoever is dead."""
+        connection = sqlite3.connect(f"{self.database.as_uri()}?mode=ro", uri=True, timeout=10)
+        try:
+            return connection.execute(statement, values).fetchall()
+        finally:
+            connection.close()
+
+    def events(self) -> list[dict[str, Any]]:
+        """The cluster's journal; the last line may be under way."""
+        text = self.journal.read_text()
+        return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+    def log(self, name: str) -> str:
+        """What a program has said."""
+        return self.programs[name].log.read_text()
+
+    def settle(self, patience_s: float = PATIENCE_S) -> None:
+        """Wait until every job has ended, every hold is resolved and every GPU is free."""
+        deadline_s = time.monotonic() + patience_s
+        while left := self._open_things():
+            assert time.monotonic() < deadline_s, f"not settled in {patience_s:.0f} s: {left}"
+            time.sleep(0.1)
+
+    def _open_things(self) -> list[tuple[Any, ...]]:
+        return self.ask(
+            "SELECT 'job', id, state, attempt FROM jobs WHERE state <> 'ended' UNION ALL"
+            " SELECT 'attempt', job_id || '-' || attempt, state, settled FROM attempts"
+            " WHERE state <> 'ended' OR NOT settled OR capacity_held UNION ALL"
+            " SELECT 'hold', id, NULL, NULL FROM holds WHERE NOT resolved UNION ALL"
+            " SELECT 'capacity', node, gpu_class, used FROM node_capacity WHERE used <> 0"
+        )
+
+    def judge(self, *, final: bool = True) -> list[str]:
+        """What the oracle has to say."""
+        return judge(f"sqlite:///{self.database}", str(self.journal), final)
+
+    def findings(self) -> list[tuple[Any, ...]]:
+        """What the hub itself found to be wrong."""
+        return self.ask("SELECT code, subject, detail FROM findings ORDER BY 1, 2")
+
+    def troubles(self) -> list[str]:
+        """Lines of the logs that only a bug writes."""
+        signs = ("Traceback", "thread_failed", "step_failed", "turn_failed", "unexpected ", "AssertionError")
+        return [
+            f"{log.name}: {line[:300]}"
+            for log in sorted(self.folder.glob("*.log"))
+            for line in log.read_text(errors="replace").splitlines()
+            if any(sign in line for sign in signs)
+        ]
+
+    def keep(self, folder: Path) -> None:
+        """Copy database, journal and logs for a look after the test."""
+        shutil.copytree(self.folder, folder, dirs_exist_ok=True)
+
+
+@contextmanager
+def a_hub(
+    folder: Path, quota_door: Callable[[int], int] | None = None, **settings: Any
+) -> Iterator[Hub]:
+    """A hub that is gone at the end of the block."""
+    hub = Hub(folder, **settings)
+    try:
+        hub.open(quota_door)
+        yield hub
+    finally:
+        hub.close()
+
+
+def free_ports(*names: str) -> dict[str, int]:
+    """Ports below the range that outgoing connections take theirs from: they stay free while one is dead."""
+    ports: dict[str, int] = {}
+    while len(ports) < len(names):
+        port = random.SystemRandom().randrange(18_000, 32_000)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind((HOST, port))
+            ports[names[len(ports)]] = port
+    return ports
+
+
+def _post(url: str, body: dict[str, object]) -> bool:
+    with suppress(httpx2.TransportError):
+        return httpx2.post(url, json=body, timeout=5, trust_env=False).is_success
+    return False
+
+
