@@ -23,7 +23,9 @@ def check(hub: Hub, progress: Progress, began: float, timeout_s: float) -> None:
     """Wait until a job of each demo organization is settled, print statements. Raises CheckFailed."""
     waited_for = {organization.id for organization, _ in ORGANIZATIONS}
     with hub.client() as client:
-        with progress.step("one job of each organization has ended and is settled"):
+        with progress.step(
+            "waiting for jobs to end", "one job of each organization has ended and is settled"
+        ):
             while waited_for:
                 waited_for -= {name for name in waited_for if _has_settled_job(client, name)}
                 progress.update(f"waiting for settled jobs of {', '.join(sorted(waited_for))}")

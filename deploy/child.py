@@ -26,6 +26,8 @@ class Program:
     command: tuple[str, ...]
     health_url: str
     environment: Mapping[str, str] = field(default_factory=dict)
+    first_command: tuple[str, ...] = ()
+    """What to run the first time, if that differs."""
     stop_s: float = 15.0
     """How long it may take to end before it is killed."""
 
@@ -79,7 +81,7 @@ class Child:
         assert self._process is None, f"{self.program.name} runs already"
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                self.program.command,
+                self.program.command if self.starts else self.program.first_command or self.program.command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -13,6 +13,7 @@ from deploy.commands import account, fleet, grants, jobs, registry, trail
 
 PROGRAMS = {
     "up": ("deploy.up", "Start the whole hub on this machine, or live through a trace."),
+    "quota-start": ("deploy.quota_start", ""),
     "quota": ("quota.cli", "The quota service: serve, init, token."),
     "scheduler": ("scheduler.cli", "The scheduler."),
     "agent": ("agents.cli", "A node's agent."),
@@ -44,8 +45,8 @@ def firm_app() -> typer.Typer:
     app.add_typer(fleet.node_app, name="node")
     app.add_typer(fleet.class_app, name="class")
     trail.register(app)
-    for name, (_, help_text) in PROGRAMS.items():
-        app.command(name, help=help_text, rich_help_panel="Programs")(_never_called)
+    for name, (_, text) in PROGRAMS.items():
+        app.command(name, help=text, hidden=not text, rich_help_panel="Programs")(_never_called)
     return app
 
 

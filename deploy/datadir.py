@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 LOGS_KEPT = 3
+STARTED = "started.json"
+"""Where the quota service's first start leaves the clock and the new tokens for the supervisor."""
 
 
 class DataDirTrouble(Exception):

@@ -153,7 +153,7 @@ def make_member_token(hub: Hub, client: QuotaClient, organization: str) -> None:
         made = client.create_token(
             NewToken(role=Role.MEMBER, organization_id=organization, label="gpuhub up")
         )
-        hub.remember_token(organization, made.secret)
+        hub.remember_tokens({organization: made.secret})
 
 
 def wait_for_nodes(client: QuotaClient, classes: set[str]) -> None:

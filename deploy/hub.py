@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import re
 import secrets
-import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
-from deploy.child import Program, child_environment, gpuhub
-from deploy.datadir import HOST, DataDir, choose_ports
+from deploy.child import Program, gpuhub
+from deploy.datadir import HOST, STARTED, DataDir, choose_ports
 from deploy.progress import Progress
 from deploy.session import UsageTrouble
 from deploy.supervisor import StartFailed, Supervisor
 from quota.client import QuotaClient, ServiceProblem
 from quota.schemas.fleet import NewCluster
-from quota.schemas.identity import NewToken, Role
 
 CLUSTER = "sim"
 NAMES = ("quota", "cluster", "scheduler", "agent")
@@ -26,8 +21,8 @@ STOP_ORDER = ("agent", "scheduler", "quota", "cluster")
 """The cluster goes last: who watches it goes first, so that nothing it shows is missed without need."""
 
 DEMO_NODES = ("sim-[0-3]:h100=8", "sim-4:a100=8", "sim-5:h100-1g.10gb=28")
-_ONE_SHOT_S = 120.0
-_TIME = re.compile(rb'"t": ?(\d+)')
+FIRST_START_S = 120.0
+"""Migrating a database of an older version may take a while."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +59,9 @@ class Hub:
         """A client of the quota service with one of the hub's tokens."""
         return QuotaClient(self.url("quota"), self.tokens[token])
 
-    def remember_token(self, name: str, secret: str) -> None:
-        """Keep a token for the next start."""
-        self.tokens[name] = secret
+    def remember_tokens(self, made: Mapping[str, str]) -> None:
+        """Keep tokens for the next start."""
+        self.tokens.update(made)
         self.data.write("secrets.json", self.tokens)
 
 
@@ -84,40 +79,53 @@ def running(wish: Wish, progress: Progress) -> Iterator[Hub]:
             NAMES, data.read("ports.json"), {} if wish.port is None else {"quota": wish.port}
         )
         data.write("ports.json", {name: str(port) for name, port in ports.items()})
-        is_new = not data.database.exists()
-        with progress.step("made the database" if is_new else "opened the database"):
-            clock = _init(wish)
-            known = {} if is_new else data.read("state.json")
-            data.write("state.json", {**known, "clock_speed": str(wish.clock_speed)})
-            tokens = _tokens(wish, is_new)
         supervisor = Supervisor(data.logs, lambda line: progress.say(line, "yellow"))
-        hub = Hub(wish, ports, tokens, supervisor)
+        hub = Hub(wish, ports, _known_tokens(data), supervisor)
         try:
-            _start(hub, clock, progress)
+            _start(hub, progress)
             yield hub
         finally:
-            with progress.step("stopped"):
+            with progress.step("stopping", "stopped"):
                 supervisor.stop(STOP_ORDER)
 
 
-def _start(hub: Hub, clock: str, progress: Progress) -> None:
-    # The quota service and the cluster know nothing of each other; the other two need both of them.
-    for names in (("quota", "cluster"), ("scheduler", "agent")):
-        commands = programs(hub, clock)
-        for name in names:
-            hub.supervisor.launch(commands[name])
-        for name in names:
-            with progress.step(f"{name} is up"):
-                _await_healthy(hub, name)
-        if "quota" in names:
-            _introduce(hub)
+def _known_tokens(data: DataDir) -> dict[str, str]:
+    if not data.database.exists():
+        # What belonged to a database that was removed is worth nothing.
+        for name in ("secrets.json", "state.json"):
+            (data.path / name).unlink(missing_ok=True)
+    tokens = data.read("secrets.json")
+    tokens.setdefault("cluster", secrets.token_urlsafe(32))
+    return tokens
 
 
-def _await_healthy(hub: Hub, name: str) -> None:
+def _start(hub: Hub, progress: Progress) -> None:
+    data, supervisor = hub.data, hub.supervisor
+    started = data.path / STARTED
+    started.unlink(missing_ok=True)
+    with progress.step("starting quota", "quota is up"), _told():
+        supervisor.launch(programs(hub, "")["quota"])
+        supervisor.await_sign("quota", started.exists, FIRST_START_S)
+        made = data.read(STARTED)
+        clock = made.pop("clock")
+        hub.remember_tokens(made)
+        data.write("state.json", {**data.read("state.json"), "clock_speed": str(hub.wish.clock_speed)})
+        started.unlink()
+        for name in NAMES[1:]:
+            supervisor.launch(programs(hub, clock)[name])
+        supervisor.await_healthy("quota")
+    _register_cluster(hub)
+    for name in NAMES[1:]:
+        with progress.step(f"starting {name}", f"{name} is up"), _told():
+            supervisor.await_healthy(name)
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Exit status 2 is a program's word for a wrong setting; its last line says which."""
     try:
-        hub.supervisor.await_healthy(name)
+        yield
     except StartFailed as failed:
-        # Exit status 2 is a program's word for a wrong setting; its last line says which.
         if failed.status == 2 and failed.lines:
             raise UsageTrouble(failed.lines[-1]) from failed
         raise
@@ -161,6 +169,14 @@ def programs(hub: Hub, clock: str) -> dict[str, Program]:
             "GPUHUB_AGENT_SAMPLE_PERIOD_S": f"{wish.sample_interval_s:g}",
         },
     }
+    missing = [role for role in ("operator", "scheduler", "agent") if role not in hub.tokens]
+    first = {
+        "quota": gpuhub(
+            *("quota-start", "--data-dir", str(data.path), "--clock-speed", str(wish.clock_speed)),
+            *listen("quota")[2:],
+            *(part for role in missing for part in ("--token", role)),
+        )
+    }
     ready = {"quota": "/-/ready"}
     return {
         name: Program(
@@ -168,13 +184,13 @@ def programs(hub: Hub, clock: str) -> dict[str, Program]:
             gpuhub(*commands[name]),
             hub.url(name) + ready.get(name, "/-/healthy"),
             {**known, **own.get(name, {})},
+            first.get(name, ()),
         )
         for name in NAMES
     }
 
 
-def _introduce(hub: Hub) -> None:
-    """Register the cluster, and make the tokens of the programs that speak with the service."""
+def _register_cluster(hub: Hub) -> None:
     with hub.client() as client:
         try:
             client.create_cluster(NewCluster(id=CLUSTER, kind="simulated"))
@@ -186,60 +202,3 @@ def _introduce(hub: Hub) -> None:
                 ) from problem
             if problem.code != "already_exists":
                 raise
-        for role in (Role.SCHEDULER, Role.AGENT):
-            if role.value not in hub.tokens:
-                made = client.create_token(NewToken(role=role, label="gpuhub up"))
-                hub.remember_token(role.value, made.secret)
-
-
-def _init(wish: Wish) -> str:
-    """Migrate the database and anchor its clock; answers the clock's text."""
-    reply = _one_shot(
-        *("quota", "init", "--database", wish.data.database_url, "--clock-speed", str(wish.clock_speed)),
-        *("--clock-at-least", str(latest_ms(wish.data.journal))),
-    )
-    return str(reply["clock"])
-
-
-def latest_ms(journal: Path) -> int:
-    """The latest business time in the cluster's journal, which a fast clock must not go behind; 0 for none."""
-    if not journal.exists():
-        return 0
-    with journal.open("rb") as lines:
-        return max((int(found[1]) for line in lines if (found := _TIME.search(line))), default=0)
-
-
-def _tokens(wish: Wish, is_new: bool) -> dict[str, str]:
-    # Tokens of a database that was removed are worth nothing.
-    tokens = {} if is_new else wish.data.read("secrets.json")
-    tokens.setdefault("cluster", secrets.token_urlsafe(32))
-    if "operator" not in tokens:
-        database = ("--database", wish.data.database_url)
-        reply = _one_shot("quota", "token", *database, "--role", "operator", "--label", "gpuhub up")
-        tokens["operator"] = str(reply["secret"])
-    wish.data.write("secrets.json", tokens)
-    return tokens
-
-
-def _one_shot(*arguments: str) -> dict[str, object]:
-    """Run one of our programs to its end and read the JSON it prints. Raises UsageTrouble, StartFailed."""
-    done = subprocess.run(
-        gpuhub(*arguments),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        env=child_environment({}),
-        process_group=0,
-        timeout=_ONE_SHOT_S,
-        check=False,
-    )
-    errors = [line for line in done.stderr.splitlines() if line.strip()]
-    if done.returncode == 2:
-        raise UsageTrouble(errors[-1] if errors else f"gpuhub {' '.join(arguments[:2])} refused")
-    try:
-        reply = json.loads(done.stdout) if done.returncode == 0 else None
-    except ValueError:
-        reply = None
-    if not isinstance(reply, dict):
-        raise StartFailed(f"gpuhub {' '.join(arguments[:2])}", done.returncode, errors[-15:], None)
-    return reply

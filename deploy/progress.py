@@ -23,11 +23,11 @@ class Progress:
         self.out.print(Text(line, style=style), soft_wrap=True)
 
     @contextmanager
-    def step(self, what: str) -> Iterator[None]:
+    def step(self, doing: str, done: str) -> Iterator[None]:
         """Something that takes a moment: shown while it runs, ticked off with its duration."""
         began = time.monotonic()
         if self.out.is_terminal:
-            with self.out.status(what) as status:
+            with self.out.status(doing) as status:
                 self._status = status
                 try:
                     yield
@@ -35,7 +35,7 @@ class Progress:
                     self._status = None
         else:
             yield
-        self.say(f"✓ {what} ({time.monotonic() - began:.1f} s)")
+        self.say(f"✓ {done} ({time.monotonic() - began:.1f} s)")
 
     def update(self, line: str) -> None:
         """Where the running step is; on a terminal only."""

@@ -6,14 +6,16 @@ The caller's thread stays free to seed, to check or to play a trace.
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
+from urllib.parse import urlsplit
 
-import httpx2
-
-from deploy.child import Child, Program
+from deploy.child import LONGEST_DELAY_S, Child, Program
 
 TICK_S = 0.05
 
@@ -21,13 +23,13 @@ TICK_S = 0.05
 class StartFailed(Exception):
     """A program ended, or stayed silent, before it was healthy."""
 
-    def __init__(self, name: str, status: int | None, lines: Sequence[str], log: Path | None) -> None:
+    def __init__(self, name: str, status: int | None, lines: Sequence[str], log: Path) -> None:
         self.name = name
         self.status = status
         self.lines = tuple(lines)
         self.log = log
         how = "did not become healthy in time" if status is None else f"ended with exit status {status}"
-        super().__init__(f"{name} {how}" + (f"; its log is {log}" if log else ""))
+        super().__init__(f"{name} {how}; its log is {log}")
 
 
 class Supervisor:
@@ -59,16 +61,23 @@ class Supervisor:
 
     def await_healthy(self, name: str, timeout_s: float = 60.0) -> None:
         """Wait until a launched program is healthy; from then on it is restarted. Raises StartFailed."""
+        url = self._children[name].program.health_url
+        self.await_sign(name, lambda: _is_healthy(url), timeout_s)
+        with self._lock:
+            self._settled.add(name)
+
+    def await_sign(self, name: str, sign: Callable[[], bool], timeout_s: float = 60.0) -> None:
+        """Wait for a sign of life of a program that is still starting. Raises StartFailed."""
         child = self._children[name]
         deadline = time.monotonic() + timeout_s
-        while not _is_healthy(child.program.health_url):
+        while True:
             with self._lock:
                 status = self._first_exits.get(name)
             if status is not None or time.monotonic() > deadline:
                 raise StartFailed(name, status, child.last_lines(), child.log)
+            if sign():
+                return
             time.sleep(TICK_S)
-        with self._lock:
-            self._settled.add(name)
 
     def pids(self) -> dict[str, int | None]:
         """The present process id of every program."""
@@ -96,10 +105,15 @@ class Supervisor:
         self._thread.join(5.0)
 
     def _keep(self) -> None:
-        while not self._done.wait(TICK_S):
-            with self._lock:
-                for child in self._children.values():
-                    self._look_after(child, time.monotonic())
+        try:
+            while not self._done.wait(TICK_S):
+                with self._lock:
+                    for child in self._children.values():
+                        self._look_after(child, time.monotonic())
+        except BaseException:
+            # Nobody looks after the children any more, and they end with this thread: end as a whole.
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise
         # The children would die with this thread, so it outlives their clean end.
         self._all_ended.wait()
 
@@ -114,8 +128,13 @@ class Supervisor:
         elif status is not None:
             wait_s = (child.restart_at or now) - now
             self._announce(f"{name} ended ({_status_text(status)}); starting it again in {wait_s:.1f} s")
-        if child.restart_at is not None and now >= child.restart_at:
+        if child.restart_at is None or now < child.restart_at:
+            return
+        try:
             child.spawn(now)
+        except OSError as error:
+            self._announce(f"{name} could not be started ({error}); trying again in {LONGEST_DELAY_S:.0f} s")
+            child.restart_at = now + LONGEST_DELAY_S
 
 
 def _status_text(status: int) -> str:
@@ -123,7 +142,12 @@ def _status_text(status: int) -> str:
 
 
 def _is_healthy(url: str) -> bool:
+    address = urlsplit(url)
+    line = HTTPConnection(address.netloc, timeout=2.0)
     try:
-        return httpx2.get(url, timeout=2.0, trust_env=False).status_code == 200
-    except httpx2.HTTPError:
+        line.request("GET", address.path)
+        return line.getresponse().status == 200
+    except (OSError, HTTPException):
         return False
+    finally:
+        line.close()

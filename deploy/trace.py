@@ -93,7 +93,7 @@ def live_through(wish: TraceWish, data: DataDir, port: int | None, progress: Pro
         send_interval_s=SEND_INTERVAL_S,
     )
     with running(hub_wish, progress) as hub, hub.client() as operator:
-        with progress.step("the programme, its organizations and their grants are there"):
+        with progress.step("awarding grants", "the programme, its organizations and their grants are there"):
             _prepare(hub, operator, whole, wish)
         lived = _play(hub, operator, jobs, wish, progress)
     _print_report(lived, wish, data, progress)
@@ -161,14 +161,14 @@ def _play(
         stack.callback(over.set)
         view = (hub, clock, first_ms, player.tally, progress, over)
         threading.Thread(target=_look_on, args=view, daemon=True).start()
-        with progress.step("lived through the trace"):
+        with progress.step("living through the trace", "lived through the trace"):
             player.play(jobs, last_ms)
-    with progress.step("cancelled what was left, and everything is settled"):
+    with progress.step("cancelling what is left", "cancelled what was left, and everything is settled"):
         open_at_end = _end_all(operator)
         _await_settled(operator)
         # The agents' last measurements are on their way.
         time.sleep(SEND_INTERVAL_S + 1)
-    with progress.step("read every job back"):
+    with progress.step("reading every job back", "read every job back"):
         details = _read_all(operator, list(player.tally.job_ids.values()))
         grants = all_grants(operator)
     return Lived(first_ms, last_ms, player.tally, open_at_end, details, grants)
@@ -261,10 +261,10 @@ def _print_report(lived: Lived, wish: TraceWish, data: DataDir, progress: Progre
         for row in waits(lived.jobs)
     ]
     columns = ("size", ">started", ">never started", ">mean wait", ">p95 wait")
-    title = (
-        f"\nwaits of those that started (a second of the programs' own work counts {wish.clock_speed} s here)"
+    progress.say(
+        f"\nwaits of those that started; a second of the programs' own work counts {wish.clock_speed} s"
     )
-    progress.out.print(table(title, columns, wait_rows))
+    progress.out.print(table("", columns, wait_rows))
     delivery_rows = [
         (
             row.organization,
@@ -276,7 +276,9 @@ def _print_report(lived: Lived, wish: TraceWish, data: DataDir, progress: Progre
         for row in deliveries(lived.jobs, lived.grants, lived.last_ms)
     ]
     columns = ("organization", ">granted GPU-h", ">due: granted x elapsed", ">delivered", ">delivered / due")
-    progress.out.print(table("\ndelivered against the grants", columns, delivery_rows))
+    progress.say("\ndelivered against the grants")
+    progress.out.print(table("", columns, delivery_rows))
+    progress.say("")
 
 
 def _ask_oracle(data: DataDir, progress: Progress) -> int:

@@ -154,6 +154,7 @@ class _Row:
     cells: dict[str, str]
 
     def own_job(self) -> TraceJob:
+        """The job of a row with our own columns."""
         run_s = self._number("run_s", 0)
         asked_s = self._number("limit_s", 1) if self.cells.get("limit_s", "").strip() else limit_s(run_s)
         organization = self.cells["organisation"].strip()
@@ -164,6 +165,7 @@ class _Row:
         return self._job(organization, self._number("submit_s", 0), self._number("gpus", 1), run_s, asked_s)
 
     def itp_job(self) -> TraceJob:
+        """The job of a row of Microsoft's traces."""
         run_s = self._number("duration", 0)
         submit_s, gpus = self._number("submission_time", 0), self._number("num_gpu", 1)
         return self._job(_organization_of(self.file), submit_s, gpus, run_s, limit_s(run_s))

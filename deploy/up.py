@@ -110,7 +110,7 @@ def _stay_up(data: DataDir, port: int | None, clock_speed: int | None, progress:
     # A database keeps the speed it was begun with, so the next start need not name it again.
     speed = clock_speed or int(data.read("state.json").get("clock_speed", "1"))
     with running(Wish(data, port, speed), progress) as hub:
-        with progress.step("the demo programme is there"):
+        with progress.step("seeding the demo programme", "the demo programme is there"):
             seed(hub)
         _welcome(hub, progress)
         while True:
@@ -125,7 +125,7 @@ def _check(port: int | None, clock_speed: int, timeout_s: float) -> int:
         def run(progress: Progress) -> int:
             try:
                 with running(wish, progress) as hub:
-                    with progress.step("the demo programme is there"):
+                    with progress.step("seeding the demo programme", "the demo programme is there"):
                         seed(hub)
                     check(hub, progress, began, timeout_s)
             except (CheckFailed, TimeoutError) as failed:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from threading import Event
 from typing import TypeVar
 
 from fastapi import Request, Response
@@ -34,6 +35,8 @@ class Hub:
     queue: Queue
     authenticate: Callable[[Connection, str, int], Caller]
     """(connection, secret, now in ms) -> caller; raises Unauthenticated."""
+    stopping: Event = field(default_factory=Event)
+    """Set when the process was asked to stop: long polls answer at once."""
 
 
 def hub_of(request: Request) -> Hub:

@@ -9,6 +9,7 @@ import structlog
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from quota.errors import HubError
 from quota.schemas.service import Problem
@@ -22,6 +23,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(HubError, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(ClientDisconnect, _left)
     app.add_exception_handler(Exception, _unexpected)
 
 
@@ -48,6 +50,11 @@ def _http(_request: Request, error: Exception) -> Response:
     }
     code = codes.get(error.status_code, f"http_{error.status_code}")
     return _problem(error.status_code, code, str(error.detail), "", {}, [])
+
+
+def _left(_request: Request, _error: Exception) -> Response:
+    """A caller that died while it sent its request: nobody reads this."""
+    return _problem(499, "http_499", "The caller left.", "", {}, [])
 
 
 def _unexpected(request: Request, error: Exception) -> Response:

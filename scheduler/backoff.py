@@ -36,6 +36,11 @@ class Backoffs(Generic[KeyT]):
         self._failures.pop(key, None)
         self._until_s.pop(key, None)
 
+    def retain(self, wanted: Callable[[KeyT], bool]) -> None:
+        """Forget every key that is not wanted any more."""
+        for key in [key for key in self._failures if not wanted(key)]:
+            self.succeeded(key)
+
     def waits(self, key: KeyT) -> bool:
         """Whether it is too early to try this key again."""
         return self._monotonic_s() < self._until_s.get(key, float("-inf"))

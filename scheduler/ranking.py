@@ -12,6 +12,9 @@ from scheduler.gateway import Gateway
 PACES_WALL_S = 30.0
 """Paces move with every tick of the clock: on their own they are worth a document only this often."""
 
+LONGEST_ORDER = 200_000
+"""The contract's limit; who stands behind it is shown without a position."""
+
 
 @dataclass(frozen=True, slots=True)
 class Standing:
@@ -72,7 +75,7 @@ class RankingPublisher:
             cycle=self._cycle,
             base_cycle=None if whole else self._known_cycle,
             at=now_ms,
-            order=standing.order,
+            order=standing.order[:LONGEST_ORDER],
             reasons={job: reason for job, reason in standing.reasons.items() if reasons.get(job) != reason},
             paces={grant: pace for grant, pace in standing.paces.items() if paces.get(grant) != pace},
         )

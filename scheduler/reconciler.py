@@ -262,6 +262,7 @@ class Reconciler:
     def _forget_ended(self, cache: Cache) -> None:
         known = {attempt.id for attempt in cache.attempts()}
         self._done_ms = {key: at for key, at in self._done_ms.items() if key[1] in known or key in self._busy}
+        self._backoffs.retain(lambda key: key[1] in known or key in self._busy)
         self._asked_s = {name: at for name, at in self._asked_s.items() if name in known}
         self.tombstones &= known
         self._conflicts &= known

@@ -31,6 +31,8 @@ from scheduler.streams import SteppedDown
 from scheduler.term import Intervals, Surroundings, Term
 from scheduler.views import ClusterView
 
+OBSERVE_PAUSE_S = 0.1
+
 log = structlog.get_logger()
 
 
@@ -229,6 +231,8 @@ class Scheduler:
     def _observe_once(self, name: str) -> None:
         observation = self._clusters[name].observe(self._settings.observe_wait_s)
         self._inbox.put(Observed(name, observation, self._clock.now_ms()))
+        # a busy cluster answers at once: let some changes gather
+        self._stopping.wait(min(OBSERVE_PAUSE_S, self._settings.cycle_interval_s))
 
     def _lease_pause_s(self, held: bool) -> float:
         lease = self._keeper.latest()

@@ -79,6 +79,7 @@ def _position(after: str | None, seq: int) -> tuple[int, FeedKind, str]:
     cursor, _, rest = after.partition("|")
     kind, _, last = rest.partition("|")
     for known in objects.KINDS:
-        if known == kind and cursor.isdecimal():
+        numbered = known != "attempt" or not last or last.rpartition("-")[2].isdecimal()
+        if known == kind and cursor.isdecimal() and numbered:
             return int(cursor), known, last
     raise BadRequest("this page token was not made by this service", field="after")

@@ -70,7 +70,7 @@ def page(
     connection: Connection, kind: FeedKind, after: str, limit: int, seq: int, now_ms: int
 ) -> list[FeedItem]:
     """The next objects of one kind in order of id."""
-    ids = _ids(connection, kind, after, limit)
+    ids = _ids(connection, kind, after, limit, now_ms)
     found = _read(connection, kind, ids, now_ms)
     return [_item(kind, object_id, seq, found[object_id]) for object_id in ids if object_id in found]
 
@@ -82,7 +82,8 @@ def _item(kind: FeedKind, object_id: str, seq: int, found: BaseModel | None) -> 
     return item.model_copy(update={kind: found})
 
 
-def _ids(connection: Connection, kind: FeedKind, after: str, limit: int) -> list[str]:
+def _ids(connection: Connection, kind: FeedKind, after: str, limit: int, now_ms: int) -> list[str]:
+    """Ids of what `_read` will find, so that a short page is the last one of its kind."""
     if kind == "policy":
         return ["default"] if after < "default" else []
     column: ColumnElement[str]
@@ -95,7 +96,7 @@ def _ids(connection: Connection, kind: FeedKind, after: str, limit: int) -> list
         case "organization":
             column, condition = organizations.c.id, organizations.c.id > after
         case "grant":
-            column, condition = grants.c.id, grants.c.id > after
+            column, condition = grants.c.id, (grants.c.id > after) & (grants.c.ends_at_ms > now_ms)
         case "job":
             column = jobs.c.id
             condition = (jobs.c.state != JobState.ENDED.value) & (jobs.c.id > after)

@@ -164,6 +164,10 @@ def _item(tx: Tx, batch: ReportBatch, item: ReportItem, rows: _Rows, clock_speed
         case LostItem():
             return _result(item, _lost(tx, job, row, item, batch.observed_through, clock_speed))
         case FreedItem():
+            if row.state != JobState.ENDED.value:
+                subject = f"{row.job_id}-{row.attempt}"
+                audit.find(tx, "freed_before_its_end", subject, f"reported freed while {row.state}")
+                return _result(item, "refused", "wrong_state")
             return _result(item, _freed(tx, row, rows))
         case _:
             assert_never(item)

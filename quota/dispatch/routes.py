@@ -71,15 +71,17 @@ async def follow_feed(
     deadline = time.monotonic() + wait
     while True:
         page = await run_in_threadpool(feed.read_feed, hub.database, after, limit)
-        if page.items or time.monotonic() >= deadline or await request.is_disconnected():
+        over = time.monotonic() >= deadline or hub.stopping.is_set()
+        if page.items or over or await request.is_disconnected():
             return answer(page)
+        after = page.cursor  # past what moved the head and changed no object
         await _until_moved(hub, after, deadline)
 
 
 async def _until_moved(hub: Hub, after: int, deadline: float) -> None:
     """Hold no session: look at this process's own commits often, at the database's head now and then."""
     look_at = time.monotonic() + hub.settings.feed_poll_s
-    while time.monotonic() < deadline and hub.database.head_hint <= after:
+    while time.monotonic() < deadline and hub.database.head_hint <= after and not hub.stopping.is_set():
         await asyncio.sleep(HINT_POLL_S)
         if time.monotonic() >= look_at:
             look_at = time.monotonic() + hub.settings.feed_poll_s

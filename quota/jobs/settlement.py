@@ -167,4 +167,11 @@ def _refunded_ms(tx: Tx, job_id: str) -> int:
             transfers.c.refund_kind != RefundKind.CORRECTION.value,
         )
     )
-    return sum(row.ends_at_ms - row.starts_at_ms for row in rows)
+    stored = sum(row.ends_at_ms - row.starts_at_ms for row in rows)
+    # another attempt of this job may have ended in this very transaction
+    fresh = (row for table, row in tx.deferred if table is transfers and row["job_id"] == job_id)
+    return stored + sum(
+        row["ends_at_ms"] - row["starts_at_ms"]
+        for row in fresh
+        if row["refund_kind"] not in (None, RefundKind.CORRECTION.value)
+    )

@@ -78,10 +78,10 @@ def after_attempt(
 
 
 def _reason(end: AttemptEnd) -> EndReason:
-    if end.lost:
-        return EndReason.NODE_FAILED
     match end.stop_reason:
         case None:
+            if end.lost:
+                return EndReason.NODE_FAILED
             return EndReason.FAILED if end.started else EndReason.ABANDONED
         case StopReason.CANCELLED:
             return EndReason.CANCELLED

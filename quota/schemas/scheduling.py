@@ -9,7 +9,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from quota.schemas.values import (
     ClassId,
@@ -467,6 +467,15 @@ class ReportBatch(Request):
     """All nodes of the cluster when they changed, else null. A node left out is unschedulable from now on."""
     items: Annotated[tuple[ReportItem, ...], Field(max_length=2000)]
     observed_through: Instant
+
+    @field_validator("nodes")
+    @classmethod
+    def _each_node_once(cls, nodes: tuple[NodeReport, ...] | None) -> tuple[NodeReport, ...] | None:
+        names = [report.node for report in nodes or ()]
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise ValueError(f"node {twice} is named twice")
+        return nodes
 
 
 class ReportReply(Reply):

@@ -16,7 +16,11 @@ import sys
 from importlib import import_module
 
 PROGRAMS = ("deploy.cli", "quota.cli", "scheduler.cli", "scheduler.simulator.cli", "agents.cli")
-LATE = ("uvicorn.loops.uvloop", "uvicorn.protocols.http.httptools_impl", "sqlalchemy.dialects.sqlite.pysqlite")
+LATE = (
+    "uvicorn.loops.uvloop",
+    "uvicorn.protocols.http.httptools_impl",
+    "sqlalchemy.dialects.sqlite.pysqlite",
+)
 """What the programs import only when they run."""
 
 PR_SET_PDEATHSIG = 1

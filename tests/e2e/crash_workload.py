@@ -24,11 +24,16 @@ KINDS: dict[str, dict[str, object]] = {
     "slice": {"gpu_class": "h100-1g.10gb", "gpus_per_pod": (1, 4), "runs_s": (30, 900)},
     "failing": {"runs_s": (10, 600), "exit_code": "3"},
     "instant": {"runs_s": (0, 1), "start_s": "0"},
+    "stubborn": {"runs_s": (2000, 4000), "walltime_s": 240, "stop_s": "90", "grace_s": 45},
     "long": {"runs_s": (3000, 5000), "walltime_s": 7200},
     "too long": {"runs_s": (4000, 9000), "walltime_s": 900, "stop_s": "20", "grace_s": 30},
     "deaf": {"runs_s": (4000, 9000), "walltime_s": 600, "stop_s": "900", "grace_s": 120},
     "restartable": {"gpus_per_pod": (1, 4), "runs_s": (60, 1200), "restartable": True},
 }
+
+
+BRISK = ("one", "several", "gang", "slice", "failing", "instant", "stubborn", "restartable")
+"""Kinds that are over soon."""
 
 
 @dataclass
@@ -62,7 +67,10 @@ class Crowd:
 
     def broken_promises(self) -> list[str]:
         """What was answered to a firm and is not so in the database; a job that is there twice."""
-        rows = self.hub.ask("SELECT name, id, cancel_requested_at_ms, state, end_reason FROM jobs")
+        rows = self.hub.ask(
+            "SELECT name, id, cancel_requested_at_ms, state, end_reason FROM jobs WHERE name LIKE ?",
+            f"{self.seed} %",
+        )
         there = {name: row for name, *row in rows}
         broken = [f"{name} is there {n} times" for name, n in _counts(row[0] for row in rows) if n > 1]
         for name, job_id in self.submitted.items():
@@ -107,7 +115,9 @@ class Crowd:
 
 def a_job(name: str, kind: str, rng: random.Random) -> JobSubmission:
     """A job of a kind, its numbers by chance."""
-    words = {key: rng.randint(*value) if isinstance(value, tuple) else value for key, value in KINDS[kind].items()}
+    words = {
+        key: rng.randint(*value) if isinstance(value, tuple) else value for key, value in KINDS[kind].items()
+    }
     runs_s = int(str(words.pop("runs_s")))
     notes = {"duration_s": str(runs_s)}
     for key in ("start_s", "stop_s", "exit_code"):
@@ -116,6 +126,16 @@ def a_job(name: str, kind: str, rng: random.Random) -> JobSubmission:
     usual = {"gpu_class": "h100", "walltime_s": max(1800, runs_s * 2), "grace_s": 30}
     annotations = {f"simulate.gpuhub/{key}": text for key, text in notes.items()}
     return JobSubmission.model_validate({"name": name, **usual, **words, "annotations": annotations})
+
+
+def verdict(hub: Hub, *crowds: Crowd, expected_findings: frozenset[str] = frozenset()) -> None:
+    """Everything comes to its end, and nobody finds a fault: oracle, firms, the hub itself, its logs."""
+    hub.settle()
+    assert hub.judge() == []
+    for crowd in crowds:
+        assert crowd.broken_promises() == []
+    assert [found for found in hub.findings() if found[0] not in expected_findings] == []
+    assert hub.troubles() == []
 
 
 def insist(call: Callable[[], T], patience_s: float = 60.0) -> T:

@@ -44,6 +44,8 @@ ORGANIZATIONS = ("alpha", "beta", "gamma")
 NODES = ("sim-[0-2]:h100=8", "sim-3:h100-1g.10gb=14")
 CLASSES = (("h100", 1000, 4107), ("h100-1g.10gb", 143, 587))
 YEAR_MS = 366 * 86_400_000
+BUG_SIGNS = ("Traceback", "[error", '"level": "error"', "unexpected ", "AssertionError", "gpuhub ")
+"""What a log says only when something is wrong that no crash of another program explains."""
 PATIENCE_S = 90.0
 """For everything that has to happen some time; both cores may be busy with other tests."""
 
@@ -192,7 +194,15 @@ class Hub:
             self._found(client)
         self.add_scheduler()
         self._add(
-            *("run", "--quota-url", self.door_url, "--reader", "simulated", "--cluster-url", self.url("cluster")),
+            *(
+                "run",
+                "--quota-url",
+                self.door_url,
+                "--reader",
+                "simulated",
+                "--cluster-url",
+                self.url("cluster"),
+            ),
             *("--outbox", str(self.folder / "outbox.sqlite3"), "--sample-interval-s", str(SAMPLE_PERIOD_S)),
             *("--send-interval-s", "0.3"),
             of="agent",
@@ -206,7 +216,15 @@ class Hub:
         self.ports |= free_ports(name)
         usual: dict[str, object] = {"lease_retry_s": 0.2, "lease_renew_s": min(5.0, self.lease_ttl_s / 4)}
         return self._add(
-            *("run", "--quota-url", self.door_url, "--cluster", f"sim={self.url('cluster')}", "--holder", name),
+            *(
+                "run",
+                "--quota-url",
+                self.door_url,
+                "--cluster",
+                f"sim={self.url('cluster')}",
+                "--holder",
+                name,
+            ),
             *("--cycle-interval-s", "0.05", "--report-interval-s", "0.3", "--ranking-interval-s", "0.5"),
             *("--idle-interval-s", "0.3"),
             of=name,
@@ -331,6 +349,12 @@ class Hub:
         until(lambda: program.starts > before + deaths, f"{name} dies {deaths} times at {crash_at}")
         self.kills += deaths
 
+    def tear_journal(self) -> None:
+        """What a cluster leaves that dies in the middle of writing a line; it must be dead."""
+        until(lambda: not self.programs["cluster"].alive, "the cluster is dead")
+        with self.journal.open("ab") as journal:
+            journal.write(b'{"t":17')
+
     # --- truth ---
 
     def ask(self, statement: str, *values: object) -> list[tuple[Any, ...]]:
@@ -353,11 +377,12 @@ class Hub:
     def settle(self, patience_s: float = PATIENCE_S) -> None:
         """Wait until every job has ended, every hold is resolved and every GPU is free."""
         deadline_s = time.monotonic() + patience_s
-        while left := self._open_things():
+        while left := self.open_things():
             assert time.monotonic() < deadline_s, f"not settled in {patience_s:.0f} s: {left}"
             time.sleep(0.1)
 
-    def _open_things(self) -> list[tuple[Any, ...]]:
+    def open_things(self) -> list[tuple[Any, ...]]:
+        """What has not come to its end."""
         return self.ask(
             "SELECT 'job', id, state, attempt FROM jobs WHERE state <> 'ended' UNION ALL"
             " SELECT 'attempt', job_id || '-' || attempt, state, settled FROM attempts"
@@ -375,14 +400,14 @@ class Hub:
         return self.ask("SELECT code, subject, detail FROM findings ORDER BY 1, 2")
 
     def troubles(self) -> list[str]:
-        """Lines of the logs that only a bug writes."""
-        signs = ("Traceback", "thread_failed", "step_failed", "turn_failed", "unexpected ", "AssertionError")
-        return [
-            f"{log.name}: {line[:300]}"
-            for log in sorted(self.folder.glob("*.log"))
-            for line in log.read_text(errors="replace").splitlines()
-            if any(sign in line for sign in signs)
-        ]
+        """What the logs say that only a bug writes, with the lines around the first of it."""
+        found = []
+        for log in sorted(self.folder.glob("*.log")):
+            lines = log.read_text(errors="replace").splitlines()
+            at = next((n for n, line in enumerate(lines) if any(sign in line for sign in BUG_SIGNS)), None)
+            if at is not None:
+                found.append("\n".join([log.name, *lines[max(0, at - 2) : at + 120]]))
+        return found
 
     def keep(self, folder: Path) -> None:
         """Copy database, journal and logs for a look after the test."""
@@ -390,9 +415,7 @@ class Hub:
 
 
 @contextmanager
-def a_hub(
-    folder: Path, quota_door: Callable[[int], int] | None = None, **settings: Any
-) -> Iterator[Hub]:
+def a_hub(folder: Path, quota_door: Callable[[int], int] | None = None, **settings: Any) -> Iterator[Hub]:
     """A hub that is gone at the end of the block."""
     hub = Hub(folder, **settings)
     try:
@@ -400,6 +423,37 @@ def a_hub(
         yield hub
     finally:
         hub.close()
+
+
+class Shelf:
+    """One hub for many tests; a test that finds a fault has used it up, and the next one gets a new one."""
+
+    def __init__(self, folders: Any, **settings: Any) -> None:
+        self._folders = folders
+        self._settings = settings
+        self._hub: Hub | None = None
+
+    def __enter__(self) -> Shelf:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._hub is not None:
+            self._hub.close()
+
+    @contextmanager
+    def lend(self) -> Iterator[Hub]:
+        """The hub, with everything settled."""
+        if self._hub is None:
+            self._hub = Hub(self._folders.mktemp("hub"), **self._settings)
+            self._hub.open()
+        hub, failed = self._hub, True
+        try:
+            yield hub
+            failed = bool(hub.open_things()) or bool(hub.judge()) or bool(hub.troubles())
+        finally:
+            if failed:
+                hub.close()
+                self._hub = None
 
 
 def free_ports(*names: str) -> dict[str, int]:
@@ -417,5 +471,3 @@ def _post(url: str, body: dict[str, object]) -> bool:
     with suppress(httpx2.TransportError):
         return httpx2.post(url, json=body, timeout=5, trust_env=False).is_success
     return False
-
-

@@ -12,8 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from typer.testing import CliRunner
+
+from deploy.cli import firm_app
+
 GPUHUB = (sys.executable, "-m", "deploy.cli")
-PROGRAMS = {"quota": "quota serve", "cluster": "simulate", "scheduler": "scheduler run", "agent": "agent run"}
+PROGRAMS = {"quota": "quota", "cluster": "simulate", "scheduler": "scheduler run", "agent": "agent run"}
 START_S = 90.0
 """A cold start takes about five seconds; the tests of others may keep both cores busy."""
 
@@ -47,7 +51,7 @@ def processes_of(data_dir: Path) -> dict[str, int]:
             continue
         for name, words in PROGRAMS.items():
             # The scheduler's command line does not name the directory; the mark in its environment does.
-            if f"deploy.cli {words}" in line and f"HUB_TEST_MARK={data_dir}\0" in environment:
+            if f"-m deploy.cli {words}" in line and f"HUB_TEST_MARK={data_dir}\0" in environment:
                 found[name] = int(entry.name)
     return found
 
@@ -114,9 +118,10 @@ class Up:
         return gpuhub(*arguments, environment=self.login(who))
 
     def ask(self, *arguments: str, who: str = "alpha-lab") -> Any:
-        """Run a command with --json; what it printed."""
-        done = self.run(*arguments[: _options_end(arguments)], "--json", *_rest(arguments), who=who)
-        assert done.returncode == 0, done.stderr
+        """Run a command with --json, in this process; what it printed."""
+        login = {name: value for name, value in self.login(who).items() if name.startswith("GPUHUB_")}
+        done = CliRunner().invoke(firm_app(), [*arguments, "--json"], env=login)
+        assert done.exit_code == 0, done.stderr
         return json.loads(done.stdout)
 
 
@@ -133,11 +138,3 @@ def gpuhub(
         timeout=110,
         cwd=cwd,
     )
-
-
-def _options_end(arguments: tuple[str, ...]) -> int:
-    return arguments.index("--") if "--" in arguments else len(arguments)
-
-
-def _rest(arguments: tuple[str, ...]) -> tuple[str, ...]:
-    return arguments[_options_end(arguments) :]

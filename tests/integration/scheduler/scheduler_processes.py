@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.request import Request, urlopen
 
 from quota.client import QuotaClient, ServiceUnavailable
 from quota.clock import Clock
@@ -111,6 +112,13 @@ class Hub:
             *("--report-interval-s", "0.2", "--ranking-interval-s", "0.2", "--idle-interval-s", "0.2"),
             more={"GPUHUB_CRASH_AT": crash_at} if crash_at else {},
         )
+
+    def plant(self, **fault: object) -> None:
+        """Let something go wrong on the cluster."""
+        url = f"http://127.0.0.1:{self.cluster_port}/v1/faults"
+        body = json.dumps(fault).encode()
+        with urlopen(Request(url, body, {"Content-Type": "application/json"}, method="POST")) as answer:
+            assert answer.status in (200, 201, 204)
 
     def end_schedulers(self) -> None:
         """Kill every scheduler: quota and the cluster go on."""

@@ -29,11 +29,17 @@ def hub(shared: Hub) -> Iterator[Hub]:
     """The shared hub; the schedulers that a test starts are killed after it."""
     yield shared
     shared.end_schedulers()
+    assert taken(shared) == 0, "something was started and never freed"
 
 
 def pods(hub: Hub, event: str, name: str) -> list[dict[str, object]]:
     """What the cluster's journal says of one object's pods."""
     return [line for line in hub.journal() if line["event"] == event and line.get("name") == name]
+
+
+def taken(hub: Hub) -> int:
+    """GPUs that quota has given away."""
+    return sum(capacity.used for node in hub.operator.list_nodes().items for capacity in node.capacities)
 
 
 def check_against_journal(hub: Hub, job: JobDetail) -> None:
@@ -50,10 +56,8 @@ def check_against_journal(hub: Hub, job: JobDetail) -> None:
         assert attempt.last_started_at is not None
         occupied_ms = attempt.ended_at - attempt.first_started_at
         whole = occupied_ms * job.pods * job.gpus_per_pod * 1000
-        assert attempt.settled_gpu_us + attempt.platform_gpu_us == whole
+        assert attempt.settled_gpu_us - attempt.refunded_gpu_us + attempt.platform_gpu_us == whole
         assert attempt.hold_resolved
-    used = [capacity.used for node in hub.operator.list_nodes().items for capacity in node.capacities]
-    assert sum(used) == 0
 
 
 @pytest.mark.e2e
@@ -115,6 +119,38 @@ def test_killed_at_a_named_point_the_next_process_finishes(hub: Hub, point: str)
     assert hub.wait_for(long, JobState.ENDED).end_reason is EndReason.CANCELLED
     for job_id in (short, long):
         job = hub.operator.read_job(job_id)
+        assert job.attempt == 1
+        check_against_journal(hub, job)
+
+
+@pytest.mark.e2e
+def test_lost_node_ends_the_attempt_and_the_job_runs_elsewhere(hub: Hub) -> None:
+    hub.start_scheduler()
+    ten_seconds = {"simulate.gpuhub/duration_s": "10"}
+    job_id = hub.submit(gpus_per_pod=8, restartable=True, annotations=ten_seconds)
+    node = hub.wait_for(job_id, JobState.RUNNING).attempts[0].pods[0].node
+    hub.plant(fault="lose_node", node=node, silent_ms=300)
+    until(lambda: hub.operator.read_job(job_id).attempt == 2, "a second attempt")
+    hub.wait_for(job_id, JobState.RUNNING)
+    assert taken(hub) == 16, "nobody knows yet whether the first attempt's pods still run"
+    hub.plant(fault="return_node", node=node)
+    until(lambda: taken(hub) == 8, "the lost attempt's room is free")
+    job = hub.wait_for(job_id, JobState.ENDED)
+    assert job.end_reason is EndReason.SUCCEEDED
+    assert job.attempts[0].end_reason is EndReason.NODE_FAILED
+    check_against_journal(hub, job)
+
+
+@pytest.mark.e2e
+def test_lost_late_and_refused_answers_of_the_cluster_change_nothing(hub: Hub) -> None:
+    hub.start_scheduler()
+    hub.plant(fault="forget_reply", count=2, path="create")
+    hub.plant(fault="answer_late", delay_s=6, count=1, path="create")
+    hub.plant(fault="refuse_start", count=2)
+    jobs = [hub.submit() for _ in range(4)]
+    for job_id in jobs:
+        job = hub.wait_for(job_id, JobState.ENDED)
+        assert job.end_reason is EndReason.SUCCEEDED
         assert job.attempt == 1
         check_against_journal(hub, job)
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from deploy.hub import latest_ms
 from deploy.player import submission
+from deploy.quota_start import latest_ms
 from deploy.trace import shares
 from deploy.trace_report import deliveries, ends, percentile, running_gpu_ms, use, waits
 from deploy.traces import TraceJob
@@ -41,19 +41,30 @@ def a_job(
     }
     return JobDetail.model_validate(
         {
-            "id": "job-1", "name": "n", "organization_id": organization, "state": "ended",
-            "end_reason": "succeeded", "gpu_class": "h100", "gpus_per_pod": gpus, "pods": 1,
-            "walltime_s": 3600, "grace_s": 30, "grant_id": "grant-1", "restartable": False,
-            "submitted_at": T0, "ended_at": T0 + HOUR, "cancel_requested_at": None,
-
-                "cost_limit_gpu_us": 0,
-                "cost_limit_gpu_hours": 0,
-                "attempt": 1,
-                "waiting": None,
-                "position": None
-            ,
-            "charged_gpu_us": charged, "charged_gpu_hours": 0,
-            "attempts": [attempt] if waited_s is not None else [], "measured": [],
+            "id": "job-1",
+            "name": "n",
+            "organization_id": organization,
+            "state": "ended",
+            "end_reason": "succeeded",
+            "gpu_class": "h100",
+            "gpus_per_pod": gpus,
+            "pods": 1,
+            "walltime_s": 3600,
+            "grace_s": 30,
+            "grant_id": "grant-1",
+            "restartable": False,
+            "submitted_at": T0,
+            "ended_at": T0 + HOUR,
+            "cancel_requested_at": None,
+            "cost_limit_gpu_us": 0,
+            "cost_limit_gpu_hours": 0,
+            "attempt": 1,
+            "waiting": None,
+            "position": None,
+            "charged_gpu_us": charged,
+            "charged_gpu_hours": 0,
+            "attempts": [attempt] if waited_s is not None else [],
+            "measured": [],
         }
     )
 
@@ -61,13 +72,20 @@ def a_job(
 def a_grant(granted: int, organization: str = "alpha-lab") -> Grant:
     return Grant.model_validate(
         {
-            "id": "grant-1", "program_id": "trace", "organization_id": organization, "account_id": "a-1",
-            "state": "active", "starts_at": T0, "ends_at": T0 + 100 * HOUR, "granted_gpu_us": granted,
+            "id": "grant-1",
+            "program_id": "trace",
+            "organization_id": organization,
+            "account_id": "a-1",
+            "state": "active",
+            "starts_at": T0,
+            "ends_at": T0 + 100 * HOUR,
+            "granted_gpu_us": granted,
             **dict.fromkeys(("held_gpu_us", "used_gpu_us", "available_gpu_us"), 0),
             **dict.fromkeys(
                 ("granted_gpu_hours", "held_gpu_hours", "used_gpu_hours", "available_gpu_hours"), 0
             ),
-            "pace": None, "created_at": T0,
+            "pace": None,
+            "created_at": T0,
         }
     )
 

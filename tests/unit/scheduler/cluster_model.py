@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 from scheduler.clusters.port import (
     ClusterUnavailable,
@@ -16,6 +17,8 @@ from scheduler.clusters.port import (
     StartOutcome,
     StartRefused,
 )
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -78,8 +81,7 @@ class ClusterModel:
     def start(self, spec: ObjectSpec) -> StartOutcome:
         """Create, unless the name is taken."""
         self.calls.append(("start", spec.name))
-        outcome: StartOutcome = self._with_fault(lambda: self._start(spec))
-        return outcome
+        return self._with_fault(lambda: self._start(spec))
 
     def stop(self, spec: ObjectSpec, *, abandoned: bool) -> None:
         """Suspend, or leave a tombstone."""
@@ -130,7 +132,7 @@ class ClusterModel:
 
     # --- inside ---
 
-    def _with_fault(self, work: Callable[[], object]) -> object:
+    def _with_fault(self, work: Callable[[], T]) -> T:
         fault = self.faults.pop(0) if self.faults else ""
         match fault:
             case "refuse":

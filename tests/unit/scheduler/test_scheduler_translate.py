@@ -8,6 +8,7 @@ from quota.clock import Clock
 from quota.schemas.scheduling import FeedItem, FeedKind, WaitReason
 from scheduler.clusters.port import NodeStatus
 from scheduler.core import model
+from scheduler.core.policy import Policy
 from scheduler.translate import (
     changes_of,
     job_of,
@@ -31,7 +32,7 @@ def test_every_kind_of_object_reaches_the_core() -> None:
         "Policy", "Cluster", "GpuClass", "Organization", "Grant", "Job", "Attempt"
     }  # fmt: skip
     assert model.Cluster("sim", 7) in changes
-    policy = next(change for change in changes if isinstance(change, model.Policy))
+    policy = next(change for change in changes if isinstance(change, Policy))
     assert policy.cluster_unseen_ms == 3_600_000
 
 

@@ -1,0 +1,63 @@
+"""Quota service, cluster and agent die before and after the moment that makes a step last, five times each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from crash_workload import BRISK, Crowd, verdict
+from hub_processes import Hub, Shelf
+
+pytestmark = [pytest.mark.crash, pytest.mark.e2e, pytest.mark.timeout(300)]
+
+DEATHS = 5
+OPERATIONS = (
+    *("send_decisions", "send_reports", "put_ranking", "take_lease"),
+    *("submit_job", "cancel_job", "deliver_evidence"),
+)
+EVENTS = ("object_created", "object_suspended", "pod_started", "pod_ended")
+
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shelf]:
+    with Shelf(tmp_path_factory) as shelf:
+        yield shelf
+
+
+@pytest.fixture
+def hub(shelf: Shelf) -> Iterator[Hub]:
+    with shelf.lend() as hub:
+        yield hub
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize("point", ["before_commit", "after_commit"])
+def test_quota_dies_at(point: str, operation: str, hub: Hub) -> None:
+    dies_at("quota", f"{point}.{operation}:2", hub)
+
+
+@pytest.mark.parametrize("event", EVENTS)
+@pytest.mark.parametrize("point", ["before_journal", "after_journal"])
+def test_cluster_dies_at(point: str, event: str, hub: Hub) -> None:
+    dies_at("cluster", f"{point}.{event}:2", hub)
+
+
+@pytest.mark.parametrize("point", ["before_send", "after_send"])
+def test_agent_dies_at(point: str, hub: Hub) -> None:
+    dies_at("agent", f"{point}:2", hub)
+
+
+def test_cluster_dies_in_the_middle_of_a_line(hub: Hub) -> None:
+    with Crowd(hub, "torn", kinds=BRISK, pause_s=(0.05, 0.3)) as crowd:
+        for _ in range(DEATHS):
+            hub.programs["cluster"].comes_back = False
+            hub.kill("cluster")
+            hub.tear_journal()
+            hub.programs["cluster"].comes_back = True
+    verdict(hub, crowd)
+
+
+def dies_at(name: str, crash_at: str, hub: Hub) -> None:
+    with Crowd(hub, crash_at, kinds=BRISK, pause_s=(0.05, 0.3)) as crowd:
+        hub.crash(name, crash_at, DEATHS)
+    verdict(hub, crowd)
