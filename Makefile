@@ -48,7 +48,8 @@ soak: setup ## Live through a synthetic day on the real programs and let the ora
 	@$(BIN)/gpuhub up --trace synthetic --hours 24 --nodes 16 $(ARGS)
 
 lock: setup ## Resolve requirements.lock anew from pyproject.toml.
-	@uv=$$(command -v uv || ls $(BIN)/uv build/bootstrap/bin/uv build/uv/bin/uv 2>/dev/null | head -1); \
+	@for uv in $$(command -v uv || true) $(BIN)/uv build/bootstrap/bin/uv build/uv/bin/uv; do \
+	  if [ -x "$$uv" ]; then break; fi; done; \
 	  "$$uv" pip compile --quiet --universal --generate-hashes --no-header --all-extras --group dev \
 	    pyproject.toml --output-file requirements.lock
 

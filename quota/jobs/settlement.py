@@ -167,11 +167,10 @@ def _refunded_ms(tx: Tx, job_id: str) -> int:
             transfers.c.refund_kind != RefundKind.CORRECTION.value,
         )
     )
-    stored = sum(row.ends_at_ms - row.starts_at_ms for row in rows)
+    found = [(row.starts_at_ms, row.ends_at_ms) for row in rows]
     # another attempt of this job may have ended in this very transaction
-    fresh = (row for table, row in tx.deferred if table is transfers and row["job_id"] == job_id)
-    return stored + sum(
-        row["ends_at_ms"] - row["starts_at_ms"]
-        for row in fresh
-        if row["refund_kind"] not in (None, RefundKind.CORRECTION.value)
-    )
+    for table, row in tx.deferred:
+        given = row.get("refund_kind") not in (None, RefundKind.CORRECTION.value)
+        if table is transfers and row["job_id"] == job_id and given:
+            found.append((row["starts_at_ms"], row["ends_at_ms"]))
+    return sum(ends - starts for starts, ends in found)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from quota.schemas.values import ClassId, Instant, Reply, Request, Slug, Thousandths
+from quota.schemas.values import NO_NUL, ClassId, Instant, Reason, Reply, Request, Slug, Thousandths
 
 PriceKrw = Annotated[int, Field(strict=True, ge=0, le=10_000_000)]
 
@@ -37,7 +37,7 @@ class NewGpuClass(Request):
     """A GPU class or MIG profile with its rate and price; sent again for a known id it sets a new rate version."""
 
     id: ClassId
-    name: Annotated[str, Field(min_length=1, max_length=100)]
+    name: Annotated[str, Field(min_length=1, max_length=100, pattern=NO_NUL)]
     rate_thousandths: Thousandths
     """1000 = one hour costs one hour of the reference GPU (H100)."""
     price_krw: PriceKrw
@@ -90,4 +90,4 @@ class NodeChange(Request):
     """Keep new jobs off a node, or let them on again."""
 
     cordoned: bool
-    reason: Annotated[str, Field(min_length=1, max_length=500)]
+    reason: Reason

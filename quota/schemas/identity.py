@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated
 
-from pydantic import Field
-
-from quota.schemas.values import Instant, NodeName, Reply, Request, Slug, Text
+from quota.schemas.values import Instant, Name, NodeName, Reply, Request, Slug, Text
 
 
 class Role(StrEnum):
@@ -39,7 +36,7 @@ class NewOrganization(Request):
     """Register an organization."""
 
     id: Slug
-    name: Annotated[str, Field(min_length=1, max_length=200)]
+    name: Name
     kind: OrganizationKind = OrganizationKind.STARTUP
 
 

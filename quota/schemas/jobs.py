@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from quota.schemas.scheduling import EndReason, JobState, PodPlacement, StopReason, Waiting
-from quota.schemas.values import ClassId, GpuHoursOut, GpuUs, Id, Instant, Reply, Request
+from quota.schemas.values import ClassId, GpuHoursOut, GpuUs, Id, Instant, Name, Reply, Request
 
 BIGGEST_WALLTIME_S = 30 * 24 * 3600
 
@@ -20,7 +20,7 @@ Annotations = Annotated[
 class JobSubmission(Request):
     """A job: `pods` pods of `gpus_per_pod` GPUs that start together, for at most `walltime_s`."""
 
-    name: Annotated[str, Field(min_length=1, max_length=200)]
+    name: Name
     gpu_class: ClassId
     gpus_per_pod: Annotated[int, Field(strict=True, ge=1, le=1024)] = 1
     pods: Annotated[int, Field(strict=True, ge=1, le=4096)] = 1

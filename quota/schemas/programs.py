@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from quota.schemas.scheduling import Pace
-from quota.schemas.values import GpuHoursIn, GpuHoursOut, GpuUs, Id, Instant, Reason, Reply, Request, Slug
+from quota.schemas.values import (
+    GpuHoursIn,
+    GpuHoursOut,
+    GpuUs,
+    Id,
+    Instant,
+    Name,
+    Reason,
+    Reply,
+    Request,
+    Slug,
+)
 
 
 class NewProgram(Request):
     """Open a programme and put its budget on its account."""
 
     id: Slug
-    name: Annotated[str, Field(min_length=1, max_length=200)]
+    name: Name
     budget_gpu_hours: GpuHoursIn
     reason: Reason = "programme opened"
 

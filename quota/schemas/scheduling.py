@@ -12,12 +12,14 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 
 from quota.schemas.values import (
+    NO_NUL,
     ClassId,
     Count,
     GpuUs,
     Id,
     Instant,
     Milliseconds,
+    Name,
     NodeName,
     Reply,
     Request,
@@ -299,8 +301,8 @@ class FeedPage(Reply):
 class LeaseRequest(Request):
     """Take or renew the hub's one scheduler lease."""
 
-    holder: Annotated[str, Field(min_length=1, max_length=200)]
-    instance: Annotated[str, Field(min_length=8, max_length=64)]
+    holder: Name
+    instance: Annotated[str, Field(min_length=8, max_length=64, pattern=NO_NUL)]
     """New at every process start: the same holder with a new instance takes over at once."""
     url: Text = ""
     epoch: Sequence | None = None

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from quota.schemas.values import ClassId, Id, Instant, NodeName, Reply, Request, Sequence
+from quota.clock import HOUR_MS
+from quota.schemas.values import NO_NUL, ClassId, Id, Instant, NodeName, Reply, Request, Sequence
 
 GpuUuid = Annotated[str, Field(pattern=r"^[A-Za-z0-9-]{4,80}$")]
 MillisecondsInHour = Annotated[int, Field(strict=True, ge=0, le=3_600_000)]
@@ -25,10 +26,18 @@ class EvidenceRow(Request):
     node: NodeName
     hour: Instant
     """Start of the hour (a multiple of 3,600,000 ms)."""
-    agent_epoch: Annotated[str, Field(min_length=8, max_length=64)]
+    agent_epoch: Annotated[str, Field(min_length=8, max_length=64, pattern=NO_NUL)]
     seq: Sequence
     busy_ms: MillisecondsInHour
     observed_ms: MillisecondsInHour
+
+    @model_validator(mode="after")
+    def _lies_within_its_hour(self) -> EvidenceRow:
+        if self.hour % HOUR_MS:
+            raise ValueError("hour must be the start of an hour")
+        if self.busy_ms > self.observed_ms:
+            raise ValueError(f"busy_ms {self.busy_ms} is more than observed_ms {self.observed_ms}")
+        return self
 
 
 class EvidenceBatch(Request):

@@ -7,7 +7,8 @@ JavaScript's numbers end at 2^53.
 
 from __future__ import annotations
 
-from decimal import ROUND_HALF_EVEN, Decimal, InvalidOperation, localcontext
+import re
+from decimal import ROUND_HALF_EVEN, Decimal, localcontext
 from typing import Annotated
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema
@@ -20,15 +21,21 @@ GPU_US_PER_HOUR = HOUR_MS * 1000
 BIGGEST_GPU_US = 9_000_000_000_000_000_000
 """Just under 2^63: what a database column of 64 bits holds."""
 
+LAST_INSTANT_MS = 253_402_300_799_999
+"""9999-12-31T23:59:59.999Z: the last time that RFC 3339 can write."""
+
+_HOURS = re.compile(r"-?[0-9]{1,15}(\.[0-9]{1,60})?")
+
 
 def _parse_instant(value: object) -> int:
     if isinstance(value, bool):
         raise ValueError("a time is RFC 3339 text, not a boolean")
-    if isinstance(value, int):
-        return value
-    if isinstance(value, str):
-        return instant_ms(value)
-    raise ValueError("a time is RFC 3339 text such as 2026-11-22T09:00:00.000Z")
+    if not isinstance(value, int | str):
+        raise ValueError("a time is RFC 3339 text such as 2026-11-22T09:00:00.000Z")
+    moment = instant_ms(value) if isinstance(value, str) else value
+    if not 0 <= moment <= LAST_INSTANT_MS:
+        raise ValueError("a time lies in the years 1970 to 9999")
+    return moment
 
 
 def _parse_gpu_us(value: object) -> int:
@@ -48,11 +55,11 @@ def _parse_gpu_us(value: object) -> int:
 def _parse_gpu_hours(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int | str):
         raise ValueError("GPU hours are a decimal string such as '1500' or '0.5'")
-    try:
+    if isinstance(value, str) and not _HOURS.fullmatch(value):
+        raise ValueError("GPU hours are a decimal string such as '1500' or '0.5'")
+    with localcontext(prec=100):  # exact: rounding would accept more decimals than an amount has
         amount = Decimal(value) * GPU_US_PER_HOUR
-    except InvalidOperation:
-        raise ValueError("GPU hours are a decimal string such as '1500' or '0.5'") from None
-    if not amount.is_finite() or abs(amount) > BIGGEST_GPU_US:
+    if abs(amount) > BIGGEST_GPU_US:
         raise ValueError("GPU hours must be finite and at most 2,500,000,000")
     whole = int(amount)
     if whole != amount:
@@ -119,8 +126,13 @@ NodeName = Annotated[
     str, Field(pattern=r"^[a-z0-9][a-z0-9.-]{0,251}[a-z0-9]$|^[a-z0-9]$", examples=["sim-0"])
 ]
 Id = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9:_.-]{0,127}$")]
-Text = Annotated[str, Field(max_length=500)]
-Reason = Annotated[str, Field(min_length=1, max_length=500, description="Why; kept in the audit trail.")]
+NO_NUL = r"^[^\x00]*$"
+"""PostgreSQL's texts hold any character but this one."""
+Text = Annotated[str, Field(max_length=500, pattern=NO_NUL)]
+Reason = Annotated[
+    str, Field(min_length=1, max_length=500, pattern=NO_NUL, description="Why; kept in the audit trail.")
+]
+Name = Annotated[str, Field(min_length=1, max_length=200, pattern=NO_NUL)]
 
 
 class Request(BaseModel):

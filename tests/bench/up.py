@@ -28,5 +28,12 @@ def run() -> list[dict[str, Any]]:
     assert found, f"`up --check` did not say how long it took:\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
     value = float(found[1])
     return [
-        {"bench": "up", "metric": "first_settled", "value": value, "unit": "s", "limit": limit, "ratio": value / limit}
+        {
+            "bench": "up",
+            "metric": "first_settled",
+            "value": value,
+            "unit": "s",
+            "limit": limit,
+            "ratio": value / limit,
+        }
     ]

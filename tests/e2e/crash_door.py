@@ -14,6 +14,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 HOST = "127.0.0.1"
+HOP = ("host", "connection", "content-length", "transfer-encoding")
+"""Headers that speak of one connection only."""
 
 
 class Fate(StrEnum):
@@ -40,6 +42,15 @@ class Passage:
     body: bytes
     status: int
     answer: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the service said."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
 
 
 Rule = Callable[[str, str, bytes], Fate]
@@ -93,15 +104,22 @@ class Door:
             self.met[fate] = self.met.get(fate, 0) + 1
             return fate
 
-    def pass_on(
-        self, method: str, path: str, body: bytes, headers: dict[str, str]
-    ) -> tuple[int, dict[str, str], bytes]:
+    def wait_before(self, fate: Fate) -> None:
+        """What a request waits for before it reaches the service."""
+        if fate is Fate.LATE_REQUEST:
+            time.sleep(self.late_s)
+        if fate is Fate.HOLD:
+            held = threading.Event()
+            self.held.append(held)
+            held.wait(120)
+
+    def pass_on(self, method: str, path: str, body: bytes, headers: dict[str, str]) -> Answer:
         """Ask the service. Raises OSError or HTTPException when it does not answer."""
         line = http.client.HTTPConnection(HOST, self._behind, timeout=90)
         try:
             line.request(method, path, body or None, headers)
             answer = line.getresponse()
-            return answer.status, dict(answer.getheaders()), answer.read()
+            return Answer(answer.status, dict(answer.getheaders()), answer.read())
         finally:
             line.close()
 
@@ -125,40 +143,36 @@ class _Handler(BaseHTTPRequestHandler):
     def _serve(self) -> None:
         door = self.server.door
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        hop = ("host", "connection", "content-length", "transfer-encoding")
-        headers = {name: value for name, value in self.headers.items() if name.lower() not in hop}
+        headers = {name: value for name, value in self.headers.items() if name.lower() not in HOP}
         asked = (self.command, self.path, body, headers)
         fate = door.decide(self.command, self.path, body)
         self.close_connection = fate is not Fate.DELIVER
         if fate is Fate.LOSE_REQUEST:
             return
-        if fate is Fate.LATE_REQUEST:
-            time.sleep(door.late_s)
-        if fate is Fate.HOLD:
-            held = threading.Event()
-            door.held.append(held)
-            held.wait(120)
+        door.wait_before(fate)
         try:
-            status, named, answer = door.pass_on(*asked)
+            answer = door.pass_on(*asked)
         except (OSError, http.client.HTTPException):
             self.close_connection = True
             return
         if fate in (Fate.HOLD, Fate.LATE_REQUEST):
-            door.passages.append(Passage(self.command, self.path, body, status, answer))
+            door.passages.append(Passage(self.command, self.path, body, answer.status, answer.body))
         if fate is Fate.TWICE:
             threading.Thread(target=_again, args=(door, asked), daemon=True).start()
         if fate is Fate.LATE_REPLY:
             time.sleep(door.late_s)
-        if fate is Fate.LOSE_REPLY:
-            return
+        if fate is not Fate.LOSE_REPLY:
+            self._answer(answer)
+
+    def _answer(self, answer: Answer) -> None:
         with suppress(OSError):
-            self.send_response(status)
-            for name, value in named.items():
-                if name.lower() not in (*hop, "server", "date"):
+            self.send_response(answer.status)
+            for name, value in answer.headers.items():
+                if name.lower() not in (*HOP, "server", "date"):
                     self.send_header(name, value)
-            self.send_header("Content-Length", str(len(answer)))
+            self.send_header("Content-Length", str(len(answer.body)))
             self.end_headers()
-            self.wfile.write(answer)
+            self.wfile.write(answer.body)
 
     do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = _serve
 

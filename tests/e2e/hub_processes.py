@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+from crash_door import Door
 
 from quota.client import QuotaClient, ServiceUnavailable
 from quota.clock import Clock
@@ -167,6 +168,10 @@ class Hub:
 
     folder: Path
     lease_ttl_s: float = 15.0
+    call_timeout_s: float = 3.0
+    """How long scheduler and agent wait for the quota service."""
+    door: Door | None = None
+    """Stands between the quota service and all others but the operator."""
     nodes: tuple[str, ...] = NODES
     programs: dict[str, Program] = field(default_factory=dict)
     kills: int = 0
@@ -174,8 +179,8 @@ class Hub:
 
     # --- start and end ---
 
-    def open(self, quota_door: Callable[[int], int] | None = None) -> None:
-        """Start everything. `quota_door` puts a door before the service's port and answers its port."""
+    def open(self) -> None:
+        """Start everything, and wait until the cluster's nodes are known."""
         self.folder.mkdir(exist_ok=True)
         self.database = self.folder / "quota.db"
         self.journal = self.folder / "cluster" / "journal.jsonl"
@@ -184,7 +189,7 @@ class Hub:
         self.clock = Clock.from_text(told["clock"])
         operator = self._one_shot("quota", "token", "--role", "operator", "--database", url)["secret"]
         self.ports = free_ports("quota", "cluster", "agent")
-        self.door_port = self.ports["quota"] if quota_door is None else quota_door(self.ports["quota"])
+        self.ports["door"] = self.ports["quota"] if self.door is None else self.door.open(self.ports["quota"])
         self._add("quota", "serve", "--database", url, "--lease-ttl-s", str(self.lease_ttl_s), of="quota")
         self._add("--data-dir", str(self.folder / "cluster"), *self._nodes(), of="cluster", word="simulate")
         threading.Thread(target=self._bring_back, name="bring-back", daemon=True).start()
@@ -197,7 +202,7 @@ class Hub:
             *(
                 "run",
                 "--quota-url",
-                self.door_url,
+                self.url("door"),
                 "--reader",
                 "simulated",
                 "--cluster-url",
@@ -206,7 +211,10 @@ class Hub:
             *("--outbox", str(self.folder / "outbox.sqlite3"), "--sample-interval-s", str(SAMPLE_PERIOD_S)),
             *("--send-interval-s", "0.3"),
             of="agent",
-            more={"GPUHUB_TOKEN": self.tokens["agent"], "GPUHUB_AGENT_SEND_TIMEOUT_S": "3"},
+            more={
+                "GPUHUB_TOKEN": self.tokens["agent"],
+                "GPUHUB_AGENT_SEND_TIMEOUT_S": str(self.call_timeout_s),
+            },
         )
         with self.client("operator", 10) as client:
             until(lambda: len(client.list_nodes().items) >= 4, "quota knows the nodes")
@@ -214,12 +222,12 @@ class Hub:
     def add_scheduler(self, name: str = "scheduler", crash_at: str = "", **settings: object) -> Program:
         """Start a scheduler whose holder name is its own; settings by their names."""
         self.ports |= free_ports(name)
-        usual: dict[str, object] = {"lease_retry_s": 0.2, "lease_renew_s": min(5.0, self.lease_ttl_s / 4)}
+        usual: dict[str, object] = {"lease_retry_s": 0.2, "lease_renew_s": 0.5}
         return self._add(
             *(
                 "run",
                 "--quota-url",
-                self.door_url,
+                self.url("door"),
                 "--cluster",
                 f"sim={self.url('cluster')}",
                 "--holder",
@@ -231,7 +239,7 @@ class Hub:
             word="scheduler",
             more={
                 "GPUHUB_TOKEN": self.tokens["scheduler"],
-                "GPUHUB_SCHEDULER_CALL_TIMEOUT_S": "3",
+                "GPUHUB_SCHEDULER_CALL_TIMEOUT_S": str(self.call_timeout_s),
                 **{f"GPUHUB_SCHEDULER_{k.upper()}": str(v) for k, v in (usual | settings).items()},
             },
             crash_at=crash_at,
@@ -305,23 +313,25 @@ class Hub:
 
     # --- doors ---
 
-    @property
-    def door_url(self) -> str:
-        """Where scheduler and agent reach the quota service."""
-        return f"http://{HOST}:{self.door_port}"
-
     def url(self, name: str) -> str:
         """A program's own address."""
         return f"http://{HOST}:{self.ports[name]}"
 
     def client(self, token: str, timeout_s: float = 5.0) -> QuotaClient:
-        """A client that speaks with the service itself, whatever stands before it."""
-        return QuotaClient(self.url("quota"), self.tokens[token], timeout_s)
+        """A client; the operator's speaks with the service itself, the firms' through the door."""
+        door = "quota" if token == "operator" else "door"
+        return QuotaClient(self.url(door), self.tokens[token], timeout_s)
 
     def plant(self, **fault: object) -> None:
         """Plant a fault in the cluster."""
         url = f"{self.url('cluster')}/v1/faults"
         until(lambda: _post(url, fault), f"the cluster takes {fault}")
+
+    def planted(self) -> list[dict[str, object]]:
+        """The faults that still wait for a request."""
+        answer = httpx2.get(f"{self.url('cluster')}/v1/faults", timeout=10, trust_env=False)
+        faults: list[dict[str, object]] = answer.json()["faults"]
+        return faults
 
     # --- death ---
 
@@ -415,11 +425,11 @@ class Hub:
 
 
 @contextmanager
-def a_hub(folder: Path, quota_door: Callable[[int], int] | None = None, **settings: Any) -> Iterator[Hub]:
+def a_hub(folder: Path, **settings: Any) -> Iterator[Hub]:
     """A hub that is gone at the end of the block."""
     hub = Hub(folder, **settings)
     try:
-        hub.open(quota_door)
+        hub.open()
         yield hub
     finally:
         hub.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -48,12 +49,15 @@ def test_agent_dies_at(point: str, hub: Hub) -> None:
 
 
 def test_cluster_dies_in_the_middle_of_a_line(hub: Hub) -> None:
+    program = hub.programs["cluster"]
     with Crowd(hub, "torn", kinds=BRISK, pause_s=(0.05, 0.3)) as crowd:
         for _ in range(DEATHS):
-            hub.programs["cluster"].comes_back = False
+            time.sleep(0.5)
+            program.comes_back = False
             hub.kill("cluster")
             hub.tear_journal()
-            hub.programs["cluster"].comes_back = True
+            program.start()
+        program.comes_back = True
     verdict(hub, crowd)
 
 

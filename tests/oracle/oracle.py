@@ -28,7 +28,7 @@ CREATE TABLE pod AS SELECT s.*, e.t AS ended, e.body->>'exit_code' IS 0 AS good,
   LEFT JOIN placements d ON (d.job_id, d.attempt, d.pod_index) = (s.job_id, s.attempt, s.pod_index)
   LEFT JOIN attempts a ON (a.job_id, a.attempt) = (s.job_id, s.attempt) WHERE s.event = 'pod_started';
 CREATE TABLE stay AS SELECT pod.*, value AS gpu_uuid, IFNULL(ended, 9e18) AS until, MAX(IFNULL(ended, 9e18)) OVER
-  (PARTITION BY value ORDER BY t, n ROWS UNBOUNDED PRECEDING EXCLUDE CURRENT ROW) AS taken
+  (PARTITION BY value ORDER BY t, n ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS taken
   FROM pod, json_each(body, '$.gpu_uuids');
 CREATE INDEX i3 ON hold_accounts (hold_id); CREATE INDEX i4 ON stay (job_id, attempt, gpu_uuid);
 CREATE VIEW level AS SELECT *, SUM(d) OVER (PARTITION BY node, gpu_class ORDER BY t, d > 0, n) AS taken FROM (
@@ -46,13 +46,13 @@ CREATE TABLE booked AS SELECT job_id, attempt, SUM(own * (type = 'hold')) AS hol
   SUM(own * MAX(-d_used, 0)) AS returned, SUM((kind = 'platform') * d_used) AS borne FROM moved GROUP BY 1, 2;
 CREATE TABLE run AS SELECT *, IIF(pods = all_pods, MIN(full + walltime, IFNULL(stop + stop_grace, 9e18),
   IIF(settled, finish, 9e18)), NULL) AS bound, MAX(IIF(lost, 0, IIF(running, 9e18, gone))) OVER (PARTITION BY job_id
-  ORDER BY attempt ROWS UNBOUNDED PRECEDING EXCLUDE CURRENT ROW) AS earlier FROM (SELECT *,
+  ORDER BY attempt ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS earlier FROM (SELECT *,
   IIF(lost AND ended IN (full, died, died_last), ended, gone) AS finish, (SELECT observed_through FROM clusters
-  WHERE id = cluster) AS seen, (SELECT rate FROM holds WHERE id = hold_id) AS rate FROM attempts LEFT JOIN (
+  WHERE id = cluster) AS seen FROM attempts LEFT JOIN (
   SELECT job_id, attempt, MIN(t) AS began, MAX(t) AS full, MAX(ended) AS gone, SUM(good) AS good, MIN(died) AS died,
   MAX(died) AS died_last, COUNT(*) AS pods, COUNT(DISTINCT pod_index) AS places, COUNT(*) - COUNT(ended) AS running,
   MAX(all_pods) AS all_pods, MAX(all_gpus) AS all_gpus FROM pod GROUP BY 1, 2) USING (job_id, attempt)
-  LEFT JOIN booked USING (job_id, attempt));
+  LEFT JOIN booked USING (job_id, attempt) LEFT JOIN (SELECT id AS hold_id, rate FROM holds) USING (hold_id));
 CREATE TABLE cut AS SELECT *, LAG(ends, 1, starts) OVER (PARTITION BY job_id, attempt ORDER BY starts) AS before,
   ends - starts - IFNULL(back / (gpus * s.rate), 0) AS kept FROM slices s LEFT JOIN run USING (job_id, attempt)
   LEFT JOIN (SELECT c.slice_id AS id, SUM(r.amount) AS back FROM transfers r JOIN transfers c ON c.id = r.refund_of
@@ -67,8 +67,8 @@ CHECKS = """
 gpu_exclusive stay: two pods had one GPU IF taken > t
 node_not_overfull level: a pod started where there was no room IF name IS NOT NULL AND taken > total
 node_not_overfull pod: it got other GPUs than its object asked for IF got IS NOT asked
-node_not_overfull node_capacity c: held otherwise IF used <> (SELECT TOTAL(gpus) FROM placements
-  NATURAL JOIN attempts WHERE capacity_held AND (cluster, node, gpu_class) = (c.cluster, c.node, c.gpu_class))
+node_not_overfull node_capacity LEFT JOIN (SELECT cluster, node, gpu_class, SUM(gpus) AS held FROM placements NATURAL JOIN
+  attempts WHERE capacity_held GROUP BY 1, 2, 3) USING (cluster, node, gpu_class): held otherwise IF used <> IFNULL(held, 0)
 node_not_overfull node_capacity: more used than there is IF used > total AND NOT EXISTS
   (SELECT 1 FROM findings WHERE code = 'capacity_lowered' AND instr(subject, node))
 one_run_per_attempt run: a pod ran twice, or an earlier attempt still ran IF pods > places OR began < earlier

@@ -24,7 +24,7 @@ from tests.builders import START_MS, HandClock
 from tests.property.ledger.ledger_checks import rebuilt_balances, stored_balances, violations
 
 THREADS = 8
-TURNS = 40
+TURNS = 120
 RATE = Rate("h100@1", "h100", 1000, 4000)
 GRANTS = ("grant:a", "grant:b")
 PATHS = (("share:a", "tranche:a", "grant:a"), ("tranche:a", "grant:a"), ("grant:a",), ("grant:b",))
