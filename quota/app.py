@@ -19,19 +19,21 @@ from quota.clock import Clock
 from quota.crash import open_database
 from quota.dispatch import routes as dispatch
 from quota.dispatch.ranking import StoredQueue
-from quota.door import Hub, answer, hub_of
+from quota.door import Hub, answer, caller_of, hub_of
 from quota.fleet import routes as fleet
 from quota.identity import routes as identity
 from quota.identity.service import authenticate
 from quota.jobs import routes as jobs
 from quota.metrics import HubCollector
 from quota.programs import routes as programs
+from quota.schemas.identity import Role
 from quota.schemas.scheduling import DecisionBatch, RankingDocument, ReportBatch
 from quota.schemas.service import ClockReply, Health
 from quota.schemas.usage import EvidenceBatch
 from quota.settings import Settings
 
 VERSION = "0.1.0"
+LOOPBACK = frozenset({"127.0.0.1", "::1", "testclient"})
 _RAW_MODELS: tuple[type[BaseModel], ...] = (DecisionBatch, ReportBatch, RankingDocument, EvidenceBatch)
 
 
@@ -91,8 +93,11 @@ def _add_own_routes(app: FastAPI) -> None:
         )
 
     @app.get("/metrics", include_in_schema=False)
-    def metrics() -> Response:
-        """Prometheus text."""
+    def metrics(request: Request) -> Response:
+        """Prometheus text. From another machine, or through a proxy, it needs an operator's or auditor's token."""
+        host = request.client.host if request.client else ""
+        if host not in LOOPBACK or "x-forwarded-for" in request.headers:
+            caller_of(request, Role.OPERATOR, Role.AUDITOR)
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
     @app.get("/-/healthy", operation_id="read_health", tags=["service"], response_model=Health)

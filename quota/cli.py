@@ -118,7 +118,7 @@ def _only_process(url: str) -> Iterator[None]:
     if path is None:
         yield
         return
-    lock = Path(f"{path}.lock")
+    lock = Path(f"{Path(path).resolve()}.lock")  # one lock whatever link leads to the file
     try:
         handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:

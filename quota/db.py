@@ -113,13 +113,13 @@ class Tx:
     @contextmanager
     def savepoint(self) -> Iterator[None]:
         """Undo what happens inside if it raises, rows not yet inserted included."""
-        touched, deferred = dict(self.touched), len(self.deferred)
+        touched, deferred, memo = dict(self.touched), len(self.deferred), dict(self.memo)
         nested = self.connection.begin_nested()
         try:
             yield
         except BaseException:
             nested.rollback()
-            self.touched = touched
+            self.touched, self.memo = touched, memo
             del self.deferred[deferred:]
             raise
         nested.commit()
@@ -235,9 +235,14 @@ def _engine(url: str, pool_size: int) -> Engine:
             pool_size=pool_size,
             max_overflow=pool_size,
             pool_pre_ping=True,
+            hide_parameters=True,
         )
     engine = create_engine(
-        parsed, pool_size=pool_size, max_overflow=48, connect_args={"check_same_thread": False}
+        parsed,
+        pool_size=pool_size,
+        max_overflow=48,
+        hide_parameters=True,
+        connect_args={"check_same_thread": False},
     )
     event.listen(engine, "connect", _prepare_sqlite)
     event.listen(engine, "begin", _begin_sqlite)

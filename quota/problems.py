@@ -8,6 +8,8 @@ from typing import Any
 import structlog
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from sqlalchemy.exc import DataError
+from sqlalchemy.exc import DataError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
@@ -23,7 +25,10 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(HubError, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(DataError, _unstorable)
     app.add_exception_handler(ClientDisconnect, _left)
+    app.add_exception_handler(DataError, _out_of_range)
+    app.add_exception_handler(OverflowError, _out_of_range)
     app.add_exception_handler(Exception, _unexpected)
 
 
@@ -42,6 +47,10 @@ def _invalid(_request: Request, error: Exception) -> Response:
 
 def _http(_request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
+    if error.status_code == 400:  # what FastAPI says of a body that it cannot read
+        detail = "the body is not JSON, is nested too deeply, or holds a number of thousands of digits"
+        errors = [{"field": "body", "message": detail}]
+        return _problem(422, "invalid_request", "The request is not valid.", detail, {}, errors)
     codes = {
         404: "not_found",
         405: "method_not_allowed",
@@ -52,9 +61,21 @@ def _http(_request: Request, error: Exception) -> Response:
     return _problem(error.status_code, code, str(error.detail), "", {}, [])
 
 
+def _out_of_range(request: Request, error: Exception) -> Response:
+    """A value that passed the types and that no column holds: the types should have said so."""
+    log.error("value_out_of_range", method=request.method, path=request.url.path, error=type(error).__name__)
+    detail = "a value is longer or larger than the hub can store"
+    return _problem(422, "invalid_request", "The request is not valid.", detail, {}, [])
+
+
 def _left(_request: Request, _error: Exception) -> Response:
     """A caller that died while it sent its request: nobody reads this."""
     return _problem(499, "http_499", "The caller left.", "", {}, [])
+
+
+def _unstorable(_request: Request, _error: Exception) -> Response:
+    detail = "a text holds a NUL, or a number is larger than the database's"
+    return _problem(422, "invalid_request", "The request is not valid.", detail, {}, [])
 
 
 def _unexpected(request: Request, error: Exception) -> Response:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import Connection, func, insert, select, update
 
+from quota.audit.tables import audit, findings
 from quota.clock import Clock, wall_ms
 from quota.db import Tx
 from quota.dispatch.tables import clock_row
@@ -63,6 +64,8 @@ def _latest(connection: Connection) -> int:
     columns = (
         clusters.c.observed_through_ms,
         transfers.c.at_ms,
+        audit.c.at_ms,
+        findings.c.at_ms,
         jobs.c.submitted_at_ms,
         attempts.c.claimed_at_ms,
         attempts.c.ended_at_ms,

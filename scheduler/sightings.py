@@ -91,7 +91,8 @@ def report_of(
         case JobState.ENDED:
             free = sighting in (Sighting.VANISHED, Sighting.OVER)
             if attempt.capacity_held and free:
-                return FreedItem(job_id=attempt.job_id, attempt=attempt.attempt)
+                ended = None if seen is None else gang_times(attempt, seen.pods).ended_ms
+                return FreedItem(job_id=attempt.job_id, attempt=attempt.attempt, ended_at=ended)
             return None
         case JobState.QUEUED:
             return None
@@ -101,7 +102,9 @@ def report_of(
 def gang_times(attempt: AttemptObject, pods: tuple[PodStatus, ...]) -> GangTimes:
     """The gang's times from its pods; what quota knows already fills in for pods that are no longer shown."""
     started = {pod.index: pod.started_ms for pod in pods if pod.started_ms is not None}
-    ended = [pod.ended_ms for pod in pods if pod.ended_ms is not None]
+    # a pod that never started occupied nothing, whenever it was given up
+    ran = [pod for pod in pods if pod.started_ms is not None] or pods
+    ended = [pod.ended_ms for pod in ran if pod.ended_ms is not None]
     first, last = attempt.first_started_at, attempt.last_started_at
     if started:
         first = min(started.values()) if first is None else first

@@ -37,10 +37,11 @@ def record(
 
 
 def find(tx: Tx, code: str, subject: str, detail: str) -> None:
-    """Record a finding: something that should not be, with numbers."""
-    tx.connection.execute(
-        insert(findings), {"at_ms": tx.now_ms, "code": code, "subject": subject[:300], "detail": detail}
-    )
+    """Record a finding: something that should not be, with numbers. The same one again is not recorded twice."""
+    values = {"code": code, "subject": subject[:300], "detail": detail}
+    known = select(findings.c.id).filter_by(**values).limit(1)
+    if tx.connection.execute(known).first() is None:
+        tx.connection.execute(insert(findings), values | {"at_ms": tx.now_ms})
 
 
 def list_audit(connection: Connection, after: int, limit: int) -> AuditPage:

@@ -27,3 +27,4 @@ findings = Table(
     Column("subject", String(300), nullable=False),
     Column("detail", Text, nullable=False),
 )
+Index("ix_findings_subject", findings.c.subject)

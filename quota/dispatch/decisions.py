@@ -55,7 +55,7 @@ def decide(tx: Tx, batch: DecisionBatch, body: bytes) -> DecisionReply:
         return stored
     _lock_accounts(tx, batch)
     results = tuple(_item(tx, item) for item in batch.items)
-    _release_victims(tx, results)
+    _release_victims(tx, batch, results)
     seq = tx.publish() or 0
     reply = DecisionReply(
         stream=batch.stream,
@@ -68,11 +68,12 @@ def decide(tx: Tx, batch: DecisionBatch, body: bytes) -> DecisionReply:
     return reply
 
 
-def _release_victims(tx: Tx, results: tuple[ItemResult, ...]) -> None:
-    """A job that started needs no room kept for it: the attempts stopped for it leave the feed."""
-    started = [result.job_id for result in results if result.outcome == "accepted"]
-    for attempt_id in job_service.stopped_for(tx.connection, started) if started else ():
-        tx.touch("attempt", attempt_id)
+def _release_victims(tx: Tx, batch: DecisionBatch, results: tuple[ItemResult, ...]) -> None:
+    """A job that started needs no room kept for it."""
+    both = zip(batch.items, results, strict=True)
+    started = [item.job_id for item, done in both if item.kind == "start" and done.outcome == "accepted"]
+    if started:
+        job_service.give_up_room(tx, started)
 
 
 def _lock_accounts(tx: Tx, batch: DecisionBatch) -> None:

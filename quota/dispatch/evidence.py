@@ -2,38 +2,41 @@
 
 from __future__ import annotations
 
-from sqlalchemy import select, tuple_
+from sqlalchemy import bindparam, select, tuple_
 
 from quota.audit import service as audit
 from quota.db import Tx
 from quota.errors import Forbidden
-from quota.jobs.tables import attempts
+from quota.jobs.tables import placements
 from quota.schemas.identity import Caller
 from quota.schemas.usage import EvidenceBatch, EvidenceReply
 from quota.usage import service as usage
 
+_PLACED = select(placements.c.job_id, placements.c.attempt, placements.c.node).where(
+    tuple_(placements.c.job_id, placements.c.attempt, placements.c.node).in_(
+        bindparam("keys", expanding=True)
+    )
+)
+
 
 def deliver(tx: Tx, caller: Caller, batch: EvidenceBatch) -> EvidenceReply:
-    """Store the newer rows. Rows of attempts that nobody started are a finding, not usage.
+    """Store the newer rows. Rows of attempts that were not placed on that node are a finding, not usage.
 
     Raises Forbidden when a token that is bound to a node speaks of another node.
     """
     strangers = {row.node for row in batch.rows} - {caller.node}
     if caller.node is not None and strangers:
         raise Forbidden(f"this token speaks for node {caller.node}, not {sorted(strangers)[0]}")
-    keys = sorted({(row.job_id, row.attempt) for row in batch.rows})
-    known: set[tuple[str, int]] = set()
+    keys = sorted({(row.job_id, row.attempt, row.node) for row in batch.rows})
+    placed: set[tuple[str, int, str]] = set()
     for start in range(0, len(keys), 500):
-        found = tx.connection.execute(
-            select(attempts.c.job_id, attempts.c.attempt).where(
-                tuple_(attempts.c.job_id, attempts.c.attempt).in_(keys[start : start + 500])
-            )
-        )
-        known |= {(row.job_id, row.attempt) for row in found}
-    for job_id, attempt in keys:
-        if (job_id, attempt) not in known:
-            audit.find(tx, "evidence_of_unknown_attempt", f"{job_id}-{attempt}", f"token {caller.token_id}")
-    rows = [row for row in batch.rows if (row.job_id, row.attempt) in known]
+        found = tx.connection.execute(_PLACED, {"keys": keys[start : start + 500]})
+        placed |= {(row.job_id, row.attempt, row.node) for row in found}
+    for job_id, attempt, node in keys:
+        if (job_id, attempt, node) not in placed:
+            detail = f"from {node}, where it was never placed, by token {caller.token_id}"
+            audit.find(tx, "evidence_of_unknown_attempt", f"{job_id}-{attempt}", detail)
+    rows = [row for row in batch.rows if (row.job_id, row.attempt, row.node) in placed]
     accepted = usage.store(tx, rows) if rows else 0
     return EvidenceReply(
         accepted=accepted, unchanged=len(rows) - accepted, unknown=len(batch.rows) - len(rows)

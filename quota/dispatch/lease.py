@@ -17,13 +17,10 @@ def take_lease(tx: Tx, body: LeaseRequest, ttl_s: float) -> LeaseReply:
     another holder's lease runs, StaleEpoch when renewing an epoch that was taken over.
     """
     now = database_now_ms(tx.connection)
-    epoch = int(
-        tx.connection.execute(
-            select(scheduler_epoch.c.epoch)
-            .where(scheduler_epoch.c.id == 1)
-            .with_for_update(read=body.epoch is not None)
-        ).scalar_one()
-    )
+    epoch_row = select(scheduler_epoch.c.epoch).where(scheduler_epoch.c.id == 1)
+    if body.epoch is None:  # a renewal never waits for a batch that runs
+        epoch_row = epoch_row.with_for_update()
+    epoch = int(tx.connection.execute(epoch_row).scalar_one())
     lease = tx.connection.execute(select(scheduler_lease).where(scheduler_lease.c.id == 1)).one_or_none()
     mine = lease is not None and (lease.holder, lease.instance) == (body.holder, body.instance)
     if body.epoch is not None and (body.epoch != epoch or not mine):
@@ -44,16 +41,27 @@ def take_lease(tx: Tx, body: LeaseRequest, ttl_s: float) -> LeaseReply:
     }
     if lease is None:
         tx.connection.execute(insert(scheduler_lease), values | {"id": 1})
-    else:
-        tx.connection.execute(update(scheduler_lease).where(scheduler_lease.c.id == 1).values(**values))
+        return _granted(tx, epoch, ttl_s)
+    still_mine = (scheduler_lease.c.holder == lease.holder, scheduler_lease.c.instance == lease.instance)
+    statement = update(scheduler_lease).where(scheduler_lease.c.id == 1, *still_mine).values(**values)
+    if not tx.connection.execute(statement).rowcount:
+        raise StaleEpoch(f"epoch {epoch} was taken over just now", epoch=epoch)
+    return _granted(tx, epoch, ttl_s)
+
+
+def _granted(tx: Tx, epoch: int, ttl_s: float) -> LeaseReply:
     return LeaseReply(epoch=epoch, ttl_s=ttl_s, streams=_streams(tx.connection), seq=head(tx.connection))
 
 
 def check_epoch(tx: Tx, epoch: int) -> None:
-    """Lock the epoch against a take-over until this transaction ends. Raises StaleEpoch."""
+    """Lock the epoch until this transaction ends: no take-over meanwhile, and the leader's own batches one by one.
+
+    There is one leader, so its batches gain nothing from running side by side, and never wait for each other
+    in a circle. Raises StaleEpoch.
+    """
     current = int(
         tx.connection.execute(
-            select(scheduler_epoch.c.epoch).where(scheduler_epoch.c.id == 1).with_for_update(read=True)
+            select(scheduler_epoch.c.epoch).where(scheduler_epoch.c.id == 1).with_for_update()
         ).scalar_one()
     )
     if epoch != current:

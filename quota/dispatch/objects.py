@@ -123,10 +123,7 @@ def _attempt_ids(connection: Connection, after: str, limit: int) -> list[str]:
 
 def _open_attempts() -> ColumnElement[bool]:
     """Attempts that keep capacity, and those whose room is being kept for a job that still waits."""
-    served = select(jobs.c.id).where(
-        jobs.c.id == attempts.c.stop_for_job, jobs.c.state == JobState.QUEUED.value
-    )
-    return or_(attempts.c.capacity_held.is_(True), served.correlate(attempts).exists())
+    return or_(attempts.c.capacity_held.is_(True), attempts.c.stop_for_job.is_not(None))
 
 
 def _read(connection: Connection, kind: str, ids: Collection[str], now_ms: int) -> dict[str, BaseModel]:

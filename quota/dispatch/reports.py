@@ -67,6 +67,7 @@ _END = (
         lost=bindparam("was_lost"),
     )
 )
+_TRUE_END = update(attempts).where(*_THIS).values(ended_at_ms=bindparam("truth"))
 _FREE = update(attempts).where(*_THIS).values(capacity_held=False)
 _END_JOB = (
     update(jobs)
@@ -168,7 +169,7 @@ def _item(tx: Tx, batch: ReportBatch, item: ReportItem, rows: _Rows, clock_speed
                 subject = f"{row.job_id}-{row.attempt}"
                 audit.find(tx, "freed_before_its_end", subject, f"reported freed while {row.state}")
                 return _result(item, "refused", "wrong_state")
-            return _result(item, _freed(tx, row, rows))
+            return _result(item, _freed(tx, row, rows, item.ended_at))
         case _:
             assert_never(item)
 
@@ -199,17 +200,17 @@ def _ended(
 ) -> Outcome:
     if row.state == JobState.ENDED.value:
         # an attempt reported lost whose pods are now known to be gone
-        return _freed(tx, row, rows)
+        return _freed(tx, row, rows, item.ended_at)
     first, last, ended = _times(tx, row, item, item.ended_at, observed_ms)
     started = first is not None
     end = AttemptEnd(
-        succeeded=started and item.reason == "completed" and item.exit_code == 0,
+        succeeded=item.reason == "completed" and item.exit_code == 0,
         started=started,
         lost=item.reason == "node_lost",
         stop_reason=None if row.stop_reason is None else StopReason(row.stop_reason),
     )
     _end(tx, job, row, end, first, last, ended, item.exit_code, clock_speed)
-    _freed(tx, row, rows)
+    _freed(tx, row, rows, None)
     return "accepted"
 
 
@@ -225,9 +226,17 @@ def _lost(
     return "accepted"
 
 
-def _freed(tx: Tx, row: Row[Any], rows: _Rows) -> Outcome:
+def _freed(tx: Tx, row: Row[Any], rows: _Rows, truth_ms: int | None) -> Outcome:
+    """Free the capacity; of a lost attempt the true end may be known now, and the ledger follows it."""
     if not row.capacity_held:
         return "unchanged"
+    if row.lost and row.first_started_at_ms is not None and truth_ms is not None:
+        truth_ms = min(max(truth_ms, row.first_started_at_ms), tx.now_ms)
+        if truth_ms < row.ended_at_ms:
+            settlement.correct_after(tx, row, truth_ms)
+            tx.connection.execute(_TRUE_END, {"job": row.job_id, "number": row.attempt, "truth": truth_ms})
+        elif truth_ms > row.ended_at_ms:
+            settlement.extend_lost(tx, row, truth_ms)
     pods = [
         PodPlacement.model_construct(
             index=pod.pod_index, node=pod.node, gpu_class=pod.gpu_class, count=pod.gpus

@@ -28,9 +28,11 @@ from quota.schemas.scheduling import (
     SnapshotPage,
 )
 from quota.schemas.usage import EvidenceBatch, EvidenceReply
+from quota.schemas.values import RowNumber
 
 router = APIRouter(tags=["programs' doors"])
 
+PageToken = Annotated[str | None, Query(pattern=r"^[A-Za-z0-9|/_.:-]{0,400}$")]
 Raw = Annotated[bytes, Depends(raw_body)]
 HINT_POLL_S = 0.02
 """How often a long poll looks whether this process itself committed something."""
@@ -51,7 +53,7 @@ def take_lease(request: Request, body: LeaseRequest) -> Response:
 
 @router.get("/v1/scheduler/snapshot", operation_id="read_snapshot", response_model=SnapshotPage)
 def read_snapshot(
-    request: Request, after: str | None = None, limit: Annotated[int, Query(ge=1, le=20_000)] = 5000
+    request: Request, after: PageToken = None, limit: Annotated[int, Query(ge=1, le=20_000)] = 5000
 ) -> Response:
     """Everything the scheduler needs, page by page; apply the feed from `cursor` on top."""
     caller_of(request, Role.SCHEDULER)
@@ -61,7 +63,7 @@ def read_snapshot(
 @router.get("/v1/scheduler/feed", operation_id="follow_feed", response_model=FeedPage)
 async def follow_feed(
     request: Request,
-    after: Annotated[int, Query(ge=0)],
+    after: Annotated[RowNumber, Query()],
     wait: Annotated[float, Query(ge=0, le=60)] = 25,
     limit: Annotated[int, Query(ge=1, le=20_000)] = 2000,
 ) -> Response:

@@ -19,6 +19,7 @@ from quota.schemas.fleet import (
     NodeList,
 )
 from quota.schemas.identity import Role
+from quota.schemas.values import ClassId, Id, NodeName
 
 router = APIRouter(tags=["fleet"])
 
@@ -39,7 +40,7 @@ def list_clusters(request: Request) -> Response:
 
 
 @router.put("/v1/gpu-classes/{class_id}", operation_id="put_gpu_class", response_model=GpuClass)
-def put_gpu_class(request: Request, class_id: str, body: NewGpuClass) -> Response:
+def put_gpu_class(request: Request, class_id: ClassId, body: NewGpuClass) -> Response:
     """Add a GPU class, or give it a new rate version (operators). Running attempts keep the rate they pinned."""
     caller = caller_of(request, Role.OPERATOR)
     if class_id != body.id:
@@ -64,7 +65,7 @@ def list_nodes(request: Request) -> Response:
 
 
 @router.patch("/v1/nodes/{cluster}/{node}", operation_id="change_node", response_model=Node)
-def change_node(request: Request, cluster: str, node: str, body: NodeChange) -> Response:
+def change_node(request: Request, cluster: Id, node: NodeName, body: NodeChange) -> Response:
     """Keep new jobs off a node, or let them on again (operators)."""
     caller = caller_of(request, Role.OPERATOR)
     return answer(

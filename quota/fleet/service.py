@@ -52,6 +52,12 @@ _TOTALS = (
     .where(node_capacity.c.gpu_class == bindparam("of_class"))
     .group_by(node_capacity.c.cluster, node_capacity.c.total)
 )
+_NODES = (
+    select(nodes)
+    .where(nodes.c.cluster == bindparam("in_cluster"), nodes.c.node.in_(bindparam("names", expanding=True)))
+    .order_by(nodes.c.node)
+    .with_for_update(read=True)
+)
 _AT = select(node_capacity).where(_SPOT)
 
 
@@ -229,14 +235,23 @@ def store_nodes(tx: Tx, cluster: str, reported: Iterable[NodeReport]) -> None:
         seen.add(report.node)
         _store_node(tx, cluster, report, known.get(report.node))
         _store_classes(tx, cluster, report, stored)
-    for name, row in known.items():
-        if name not in seen and row.schedulable:
-            tx.connection.execute(
-                update(nodes)
-                .where(nodes.c.cluster == cluster, nodes.c.node == name)
-                .values(schedulable=False)
-            )
-            tx.touch("node", f"{cluster}/{name}")
+    gone = {name for name, row in known.items() if name not in seen and row.schedulable}
+    left = {node for node, gpu_class in stored if node not in seen and stored[(node, gpu_class)].total}
+    for name in sorted(gone | left):
+        _close_node(tx, cluster, name)
+
+
+def _close_node(tx: Tx, cluster: str, name: str) -> None:
+    """A node that its cluster names no more takes no jobs and counts for nothing; what is taken on it stays taken."""
+    tx.connection.execute(
+        update(nodes).where(nodes.c.cluster == cluster, nodes.c.node == name).values(schedulable=False)
+    )
+    tx.connection.execute(
+        update(node_capacity)
+        .where(node_capacity.c.cluster == cluster, node_capacity.c.node == name)
+        .values(total=0, foreign_used=0)
+    )
+    tx.touch("node", f"{cluster}/{name}")
 
 
 def advance_watermark(tx: Tx, cluster: str, observed_through_ms: int) -> None:
@@ -299,25 +314,20 @@ def _store_classes(tx: Tx, cluster: str, report: NodeReport, stored: dict[tuple[
 
 
 def _must_be_open(tx: Tx, cluster: str, names: set[str]) -> None:
-    opened = tx.once(("open nodes", cluster), lambda: _open_nodes(tx.connection, cluster))
-    if opened is None:
+    """Lock the nodes against being closed until this transaction ends, so that an answered cordon holds."""
+    paused = select(clusters.c.paused).where(clusters.c.id == cluster)
+    if tx.once(("paused", cluster), lambda: tx.connection.execute(paused).scalar_one_or_none()) is not False:
         raise NotSchedulable(f"cluster {cluster} takes no jobs now")
-    closed = sorted(names - opened)
+    opened: dict[str, bool] = tx.once(("open nodes", cluster), dict)
+    new = sorted(names - opened.keys())
+    for start in range(0, len(new), 500):
+        part = new[start : start + 500]
+        opened |= dict.fromkeys(part, False)
+        for row in tx.connection.execute(_NODES, {"in_cluster": cluster, "names": part}):
+            opened[row.node] = row.schedulable and not row.cordoned
+    closed = sorted(name for name in names if not opened[name])
     if closed:
         raise NotSchedulable(f"{', '.join(closed)} on {cluster} takes no jobs now", node=closed[0])
-
-
-def _open_nodes(connection: Connection, cluster: str) -> set[str] | None:
-    row = connection.execute(select(clusters.c.paused).where(clusters.c.id == cluster)).one_or_none()
-    if row is None or row.paused:
-        return None
-    return set(
-        connection.execute(
-            select(nodes.c.node).where(
-                nodes.c.cluster == cluster, nodes.c.schedulable.is_(True), nodes.c.cordoned.is_(False)
-            )
-        ).scalars()
-    )
 
 
 def _per_node(pods: Iterable[PodPlacement]) -> dict[tuple[str, str], int]:

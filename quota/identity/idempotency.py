@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable
 from typing import TypeVar
 
 from pydantic import BaseModel
 from sqlalchemy import bindparam, delete, insert, select
 
+from quota.clock import wall_ms
 from quota.db import Tx
 from quota.errors import BadRequest, IdempotencyMismatch
 from quota.identity.tables import idempotency
@@ -22,6 +24,7 @@ _KNOWN = select(idempotency).where(
 _NEW = insert(idempotency)
 
 KEPT_MS = 24 * 3_600_000
+"""Wall time: repeating a request is a matter of the network, not of the hub's clock."""
 
 
 def once(
@@ -42,7 +45,7 @@ def once(
         return work()
     if not 1 <= len(key) <= 200:
         raise BadRequest("an Idempotency-Key has 1 to 200 characters", field="Idempotency-Key")
-    fingerprint = hashlib.sha256(f"{operation}\n{body.model_dump_json()}".encode()).hexdigest()
+    fingerprint = hashlib.sha256(f"{operation}\n{_canonical(body)}".encode()).hexdigest()
     known = tx.connection.execute(_KNOWN, {"who": caller.token_id, "which": key}).one_or_none()
     if known is not None:
         if known.fingerprint != fingerprint:
@@ -59,14 +62,18 @@ def once(
             "fingerprint": fingerprint,
             "status": 201,
             "body": result.model_dump_json(),
-            "created_at_ms": tx.now_ms,
+            "created_at_ms": wall_ms(),
         },
     )
     return result
 
 
+def _canonical(body: BaseModel) -> str:
+    return json.dumps(body.model_dump(mode="json"), sort_keys=True)
+
+
 def forget_old(tx: Tx) -> int:
     """Drop keys older than a day. Answers how many."""
     return tx.connection.execute(
-        delete(idempotency).where(idempotency.c.created_at_ms < tx.now_ms - KEPT_MS)
+        delete(idempotency).where(idempotency.c.created_at_ms < wall_ms() - KEPT_MS)
     ).rowcount

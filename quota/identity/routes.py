@@ -22,6 +22,7 @@ from quota.schemas.identity import (
     TokenWithSecret,
 )
 from quota.schemas.usage import FindingPage
+from quota.schemas.values import Id, RowNumber
 
 router = APIRouter(tags=["identity"])
 
@@ -81,7 +82,7 @@ def list_tokens(request: Request) -> Response:
 
 
 @router.post("/v1/tokens/{token_id}/revoke", operation_id="revoke_token", response_model=Token)
-def revoke_token(request: Request, token_id: str) -> Response:
+def revoke_token(request: Request, token_id: Id) -> Response:
     """End a token at once (operators)."""
     caller = caller_of(request, Role.OPERATOR)
     return answer(hub_of(request).database.write(lambda tx: service.revoke_token(tx, caller, token_id)))
@@ -90,7 +91,7 @@ def revoke_token(request: Request, token_id: str) -> Response:
 @router.get("/v1/audit", operation_id="list_audit", response_model=AuditPage)
 def list_audit(
     request: Request,
-    after: Annotated[int, Query(ge=0)] = 0,
+    after: Annotated[RowNumber, Query()] = 0,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> Response:
     """Who did what, oldest first (operators, auditors)."""
@@ -102,7 +103,7 @@ def list_audit(
 @router.get("/v1/findings", operation_id="list_findings", response_model=FindingPage)
 def list_findings(
     request: Request,
-    after: Annotated[int, Query(ge=0)] = 0,
+    after: Annotated[RowNumber, Query()] = 0,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> Response:
     """What should not be, with numbers, oldest first (operators, auditors)."""

@@ -12,6 +12,7 @@ from quota.jobs import service
 from quota.schemas.identity import Role
 from quota.schemas.jobs import Job, JobDetail, JobPage, JobSubmission
 from quota.schemas.scheduling import JobState
+from quota.schemas.values import Id
 
 router = APIRouter(tags=["jobs"])
 
@@ -38,8 +39,8 @@ def submit_job(
 def list_jobs(
     request: Request,
     state: JobState | None = None,
-    organization_id: str | None = None,
-    before: str | None = None,
+    organization_id: Id | None = None,
+    before: Id | None = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
 ) -> Response:
     """Jobs, newest first, each with why it waits; a member sees its organization's."""
@@ -60,7 +61,7 @@ def list_jobs(
 
 
 @router.get("/v1/jobs/{job_id}", operation_id="read_job", response_model=JobDetail)
-def read_job(request: Request, job_id: str) -> Response:
+def read_job(request: Request, job_id: Id) -> Response:
     """One job with its attempts, its charge and what the agents measured."""
     caller = caller_of(request, *READERS)
     hub = hub_of(request)
@@ -70,7 +71,7 @@ def read_job(request: Request, job_id: str) -> Response:
 
 
 @router.post("/v1/jobs/{job_id}/cancel", operation_id="cancel_job", response_model=Job)
-def cancel_job(request: Request, job_id: str) -> Response:
+def cancel_job(request: Request, job_id: Id) -> Response:
     """Ask a job to end: a waiting one ends at once, a placed one is stopped within its grace."""
     caller = caller_of(request, Role.MEMBER, Role.OPERATOR)
     hub = hub_of(request)

@@ -26,12 +26,15 @@ from quota.schemas.jobs import Attempt, Job, JobDetail, JobPage, JobSubmission
 from quota.schemas.scheduling import EndReason, JobState, PodPlacement, StopReason, Waiting, WaitReason
 from quota.usage import service as usage
 
-NAMES_OF_OTHERS = frozenset({"job", "organization", "job_id", "organization_id", "ahead"})
-"""Numbers of a wait reason that may name somebody else."""
+TOLD_TEXTS = frozenset({"gpu_class", "grant_id", "grant", "until", "starts_at", "ends_at"})
+"""Texts of a wait reason that a tenant may read; others could name somebody else. Numbers are all told."""
 
 _LOCK = select(jobs).where(jobs.c.id == bindparam("job")).with_for_update()
-_STOPPED_FOR = select(attempts.c.job_id, attempts.c.attempt).where(
-    attempts.c.stop_for_job.in_(bindparam("jobs", expanding=True))
+_GIVE_UP_ROOM = (
+    update(attempts)
+    .where(attempts.c.stop_for_job.in_(bindparam("jobs", expanding=True)))
+    .values(stop_for_job=None)
+    .returning(attempts.c.job_id, attempts.c.attempt)
 )
 _NEW_JOB = insert(jobs)
 _PODS = select(placements).where(placements.c.job_id == bindparam("job")).order_by(placements.c.pod_index)
@@ -99,8 +102,7 @@ def cancel(tx: Tx, caller: Caller, job_id: str, queue: Queue) -> Job:
                 "end_reason": EndReason.CANCELLED.value,
                 "ended_at_ms": tx.now_ms,
             }
-            for victim in stopped_for(tx.connection, [job_id]):
-                tx.touch("attempt", victim)
+            give_up_room(tx, [job_id])
         tx.connection.execute(update(jobs).where(jobs.c.id == job_id).values(**values))
         tx.touch("job", job_id)
         audit.record(tx, caller.token_id, "job.cancel", job_id, detail={"state": state.value})
@@ -143,10 +145,10 @@ def list_jobs(
     return JobPage(items=items, next=items[-1].id if len(rows) > limit else None)
 
 
-def stopped_for(connection: Connection, job_ids: Collection[str]) -> list[str]:
-    """Ids (`<job>-<attempt>`) of the attempts that were stopped to make room for these jobs."""
-    rows = connection.execute(_STOPPED_FOR, {"jobs": list(job_ids)})
-    return [f"{row.job_id}-{row.attempt}" for row in rows]
+def give_up_room(tx: Tx, job_ids: Collection[str]) -> None:
+    """These jobs started or ended: the room of the attempts that were stopped for them is kept no longer."""
+    for row in tx.connection.execute(_GIVE_UP_ROOM, {"jobs": list(job_ids)}).all():
+        tx.touch("attempt", f"{row.job_id}-{row.attempt}")
 
 
 def lock_job(tx: Tx, job_id: str) -> Row[Any] | None:
@@ -247,7 +249,9 @@ def _why(caller: Caller, row: Row[Any], queue: Queue) -> Waiting | None:
     waiting = queue.waiting(row.id) or Waiting(code=WaitReason.NEW)
     if caller.role is not Role.MEMBER:
         return waiting
-    told = {name: value for name, value in waiting.numbers.items() if name not in NAMES_OF_OTHERS}
+    told = {
+        name: value for name, value in waiting.numbers.items() if isinstance(value, int) or name in TOLD_TEXTS
+    }
     return waiting.model_copy(update={"numbers": told})
 
 

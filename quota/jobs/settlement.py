@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from typing import Any
 
@@ -12,12 +13,14 @@ from quota.identity.tables import organizations
 from quota.jobs.charging import Times, close_slices
 from quota.jobs.tables import attempts, jobs
 from quota.ledger import service as ledger
+from quota.ledger.rules import hour_marks
 from quota.ledger.tables import slices, transfers
 from quota.schemas.ledger import RefundKind
 
 ACTOR = "hub"
 FAULT_REFUND_LIMIT_MS = 4 * 3_600_000
 """Most lost time given back per job after a platform fault (policy; ledger facts)."""
+_LOST_WORK = {"node_failed": RefundKind.FAULT, "preempted": RefundKind.PREEMPTED}
 HALF_LIFE_MS = 7 * 24 * 3_600_000
 
 
@@ -68,33 +71,61 @@ def _settle_attempt(tx: Tx, row: Row[Any], held: ledger.Hold, observed_through_m
     tx.connection.execute(
         _SETTLED, {"job": row.job_id, "number": row.attempt, "final": final, "through": through}
     )
-    given_back = _refund_lost_work(tx, row, held, parts) if final and row.lost else 0
+    returned = _refund_lost_work(tx, row, held, parts) if final else 0
     tx.touch("grant", row.grant_id)
-    return charged - given_back
+    return charged - returned
 
 
 def correct_after(tx: Tx, row: Row[Any], truth_ms: int) -> None:
-    """Refund what was settled after `truth_ms`: that time was never occupied."""
+    """Refund what was settled after `truth_ms`: that time was never occupied.
+
+    What the platform paid of it, from the start or by an earlier refund, comes back to the platform.
+    """
     if row.settled_through_ms is None or row.settled_through_ms <= truth_ms:
         return
     held = ledger.read_hold(tx, row.hold_id)
-    given_back = 0
+    returned = 0
     for part in _slices(tx, row):
-        if part.ends_at_ms > truth_ms:
-            begin = max(part.starts_at_ms, truth_ms)
-            given_back += ledger.refund(
+        for begin, end in _uncorrected(tx, held, part, truth_ms):
+            returned += ledger.refund(
                 tx,
                 held,
                 part,
                 begin,
-                part.ends_at_ms,
+                end,
                 RefundKind.CORRECTION,
                 actor=ACTOR,
                 reason="the attempt had ended before",
             )
-    if given_back:
-        count_usage(tx, row.organization_id, -given_back)
+    if returned:
+        count_usage(tx, row.organization_id, -returned)
     tx.touch("grant", row.grant_id)
+
+
+def _uncorrected(tx: Tx, held: ledger.Hold, part: ledger.Slice, truth_ms: int) -> list[tuple[int, int]]:
+    """The stretches of a slice after `truth_ms` that were not corrected yet, cut where their payer changes."""
+    begin = max(part.starts_at_ms, truth_ms)
+    if begin >= part.ends_at_ms:
+        return []
+    slice_id = f"{held.job_id}:{held.attempt}:slice:{part.starts_at_ms}"
+    known = [entry for entry in ledger.given_back(tx, held) if entry.slice_id == slice_id]
+    bounds = {bound for entry in known for bound in (entry.starts_at_ms, entry.ends_at_ms)}
+    cuts = sorted({begin, part.ends_at_ms} | {bound for bound in bounds if begin < bound < part.ends_at_ms})
+    corrected = [entry for entry in known if entry.kind is RefundKind.CORRECTION]
+    return [
+        (left, right)
+        for left, right in itertools.pairwise(cuts)
+        if not any(entry.starts_at_ms <= left and right <= entry.ends_at_ms for entry in corrected)
+    ]
+
+
+def extend_lost(tx: Tx, row: Row[Any], ended_ms: int) -> None:
+    """A lost attempt's pods are known to have run longer than they were seen: the platform pays that time."""
+    held = ledger.read_hold(tx, row.hold_id)
+    marks = [row.ended_at_ms, *hour_marks(row.ended_at_ms, ended_ms), ended_ms]
+    known = {part.starts_at_ms for part in _slices(tx, row)}
+    parts = [ledger.Slice(left, right, "platform") for left, right in itertools.pairwise(marks)]
+    ledger.settle(tx, held, [part for part in parts if part.starts_at_ms not in known], actor=ACTOR)
 
 
 def count_usage(tx: Tx, organization_id: str, amount_gpu_us: int) -> None:
@@ -115,27 +146,30 @@ def count_usage(tx: Tx, organization_id: str, amount_gpu_us: int) -> None:
 
 
 def _refund_lost_work(tx: Tx, row: Row[Any], held: ledger.Hold, fresh: list[ledger.Slice]) -> int:
-    """Give back the charged time whose work a platform fault destroyed; the platform pays it.
+    """Give back the charged time whose work a failed node or a preemption destroyed; the platform pays it.
 
-    Lost is what came after the last checkpoint mark the job declared, else all since the start; at most
-    FAULT_REFUND_LIMIT_MS per job over all its attempts. `fresh` are the slices closed in this transaction.
+    Lost is what came after the last checkpoint mark the job declared, else all since the start; after a fault
+    at most FAULT_REFUND_LIMIT_MS per job over all its attempts. `fresh` are the slices closed just now.
     """
-    if row.last_started_at_ms is None:
+    kind = _LOST_WORK.get(row.end_reason)
+    if kind is None or row.last_started_at_ms is None:
         return 0
     job = tx.connection.execute(select(jobs.c.checkpoint_interval_ms).where(jobs.c.id == row.job_id)).one()
     since = row.last_started_at_ms
     if job.checkpoint_interval_ms:
         since += max(0, row.ended_at_ms - since) // job.checkpoint_interval_ms * job.checkpoint_interval_ms
-    left = FAULT_REFUND_LIMIT_MS - _refunded_ms(tx, row.job_id)
-    since = max(since, row.ended_at_ms - max(0, left))
-    given_back = 0
+    if kind is RefundKind.FAULT:
+        left = FAULT_REFUND_LIMIT_MS - tx.once(("faults", row.job_id), lambda: _faults_ms(tx, row.job_id))
+        since = max(since, row.ended_at_ms - max(0, left))
+    returned = 0
     for part in [*_slices(tx, row), *fresh]:
         begin, end = max(part.starts_at_ms, since), min(part.ends_at_ms, row.ended_at_ms)
         if part.payer == "grant" and begin < end:
-            given_back += ledger.refund(
-                tx, held, part, begin, end, RefundKind.FAULT, actor=ACTOR, reason="work lost with the node"
-            )
-    return given_back
+            reason = f"work lost: {row.end_reason}"
+            returned += ledger.refund(tx, held, part, begin, end, kind, actor=ACTOR, reason=reason)
+            if kind is RefundKind.FAULT:
+                tx.memo[("faults", row.job_id)] += end - begin
+    return returned
 
 
 def _times(row: Row[Any]) -> Times:
@@ -159,18 +193,13 @@ def _slices(tx: Tx, row: Row[Any]) -> list[ledger.Slice]:
     return [ledger.Slice(part.starts_at_ms, part.ends_at_ms, part.payer) for part in rows]
 
 
-def _refunded_ms(tx: Tx, job_id: str) -> int:
+def _faults_ms(tx: Tx, job_id: str) -> int:
+    """How much time of a job was given back after platform faults, in milliseconds."""
     rows = tx.connection.execute(
         select(transfers.c.starts_at_ms, transfers.c.ends_at_ms).where(
             transfers.c.job_id == job_id,
             transfers.c.type == "refund",
-            transfers.c.refund_kind != RefundKind.CORRECTION.value,
+            transfers.c.refund_kind == RefundKind.FAULT.value,
         )
     )
-    found = [(row.starts_at_ms, row.ends_at_ms) for row in rows]
-    # another attempt of this job may have ended in this very transaction
-    for table, row in tx.deferred:
-        given = row.get("refund_kind") not in (None, RefundKind.CORRECTION.value)
-        if table is transfers and row["job_id"] == job_id and given:
-            found.append((row["starts_at_ms"], row["ends_at_ms"]))
-    return sum(ends - starts for starts, ends in found)
+    return sum(row.ends_at_ms - row.starts_at_ms for row in rows)

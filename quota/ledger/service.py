@@ -59,6 +59,39 @@ _SETTLE = (
         platform_gpu_us=holds.c.platform_gpu_us + bindparam("booked"),
     )
 )
+_REFUND = (
+    update(holds)
+    .where(holds.c.id == bindparam("hold"))
+    .values(
+        refunded_gpu_us=holds.c.refunded_gpu_us + bindparam("to_grant"),
+        platform_gpu_us=holds.c.platform_gpu_us + bindparam("to_platform"),
+    )
+)
+_FROM_PLATFORM = (
+    select(transfer_legs.c.transfer_id)
+    .where(
+        transfer_legs.c.transfer_id == transfers.c.id,
+        transfer_legs.c.account_id == PLATFORM,
+        transfer_legs.c.d_used < 0,
+    )
+    .correlate(transfers)
+    .exists()
+)
+_REFUNDS = (
+    select(
+        transfers.c.refund_of,
+        transfers.c.refund_kind,
+        transfers.c.starts_at_ms,
+        transfers.c.ends_at_ms,
+        _FROM_PLATFORM.label("from_platform"),
+    )
+    .where(
+        transfers.c.job_id == bindparam("job"),
+        transfers.c.attempt == bindparam("number"),
+        transfers.c.refund_of.is_not(None),
+    )
+    .order_by(transfers.c.seq, transfers.c.position)
+)
 _RESOLVE = (
     update(holds)
     .where(holds.c.id == bindparam("hold"), holds.c.resolved.is_(False))
@@ -317,6 +350,22 @@ def release(tx: Tx, held: Hold, settled_gpu_us: int, *, actor: str, reason: str)
     tx.connection.execute(_RESOLVE, {"hold": held.id, "rest": rest})
 
 
+@dataclass(frozen=True, slots=True)
+class GivenBack:
+    """A stretch of one slice that was refunded, and who got it back."""
+
+    slice_id: str
+    starts_at_ms: int
+    ends_at_ms: int
+    kind: RefundKind
+    payer: str
+
+
+def given_back(tx: Tx, held: Hold) -> tuple[GivenBack, ...]:
+    """Every refund of an attempt, those of this transaction included."""
+    return tx.once(("given back", held.id), lambda: _stored_refunds(tx, held))
+
+
 def refund(
     tx: Tx,
     held: Hold,
@@ -328,27 +377,36 @@ def refund(
     actor: str,
     reason: str,
 ) -> int:
-    """Give back the part [starts, ends) of one slice. Answers the amount.
+    """Give back the part [starts, ends) of one slice. Answers the amount that its payer got.
 
-    A `correction` says that the time was never occupied; `fault` and `preempted` book it on the platform.
+    A `correction` says that the time was never occupied; `fault` and `preempted` book it on the platform. Time
+    that the platform pays, from the start or since such a refund, can only be corrected.
     """
     assert part.starts_at_ms <= starts_at_ms < ends_at_ms <= part.ends_at_ms
     slice_id = f"{held.job_id}:{held.attempt}:slice:{part.starts_at_ms}"
+    known = [entry for entry in given_back(tx, held) if entry.slice_id == slice_id]
+    repeats = [entry for entry in known if (entry.kind, entry.starts_at_ms) == (kind, starts_at_ms)]
+    moved = [entry for entry in known if entry.kind is not RefundKind.CORRECTION and entry not in repeats]
+    payer = part.payer
+    for entry in moved:
+        if entry.starts_at_ms <= starts_at_ms and ends_at_ms <= entry.ends_at_ms:
+            payer = "platform"
+    same_payer = [entry for entry in known if entry.payer == payer and entry not in repeats]
+    for entry in same_payer:
+        apart = ends_at_ms <= entry.starts_at_ms or entry.ends_at_ms <= starts_at_ms
+        assert apart, "nothing is given back twice"
     amount = (ends_at_ms - starts_at_ms) * held.gpus * held.rate.rate_thousandths
-    charged = part.payer == "grant"
-    if charged:
+    if payer == "grant":
         legs = [Leg(account_id, d_used=-amount) for account_id in held.path]
         if kind is not RefundKind.CORRECTION:
             legs.append(Leg(PLATFORM, d_used=amount))
     else:
         assert kind is RefundKind.CORRECTION, "the platform cannot owe itself"
         legs = [Leg(PLATFORM, d_used=-amount)]
-    transfer_id = f"{slice_id}:{kind.value}"
-    for span in _given_back(tx, held, slice_id, but=transfer_id):
-        assert ends_at_ms <= span[0] or span[1] <= starts_at_ms, "nothing is given back twice"
+    first = not any(entry.kind is kind for entry in known if entry not in repeats)
     done = _transfer(
         tx,
-        transfer_id,
+        f"{slice_id}:{kind.value}" if first else f"{slice_id}:{kind.value}:{starts_at_ms}",
         TransferType.REFUND,
         amount,
         tuple(legs),
@@ -366,30 +424,22 @@ def refund(
     )
     if not done:
         return 0
-    to_platform = -amount if not charged else (amount if kind is not RefundKind.CORRECTION else 0)
-    tx.connection.execute(
-        update(holds)
-        .where(holds.c.id == held.id)
-        .values(
-            refunded_gpu_us=holds.c.refunded_gpu_us + (amount if charged else 0),
-            platform_gpu_us=holds.c.platform_gpu_us + to_platform,
-        )
-    )
-    return amount if charged else 0
+    entry = GivenBack(slice_id, starts_at_ms, ends_at_ms, kind, payer)
+    tx.memo[("given back", held.id)] = (*given_back(tx, held), entry)
+    to_platform = -amount if payer == "platform" else (amount if kind is not RefundKind.CORRECTION else 0)
+    to_grant = amount if payer == "grant" else 0
+    tx.connection.execute(_REFUND, {"hold": held.id, "to_grant": to_grant, "to_platform": to_platform})
+    return to_grant
 
 
-def _given_back(tx: Tx, held: Hold, slice_id: str, *, but: str) -> list[tuple[int, int]]:
-    """What other refunds of a slice gave back, those of this transaction included."""
-    stored = tx.connection.execute(
-        select(transfers.c.id, transfers.c.starts_at_ms, transfers.c.ends_at_ms).where(
-            transfers.c.job_id == held.job_id, transfers.c.refund_of == slice_id
-        )
-    )
-    spans = [(row.starts_at_ms, row.ends_at_ms) for row in stored if row.id != but]
-    for table, row in tx.deferred:
-        if table is transfers and row["refund_of"] == slice_id and row["id"] != but:
-            spans.append((row["starts_at_ms"], row["ends_at_ms"]))
-    return spans
+def _stored_refunds(tx: Tx, held: Hold) -> tuple[GivenBack, ...]:
+    rows = tx.connection.execute(_REFUNDS, {"job": held.job_id, "number": held.attempt})
+    found: list[GivenBack] = []
+    for row in rows:
+        kind = RefundKind(row.refund_kind)
+        payer = "platform" if row.from_platform else "grant"
+        found.append(GivenBack(row.refund_of, row.starts_at_ms, row.ends_at_ms, kind, payer))
+    return tuple(found)
 
 
 # --- one transfer, one account ---------------------------------------------------------------------

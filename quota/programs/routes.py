@@ -13,6 +13,7 @@ from quota.programs.statement import read_statement as build_statement
 from quota.schemas.identity import Role
 from quota.schemas.ledger import Statement
 from quota.schemas.programs import Award, Grant, GrantChange, GrantList, NewProgram, Program, ProgramList
+from quota.schemas.values import Id
 
 router = APIRouter(tags=["programs"])
 
@@ -52,7 +53,7 @@ def award_grant(request: Request, body: Award, key: Key = None) -> Response:
 @router.post(
     "/v1/grants/{grant_id}/top-ups", operation_id="top_up_grant", status_code=201, response_model=Grant
 )
-def top_up_grant(request: Request, grant_id: str, body: GrantChange, key: Key = None) -> Response:
+def top_up_grant(request: Request, grant_id: Id, body: GrantChange, key: Key = None) -> Response:
     """Add hours of the programme's budget to a grant (operators)."""
     caller = caller_of(request, Role.OPERATOR)
     made = hub_of(request).database.write(
@@ -70,7 +71,7 @@ def top_up_grant(request: Request, grant_id: str, body: GrantChange, key: Key = 
 
 
 @router.post("/v1/grants/{grant_id}/cuts", operation_id="cut_grant", status_code=201, response_model=Grant)
-def cut_grant(request: Request, grant_id: str, body: GrantChange, key: Key = None) -> Response:
+def cut_grant(request: Request, grant_id: Id, body: GrantChange, key: Key = None) -> Response:
     """Take free hours back (operators): at most what is neither used nor held, else 409 with what is possible."""
     caller = caller_of(request, Role.OPERATOR)
     made = hub_of(request).database.write(
@@ -88,7 +89,7 @@ def cut_grant(request: Request, grant_id: str, body: GrantChange, key: Key = Non
 
 
 @router.get("/v1/grants", operation_id="list_grants", response_model=GrantList)
-def list_grants(request: Request, organization_id: str | None = None, after: str | None = None) -> Response:
+def list_grants(request: Request, organization_id: Id | None = None, after: Id | None = None) -> Response:
     """Grants with balances; a member sees its organization's."""
     caller = caller_of(request, *READERS)
     hub = hub_of(request)
@@ -97,7 +98,7 @@ def list_grants(request: Request, organization_id: str | None = None, after: str
 
 
 @router.get("/v1/grants/{grant_id}", operation_id="read_grant", response_model=Grant)
-def read_grant(request: Request, grant_id: str) -> Response:
+def read_grant(request: Request, grant_id: Id) -> Response:
     """One grant: granted = used + held + available."""
     caller = caller_of(request, *READERS)
     hub = hub_of(request)
@@ -106,7 +107,7 @@ def read_grant(request: Request, grant_id: str) -> Response:
 
 
 @router.get("/v1/grants/{grant_id}/statement", operation_id="read_statement", response_model=Statement)
-def read_statement(request: Request, grant_id: str) -> Response:
+def read_statement(request: Request, grant_id: Id) -> Response:
     """Every transfer of a grant with its arithmetic, and the balance they add up to."""
     caller = caller_of(request, *READERS)
     hub = hub_of(request)

@@ -9,10 +9,11 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from quota.schemas.values import (
     NO_NUL,
+    AttemptNumber,
     ClassId,
     Count,
     GpuUs,
@@ -24,6 +25,7 @@ from quota.schemas.values import (
     Reply,
     Request,
     Sequence,
+    ShortId,
     Text,
     Thousandths,
 )
@@ -326,8 +328,8 @@ class StartItem(Request):
     """Start the next attempt of a job: hold its cost on the path and take the nodes' capacity, all or nothing."""
 
     kind: Literal["start"] = "start"
-    job_id: Id
-    attempt: Annotated[int, Field(strict=True, ge=1, le=10_000)]
+    job_id: ShortId
+    attempt: AttemptNumber
     grant_id: Id
     account_path: Annotated[tuple[Id, ...], Field(min_length=1, max_length=8)]
     cluster: Id
@@ -338,12 +340,12 @@ class StopItem(Request):
     """Record that an attempt must stop. Irrevocable; repeating it changes nothing."""
 
     kind: Literal["stop"] = "stop"
-    job_id: Id
-    attempt: Annotated[int, Field(strict=True, ge=1, le=10_000)]
+    job_id: ShortId
+    attempt: AttemptNumber
     reason: StopReason
     stop_at: Instant
     grace_ms: Milliseconds
-    for_job: Id | None = None
+    for_job: ShortId | None = None
 
 
 DecisionItem = Annotated[StartItem | StopItem, Field(discriminator="kind")]
@@ -402,8 +404,8 @@ class StartedItem(Request):
     """Containers of an attempt run; `last_started_at` is set once all of them started."""
 
     kind: Literal["started"] = "started"
-    job_id: Id
-    attempt: Annotated[int, Field(strict=True, ge=1)]
+    job_id: ShortId
+    attempt: AttemptNumber
     first_started_at: Instant
     last_started_at: Instant | None = None
 
@@ -415,8 +417,8 @@ class EndedItem(Request):
     """
 
     kind: Literal["ended"] = "ended"
-    job_id: Id
-    attempt: Annotated[int, Field(strict=True, ge=1)]
+    job_id: ShortId
+    attempt: AttemptNumber
     first_started_at: Instant | None = None
     last_started_at: Instant | None = None
     ended_at: Instant
@@ -428,27 +430,28 @@ class LostItem(Request):
     """An attempt can no longer be seen (node gone): it ends at `last_seen_at`, its capacity stays taken."""
 
     kind: Literal["lost"] = "lost"
-    job_id: Id
-    attempt: Annotated[int, Field(strict=True, ge=1)]
+    job_id: ShortId
+    attempt: AttemptNumber
     first_started_at: Instant | None = None
     last_started_at: Instant | None = None
     last_seen_at: Instant
 
 
 class FreedItem(Request):
-    """The pods of a lost attempt are known to be gone: its capacity is free."""
+    """The pods of a lost attempt are known to be gone: its capacity is free. `ended_at`: when they really ended."""
 
     kind: Literal["freed"] = "freed"
-    job_id: Id
-    attempt: Annotated[int, Field(strict=True, ge=1)]
+    job_id: ShortId
+    attempt: AttemptNumber
+    ended_at: Instant | None = None
 
 
 class FindingItem(Request):
     """Something that should not be, with numbers, for operators."""
 
     kind: Literal["finding"] = "finding"
-    job_id: Id
-    attempt: Annotated[int, Field(strict=True, ge=0)]
+    job_id: ShortId
+    attempt: Annotated[int, Field(strict=True, ge=0, le=10_000)]
     code: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{2,60}$")]
     detail: Text
 
@@ -469,6 +472,12 @@ class ReportBatch(Request):
     """All nodes of the cluster when they changed, else null. A node left out is unschedulable from now on."""
     items: Annotated[tuple[ReportItem, ...], Field(max_length=2000)]
     observed_through: Instant
+
+    @model_validator(mode="after")
+    def _stream_is_the_clusters(self) -> ReportBatch:
+        if self.stream != f"cluster:{self.cluster}":
+            raise ValueError(f"stream {self.stream} is not cluster {self.cluster}'s")
+        return self
 
     @field_validator("nodes")
     @classmethod

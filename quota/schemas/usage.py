@@ -7,7 +7,17 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from quota.clock import HOUR_MS
-from quota.schemas.values import NO_NUL, ClassId, Id, Instant, NodeName, Reply, Request, Sequence
+from quota.schemas.values import (
+    NO_NUL,
+    AttemptNumber,
+    ClassId,
+    Instant,
+    NodeName,
+    Reply,
+    Request,
+    Sequence,
+    ShortId,
+)
 
 GpuUuid = Annotated[str, Field(pattern=r"^[A-Za-z0-9-]{4,80}$")]
 MillisecondsInHour = Annotated[int, Field(strict=True, ge=0, le=3_600_000)]
@@ -19,8 +29,8 @@ class EvidenceRow(Request):
     The row with the greatest `seq` counts; replaying an older one changes nothing.
     """
 
-    job_id: Id
-    attempt: Annotated[int, Field(strict=True, ge=1)]
+    job_id: ShortId
+    attempt: AttemptNumber
     gpu_uuid: GpuUuid
     gpu_class: ClassId
     node: NodeName

@@ -18,6 +18,9 @@ from quota.clock import HOUR_MS, instant_ms, instant_text
 GPU_US_PER_HOUR = HOUR_MS * 1000
 """One hour on one reference GPU: 3,600,000 ms x 1 GPU x 1000 thousandths."""
 
+BIGGEST_AWARD_GPU_US = 90_000_000_000_000_000
+"""25 million GPU hours: a hundred such budgets still add up in 64 bits."""
+
 BIGGEST_GPU_US = 9_000_000_000_000_000_000
 """Just under 2^63: what a database column of 64 bits holds."""
 
@@ -59,8 +62,8 @@ def _parse_gpu_hours(value: object) -> int:
         raise ValueError("GPU hours are a decimal string such as '1500' or '0.5'")
     with localcontext(prec=100):  # exact: rounding would accept more decimals than an amount has
         amount = Decimal(value) * GPU_US_PER_HOUR
-    if abs(amount) > BIGGEST_GPU_US:
-        raise ValueError("GPU hours must be finite and at most 2,500,000,000")
+    if abs(amount) > BIGGEST_AWARD_GPU_US:
+        raise ValueError("GPU hours must be finite and at most 25,000,000 at once")
     whole = int(amount)
     if whole != amount:
         raise ValueError("GPU hours must come to a whole number of GPU-microseconds (at most 9 decimals)")
@@ -128,6 +131,10 @@ NodeName = Annotated[
 Id = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9:_.-]{0,127}$")]
 NO_NUL = r"^[^\x00]*$"
 """PostgreSQL's texts hold any character but this one."""
+ShortId = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,59}$")]
+"""The id of a job or a grant."""
+AttemptNumber = Annotated[int, Field(strict=True, ge=1, le=10_000)]
+RowNumber = Annotated[int, Field(ge=0, le=BIGGEST_GPU_US)]
 Text = Annotated[str, Field(max_length=500, pattern=NO_NUL)]
 Reason = Annotated[
     str, Field(min_length=1, max_length=500, pattern=NO_NUL, description="Why; kept in the audit trail.")

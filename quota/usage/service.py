@@ -40,9 +40,9 @@ def store(tx: Tx, rows: Sequence[EvidenceRow]) -> int:
     ordered = [newest[key] for key in sorted(newest, key=repr)]
     make = sqlite.insert if tx.dialect == "sqlite" else postgresql.insert
     statement = make(evidence)
-    changes = {
-        name: statement.excluded[name] for name in ("node", "gpu_class", "seq", "busy_ms", "observed_ms")
-    } | {"received_at_ms": statement.excluded["received_at_ms"]}
+    changes = {name: statement.excluded[name] for name in ("seq", "busy_ms", "observed_ms")} | {
+        "received_at_ms": statement.excluded["received_at_ms"]
+    }
     upsert = statement.on_conflict_do_update(
         index_elements=list(_KEY), set_=changes, where=evidence.c.seq < statement.excluded.seq
     )

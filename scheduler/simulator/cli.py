@@ -53,7 +53,7 @@ def simulate(
         serve(settings)
     except CannotServe as trouble:
         typer.echo(f"gpuhub simulate: {trouble}", err=True)
-        raise typer.Exit(1) from trouble
+        raise typer.Exit(2) from trouble
 
 
 def _clock(text: str) -> Clock:

@@ -45,9 +45,9 @@ CREATE TABLE booked AS SELECT job_id, attempt, SUM(own * (type = 'hold')) AS hol
   SUM(own * MAX(d_used, 0)) AS charged, SUM(own * (type = 'release') * -d_held) AS freed,
   SUM(own * MAX(-d_used, 0)) AS returned, SUM((kind = 'platform') * d_used) AS borne FROM moved GROUP BY 1, 2;
 CREATE TABLE run AS SELECT *, IIF(pods = all_pods, MIN(full + walltime, IFNULL(stop + stop_grace, 9e18),
-  IIF(settled, finish, 9e18)), NULL) AS bound, MAX(IIF(lost, 0, IIF(running, 9e18, gone))) OVER (PARTITION BY job_id
-  ORDER BY attempt ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS earlier FROM (SELECT *,
-  IIF(lost AND ended IN (full, died, died_last), ended, gone) AS finish, (SELECT observed_through FROM clusters
+  IIF(settled, MIN(finish, ended), 9e18)), NULL) AS bound, MAX(IIF(lost, 0, IIF(running, 9e18, gone))) OVER
+  (PARTITION BY job_id ORDER BY attempt ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS earlier FROM (SELECT *,
+  IIF(lost AND capacity_held, ended, gone) AS finish, (SELECT observed_through FROM clusters
   WHERE id = cluster) AS seen FROM attempts LEFT JOIN (
   SELECT job_id, attempt, MIN(t) AS began, MAX(t) AS full, MAX(ended) AS gone, SUM(good) AS good, MIN(died) AS died,
   MAX(died) AS died_last, COUNT(*) AS pods, COUNT(DISTINCT pod_index) AS places, COUNT(*) - COUNT(ended) AS running,
@@ -67,8 +67,8 @@ CHECKS = """
 gpu_exclusive stay: two pods had one GPU IF taken > t
 node_not_overfull level: a pod started where there was no room IF name IS NOT NULL AND taken > total
 node_not_overfull pod: it got other GPUs than its object asked for IF got IS NOT asked
-node_not_overfull node_capacity LEFT JOIN (SELECT cluster, node, gpu_class, SUM(gpus) AS held FROM placements NATURAL JOIN
-  attempts WHERE capacity_held GROUP BY 1, 2, 3) USING (cluster, node, gpu_class): held otherwise IF used <> IFNULL(held, 0)
+node_not_overfull node_capacity NATURAL LEFT JOIN (SELECT cluster, node, gpu_class, SUM(gpus) AS held FROM attempts
+  NATURAL JOIN placements WHERE capacity_held GROUP BY 1, 2, 3): held otherwise IF used <> IFNULL(held, 0)
 node_not_overfull node_capacity: more used than there is IF used > total AND NOT EXISTS
   (SELECT 1 FROM findings WHERE code = 'capacity_lowered' AND instr(subject, node))
 one_run_per_attempt run: a pod ran twice, or an earlier attempt still ran IF pods > places OR began < earlier
@@ -81,7 +81,7 @@ placement_as_decided stay: no such GPU there IF (gpu_uuid, node, gpu_class) NOT 
 ledger_equals_journal run: booked is not what was occupied IF settled
   AND IFNULL(charged - returned + borne, 0) <> IFNULL((finish - began) * all_gpus * rate, 0)
 ledger_equals_journal run: recorded times are not the journal's IF settled AND (first_started IS NOT began
-  OR pods AND ended IS NOT finish OR running AND NOT lost)
+  OR pods AND NOT IFNULL(ended = finish OR lost AND ended IN (full, died, died_last), 0) OR running AND NOT lost)
 charge_bounds cut: a slice leaves a gap, overlaps, passes an hour mark or what was seen
   IF before <> starts OR starts / 3600000 <> (ends - 1) / 3600000 OR ends > IFNULL(seen, 0)
 charge_bounds cut: charged outside its time IF kept AND (settled AND starts + kept > finish

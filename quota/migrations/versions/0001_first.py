@@ -121,6 +121,9 @@ def upgrade() -> None:
         sa.Column("detail", sa.Text(), nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_findings")),
     )
+    with op.batch_alter_table("findings", schema=None) as batch_op:
+        batch_op.create_index("ix_findings_subject", ["subject"], unique=False)
+
     op.create_table(
         "holds",
         sa.Column("id", sa.String(length=120), nullable=False),

@@ -145,31 +145,45 @@ def _i05(connection: Connection) -> list[str]:
 
 
 def _i06(connection: Connection) -> list[str]:
+    """Each millisecond is given back by whoever pays it then; a fault moves it from the grant to the platform."""
     found = []
-    amounts = {row.id: row.amount_gpu_us for row in _rows(connection, "SELECT id, amount_gpu_us FROM slices")}
-    payers = {row.id: row.payer for row in _rows(connection, "SELECT id, payer FROM slices")}
-    refunds: dict[str, list[Any]] = defaultdict(list)
-    for row in _rows(connection, "SELECT * FROM transfers WHERE type = 'refund'"):
-        refunds[row.refund_of].append(row)
-    on_platform = {
-        leg.transfer_id: leg.d_used
-        for leg in _rows(
-            connection, "SELECT transfer_id, d_used FROM transfer_legs WHERE account_id = 'platform'"
-        )
-    }
-    for slice_id, rows in refunds.items():
-        given_back = sum(row.amount_gpu_us for row in rows)
-        if given_back > amounts.get(slice_id, 0):
-            found.append(f"{given_back} given back of {slice_id}, which cost {amounts.get(slice_id, 0)}")
-        spans = sorted((row.starts_at_ms, row.ends_at_ms) for row in rows)
-        found += [f"{slice_id}: {a} and {b} given back twice" for a, b in pairwise(spans) if b[0] < a[1]]
-        for row in rows:
-            if payers.get(slice_id) == "platform":
-                expected = -row.amount_gpu_us
-            else:
-                expected = 0 if row.refund_kind == "correction" else row.amount_gpu_us
-            if on_platform.get(row.id, 0) != expected:
-                found.append(f"{row.id}: the platform takes {on_platform.get(row.id, 0)}, not {expected}")
+    parts = {row.id: row for row in _rows(connection, "SELECT * FROM slices")}
+    payers = {name: [(part.starts_at_ms, part.ends_at_ms, part.payer)] for name, part in parts.items()}
+    legs: dict[str, dict[str, int]] = defaultdict(dict)
+    statement = (
+        "SELECT l.transfer_id, l.account_id, l.d_used FROM transfer_legs l "
+        "JOIN transfers t ON t.id = l.transfer_id WHERE t.type = 'refund'"
+    )
+    for leg in _rows(connection, statement):
+        legs[leg.transfer_id][leg.account_id] = leg.d_used
+    for row in _rows(connection, "SELECT * FROM transfers WHERE type = 'refund' ORDER BY seq, position"):
+        stretches = payers.get(row.refund_of, [])
+        inside = [span for span in stretches if span[0] < row.ends_at_ms and row.starts_at_ms < span[1]]
+        whole = sum(min(span[1], row.ends_at_ms) - max(span[0], row.starts_at_ms) for span in inside)
+        paying = {span[2] for span in inside}
+        if whole != row.ends_at_ms - row.starts_at_ms or len(paying) != 1:
+            found.append(f"{row.id} gives back time that {sorted(paying)} paid {whole} ms of")
+            continue
+        payer = paying.pop()
+        on_platform = legs[row.id].pop("platform", 0)
+        of_grant = set(legs[row.id].values())
+        correction = row.refund_kind == "correction"
+        if payer == "grant":
+            good = of_grant == {-row.amount_gpu_us} and on_platform == (
+                0 if correction else row.amount_gpu_us
+            )
+        else:
+            good = payer == "platform" and correction and not of_grant and on_platform == -row.amount_gpu_us
+        if not good:
+            found.append(
+                f"{row.id}: grant {sorted(of_grant)}, platform {on_platform} of {row.amount_gpu_us} paid by {payer}"
+            )
+        left = [span for span in stretches if span not in inside]
+        left += [(span[0], row.starts_at_ms, span[2]) for span in inside if span[0] < row.starts_at_ms]
+        left += [(row.ends_at_ms, span[1], span[2]) for span in inside if row.ends_at_ms < span[1]]
+        if not correction:
+            left.append((row.starts_at_ms, row.ends_at_ms, "platform"))
+        payers[row.refund_of] = left
     return found
 
 

@@ -79,11 +79,26 @@ class ModelHold:
     settled: int = 0
     resolved: bool = False
     slices: list[Slice] = field(default_factory=list)
-    given_back: dict[tuple[int, str], tuple[int, int]] = field(default_factory=dict)
+    given_back: dict[tuple[int, str, int], int] = field(default_factory=dict)
+    """(slice's start, kind, start) -> end."""
 
     @property
     def per_ms(self) -> int:
         return self.gpus * self.rate.rate_thousandths
+
+    def payer_of(self, part: Slice, start: int, end: int) -> str | None:
+        """Who pays for [start, end) of a slice now; None if nobody does, or not one alone."""
+        spans = [
+            (kind, begin, until)
+            for (slice_start, kind, begin), until in self.given_back.items()
+            if slice_start == part.starts_at_ms and begin < end and start < until
+        ]
+        if any(kind == "correction" for kind, _, _ in spans):
+            return None
+        if not spans:
+            return part.payer
+        whole = len(spans) == 1 and spans[0][1] <= start and end <= spans[0][2]
+        return "platform" if whole else None
 
 
 class LedgerMachine(RuleBasedStateMachine):
@@ -307,30 +322,39 @@ class LedgerMachine(RuleBasedStateMachine):
             stored = ledger.read_hold(tx, held.id)
             return ledger.refund(tx, stored, part, start, end, kind, actor="hub", reason="r")
 
-        known = held.given_back.get((part.starts_at_ms, kind.value))
-        before = [
-            span
-            for (slice_start, name), span in held.given_back.items()
-            if slice_start == part.starts_at_ms and name != kind.value
-        ]
-        if part.payer == "platform" and kind is not RefundKind.CORRECTION:
-            self._refused(work, AssertionError)
-        elif known is not None and known == (start, end):
+        known = held.given_back.get((part.starts_at_ms, kind.value, start))
+        payer = held.payer_of(part, start, end)
+        if known is not None and known == end:
             assert self._write_unchanged(work) == 0
-        elif known is not None:
+        elif (
+            known is not None or payer is None or (payer == "platform" and kind is not RefundKind.CORRECTION)
+        ):
             self._refused(work, (TransferMismatch, AssertionError))
-        elif any(span[0] < end and start < span[1] for span in before):
-            self._refused(work, AssertionError)  # nothing is given back twice
         else:
-            charged = part.payer == "grant"
+            charged = payer == "grant"
             assert self._write(work) == (amount if charged else 0)
-            held.given_back[(part.starts_at_ms, kind.value)] = (start, end)
+            held.given_back[(part.starts_at_ms, kind.value, start)] = end
             for name in held.path if charged else ():
                 self.model[name].used -= amount
             if not charged:
                 self.model[PLATFORM].used -= amount
             elif kind is not RefundKind.CORRECTION:
                 self.model[PLATFORM].used += amount
+
+    @precondition(lambda self: any(held.given_back for held in self.holds.values()))
+    @rule(choice=st.integers(0, 1_000))
+    def repeat_a_refund(self, choice: int) -> None:
+        """Any earlier one, not only the latest of its slice."""
+        holds = [held for held in self.holds.values() if held.given_back]
+        held = holds[choice % len(holds)]
+        (slice_start, kind, start), end = list(held.given_back.items())[choice % len(held.given_back)]
+        part = next(part for part in held.slices if part.starts_at_ms == slice_start)
+
+        def again(tx: Tx) -> int:
+            stored = ledger.read_hold(tx, held.id)
+            return ledger.refund(tx, stored, part, start, end, RefundKind(kind), actor="hub", reason="r")
+
+        assert self._write_unchanged(again) == 0
 
     # --- what must always hold --------------------------------------------------------------------
 
