@@ -6,7 +6,6 @@ point for the N-th time, as in `after_commit.send_decisions:3`. Called by `creat
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import threading
@@ -62,4 +61,4 @@ class _CrashingDatabase(Database):
         with self._turn:
             self._left -= 1
             if self._left == 0:
-                os.kill(os.getpid(), self._signal)
+                signal.pthread_kill(threading.get_ident(), self._signal)  # stops here, not a little later

@@ -9,7 +9,6 @@ import structlog
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from sqlalchemy.exc import DataError
-from sqlalchemy.exc import DataError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
@@ -25,7 +24,6 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(HubError, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
-    app.add_exception_handler(DataError, _unstorable)
     app.add_exception_handler(ClientDisconnect, _left)
     app.add_exception_handler(DataError, _out_of_range)
     app.add_exception_handler(OverflowError, _out_of_range)
@@ -71,11 +69,6 @@ def _out_of_range(request: Request, error: Exception) -> Response:
 def _left(_request: Request, _error: Exception) -> Response:
     """A caller that died while it sent its request: nobody reads this."""
     return _problem(499, "http_499", "The caller left.", "", {}, [])
-
-
-def _unstorable(_request: Request, _error: Exception) -> Response:
-    detail = "a text holds a NUL, or a number is larger than the database's"
-    return _problem(422, "invalid_request", "The request is not valid.", detail, {}, [])
 
 
 def _unexpected(request: Request, error: Exception) -> Response:

@@ -72,8 +72,9 @@ def _canonical(body: BaseModel) -> str:
     return json.dumps(body.model_dump(mode="json"), sort_keys=True)
 
 
-def forget_old(tx: Tx) -> int:
-    """Drop keys older than a day. Answers how many."""
+def forget_old(tx: Tx, wall_now_ms: int | None = None) -> int:
+    """Drop keys older than a day of wall time. Answers how many."""
+    now = wall_ms() if wall_now_ms is None else wall_now_ms
     return tx.connection.execute(
-        delete(idempotency).where(idempotency.c.created_at_ms < wall_ms() - KEPT_MS)
+        delete(idempotency).where(idempotency.c.created_at_ms < now - KEPT_MS)
     ).rowcount

@@ -175,6 +175,8 @@ class Hub:
     nodes: tuple[str, ...] = NODES
     programs: dict[str, Program] = field(default_factory=dict)
     kills: int = 0
+    sound: bool = False
+    """Whether the last test found no fault in it."""
     _over: threading.Event = field(default_factory=threading.Event)
 
     # --- start and end ---
@@ -456,12 +458,12 @@ class Shelf:
         if self._hub is None:
             self._hub = Hub(self._folders.mktemp("hub"), **self._settings)
             self._hub.open()
-        hub, failed = self._hub, True
+        hub = self._hub
+        hub.sound = False
         try:
             yield hub
-            failed = bool(hub.open_things()) or bool(hub.judge()) or bool(hub.troubles())
         finally:
-            if failed:
+            if not hub.sound:
                 hub.close()
                 self._hub = None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -16,6 +17,7 @@ FATES = (Fate.LOSE_REQUEST, Fate.LOSE_REPLY, Fate.LATE_REPLY, Fate.LATE_REQUEST,
 FORGETS: dict[str, object] = {"fault": "forget_reply", "count": TIMES}
 ANSWERS_LATE: dict[str, object] = {"fault": "answer_late", "count": 1, "delay_s": 6.5}
 """Later than the scheduler waits for a cluster."""
+FOREIGN: dict[str, object] = {"fault": "foreign", "node": "sim-0", "gpu_class": "h100"}
 CALL_TIMEOUT_S = 0.8
 """Shorter than the door's lateness, so that what is late was given up."""
 
@@ -60,7 +62,8 @@ def test_quota_is_misheard_on(path: str, hub: Hub, door: Door) -> None:
 def test_cluster_is_misheard_on(fault: dict[str, object], path: str, hub: Hub) -> None:
     with Crowd(hub, f"{fault['fault']} {path}", kinds=BRISK, pause_s=(0.1, 0.5)) as crowd:
         hub.plant(**fault, path=path)
-        until(lambda: not hub.planted(), f"{fault['fault']} on {path}")
+        until(lambda: stir(hub, path) and not hub.planted(), f"{fault['fault']} on {path}")
+        hub.plant(**FOREIGN, count=0)
     verdict(hub, crowd)
 
 
@@ -69,3 +72,12 @@ def test_cluster_refuses_starts(hub: Hub) -> None:
         hub.plant(fault="refuse_start", count=2 * TIMES)
         until(lambda: not hub.planted(), "starts were refused")
     verdict(hub, crowd)
+
+
+def stir(hub: Hub, path: str) -> bool:
+    """The nodes are only asked for when something about them changes."""
+    if path == "nodes":
+        for count in (1, 0):
+            hub.plant(**FOREIGN, count=count)
+            time.sleep(0.2)
+    return True

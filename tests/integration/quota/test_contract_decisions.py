@@ -356,7 +356,9 @@ def test_starts_and_stops_share_a_batch(hub: Hub) -> None:
     )
     reply = hub.decide(stop, hub.start_item(second, grant), hub.start_item(second, grant, "n1"))
     assert [result.outcome for result in reply.results] == ["accepted", "refused", "accepted"]
-    assert hub.attempt(first.id).stop_for_job == second.id
+    assert hub.attempt(first.id).stop_for_job is None, (
+        "what it was stopped for runs: no room is kept any more"
+    )
 
 
 # --- cancel ----------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from quota.audit.tables import findings
+from quota.clock import wall_ms
 from quota.dispatch.evidence import deliver
 from quota.dispatch.ranking import StoredQueue, put_ranking
 from quota.errors import BadRequest, Forbidden, IdempotencyMismatch, RankingBaseUnknown, StaleEpoch
@@ -230,7 +231,11 @@ def test_an_agent_speaks_for_its_node_only(hub: Hub) -> None:
         _deliver(hub, _row(job), _row(job, node="n1"))
     assert hub.contents() == before
     anywhere = AGENT.model_copy(update={"node": None})
-    assert _deliver(hub, _row(job, node="n1"), caller=anywhere).accepted == 1
+    assert _deliver(hub, _row(job), caller=anywhere).accepted == 1
+    stored = hub.rows(evidence)
+    reply = _deliver(hub, _row(job, node="n1", seq=99), caller=anywhere)
+    assert (reply.accepted, reply.unknown) == (0, 1), "the attempt was never placed there"
+    assert hub.rows(evidence) == stored
 
 
 def test_evidence_of_an_unknown_attempt_is_a_finding_not_usage(hub: Hub) -> None:
@@ -322,10 +327,10 @@ def test_a_key_has_a_length(hub: Hub, key: str) -> None:
 def test_keys_are_forgotten_after_a_day(hub: Hub) -> None:
     hub.award()
     first = _submit_once(hub, "k", a_submission())
-    hub.clock.advance(DAY_MS)
-    assert hub.database.write(idempotency.forget_old) == 0
-    hub.clock.advance(1)
-    assert hub.database.write(idempotency.forget_old) == 1
+    hub.clock.advance(2 * DAY_MS)
+    assert hub.database.write(idempotency.forget_old) == 0, "repeating a request is a matter of wall time"
+    later = wall_ms() + DAY_MS + 60_000
+    assert hub.database.write(lambda tx: idempotency.forget_old(tx, later)) == 1
     assert _submit_once(hub, "k", a_submission()).id != first.id
 
 

@@ -19,6 +19,7 @@ from quota.schemas.jobs import JobSubmission
 from quota.schemas.programs import Award
 from quota.schemas.usage import EvidenceRow
 from quota.schemas.values import (
+    BIGGEST_AWARD_GPU_US,
     BIGGEST_GPU_US,
     GpuHoursIn,
     GpuHoursOut,
@@ -140,7 +141,7 @@ def test_what_is_no_amount_is_refused(value: object) -> None:
         (100, 360_000_000_000),
         ("0.000000001", None),
         ("0.00000000027777777777777777777777777777777777777", None),
-        ("2500000000", BIGGEST_GPU_US),
+        ("25000000", BIGGEST_AWARD_GPU_US),
     ],
 )
 def test_hours_are_read_exactly_or_refused(text: object, amount: int | None) -> None:
@@ -155,7 +156,7 @@ def test_what_are_no_hours_is_refused(value: object) -> None:
     assert refused(GpuHoursIn, value)
 
 
-@given(st.integers(0, BIGGEST_GPU_US))
+@given(st.integers(0, BIGGEST_AWARD_GPU_US))
 def test_hours_typed_by_a_person_come_back_exactly(amount: int) -> None:
     """The client writes hours out so that the service reads the same amount."""
     text = json.loads(Said(hours="0").model_copy(update={"hours": amount}).model_dump_json())["hours"]

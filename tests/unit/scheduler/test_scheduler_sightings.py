@@ -87,7 +87,7 @@ NEVER = ended(
         (GONE_ON, (RUNNING,), False, STARTED),
         (LOST_BEFORE, (UNKNOWN,), False, None),
         (LOST_BEFORE, (RUNNING,), False, None),
-        (LOST_BEFORE, (DEAD,), False, FreedItem(job_id="job-1", attempt=1)),
+        (LOST_BEFORE, (DEAD,), False, FreedItem(job_id="job-1", attempt=1, ended_at=DEAD.ended_ms)),
         (started_attempt(state=JobState.ENDED, capacity_held=False), (DEAD,), False, None),
     ],
 )
