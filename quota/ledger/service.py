@@ -385,16 +385,18 @@ def refund(
     assert part.starts_at_ms <= starts_at_ms < ends_at_ms <= part.ends_at_ms
     slice_id = f"{held.job_id}:{held.attempt}:slice:{part.starts_at_ms}"
     known = [entry for entry in given_back(tx, held) if entry.slice_id == slice_id]
-    repeats = [entry for entry in known if (entry.kind, entry.starts_at_ms) == (kind, starts_at_ms)]
-    moved = [entry for entry in known if entry.kind is not RefundKind.CORRECTION and entry not in repeats]
+    for place, entry in enumerate(known):
+        if (entry.kind, entry.starts_at_ms) == (kind, starts_at_ms):
+            known = known[:place]  # asked again: judged, and named, as it was the first time
+            break
     payer = part.payer
-    for entry in moved:
-        if entry.starts_at_ms <= starts_at_ms and ends_at_ms <= entry.ends_at_ms:
+    for entry in known:
+        within = entry.starts_at_ms <= starts_at_ms and ends_at_ms <= entry.ends_at_ms
+        if within and entry.kind is not RefundKind.CORRECTION:
             payer = "platform"
-    same_payer = [entry for entry in known if entry.payer == payer and entry not in repeats]
-    for entry in same_payer:
+    for entry in known:
         apart = ends_at_ms <= entry.starts_at_ms or entry.ends_at_ms <= starts_at_ms
-        assert apart, "nothing is given back twice"
+        assert apart or entry.payer != payer, "nothing is given back twice"
     amount = (ends_at_ms - starts_at_ms) * held.gpus * held.rate.rate_thousandths
     if payer == "grant":
         legs = [Leg(account_id, d_used=-amount) for account_id in held.path]
@@ -403,7 +405,7 @@ def refund(
     else:
         assert kind is RefundKind.CORRECTION, "the platform cannot owe itself"
         legs = [Leg(PLATFORM, d_used=-amount)]
-    first = not any(entry.kind is kind for entry in known if entry not in repeats)
+    first = not any(entry.kind is kind for entry in known)
     done = _transfer(
         tx,
         f"{slice_id}:{kind.value}" if first else f"{slice_id}:{kind.value}:{starts_at_ms}",

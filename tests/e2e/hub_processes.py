@@ -11,7 +11,6 @@ import json
 import os
 import random
 import select
-import shutil
 import signal
 import socket
 import sqlite3
@@ -172,12 +171,12 @@ class Hub:
     """How long scheduler and agent wait for the quota service."""
     door: Door | None = None
     """Stands between the quota service and all others but the operator."""
-    nodes: tuple[str, ...] = NODES
     programs: dict[str, Program] = field(default_factory=dict)
     kills: int = 0
     sound: bool = False
     """Whether the last test found no fault in it."""
     _over: threading.Event = field(default_factory=threading.Event)
+    _helper: threading.Thread | None = None
 
     # --- start and end ---
 
@@ -192,89 +191,56 @@ class Hub:
         operator = self._one_shot("quota", "token", "--role", "operator", "--database", url)["secret"]
         self.ports = free_ports("quota", "cluster", "agent")
         self.ports["door"] = self.ports["quota"] if self.door is None else self.door.open(self.ports["quota"])
-        self._add("quota", "serve", "--database", url, "--lease-ttl-s", str(self.lease_ttl_s), of="quota")
-        self._add("--data-dir", str(self.folder / "cluster"), *self._nodes(), of="cluster", word="simulate")
-        threading.Thread(target=self._bring_back, name="bring-back", daemon=True).start()
+        lease = ("--lease-ttl-s", str(self.lease_ttl_s))
+        self._add("quota", "quota", "serve", "--database", url, *lease)
+        nodes = [word for spec in NODES for word in ("--nodes", spec)]
+        period = ("--sample-period-s", str(SAMPLE_PERIOD_S))
+        self._add("cluster", "simulate", "--data-dir", str(self.folder / "cluster"), *nodes, *period)
+        self._helper = threading.Thread(target=self._bring_back, name="bring-back", daemon=True)
+        self._helper.start()
         self.tokens = {"operator": operator}
         with self.client("operator", 10) as client:
             until(lambda: self._answers(client), "quota answers")
             self._found(client)
-        self.add_scheduler()
+        self.add_scheduler("scheduler")
+        doors = ("--quota-url", self.url("door"), "--cluster-url", self.url("cluster"))
+        rhythm = ("--sample-interval-s", str(SAMPLE_PERIOD_S), "--send-interval-s", "0.3")
+        outbox = ("--outbox", str(self.folder / "outbox.sqlite3"))
         self._add(
-            *(
-                "run",
-                "--quota-url",
-                self.url("door"),
-                "--reader",
-                "simulated",
-                "--cluster-url",
-                self.url("cluster"),
-            ),
-            *("--outbox", str(self.folder / "outbox.sqlite3"), "--sample-interval-s", str(SAMPLE_PERIOD_S)),
-            *("--send-interval-s", "0.3"),
-            of="agent",
-            more={
-                "GPUHUB_TOKEN": self.tokens["agent"],
-                "GPUHUB_AGENT_SEND_TIMEOUT_S": str(self.call_timeout_s),
-            },
+            *("agent", "agent", "run", "--reader", "simulated", *doors, *outbox, *rhythm),
+            GPUHUB_TOKEN=self.tokens["agent"],
+            GPUHUB_AGENT_SEND_TIMEOUT_S=str(self.call_timeout_s),
         )
         with self.client("operator", 10) as client:
             until(lambda: len(client.list_nodes().items) >= 4, "quota knows the nodes")
 
-    def add_scheduler(self, name: str = "scheduler", crash_at: str = "", **settings: object) -> Program:
-        """Start a scheduler whose holder name is its own; settings by their names."""
+    def add_scheduler(self, name: str) -> None:
+        """Start a scheduler; a name of its own is a holder of its own."""
         self.ports |= free_ports(name)
-        usual: dict[str, object] = {"lease_retry_s": 0.2, "lease_renew_s": 0.5}
-        return self._add(
-            *(
-                "run",
-                "--quota-url",
-                self.url("door"),
-                "--cluster",
-                f"sim={self.url('cluster')}",
-                "--holder",
-                name,
-            ),
-            *("--cycle-interval-s", "0.05", "--report-interval-s", "0.3", "--ranking-interval-s", "0.5"),
-            *("--idle-interval-s", "0.3"),
-            of=name,
-            word="scheduler",
-            more={
-                "GPUHUB_TOKEN": self.tokens["scheduler"],
-                "GPUHUB_SCHEDULER_CALL_TIMEOUT_S": str(self.call_timeout_s),
-                **{f"GPUHUB_SCHEDULER_{k.upper()}": str(v) for k, v in (usual | settings).items()},
-            },
-            crash_at=crash_at,
+        doors = ("--quota-url", self.url("door"), "--cluster", f"sim={self.url('cluster')}")
+        rhythm = ("--cycle-interval-s", "0.05", "--report-interval-s", "0.3", "--ranking-interval-s", "0.5")
+        self._add(
+            *(name, "scheduler", "run", "--holder", name, *doors, *rhythm, "--idle-interval-s", "0.3"),
+            GPUHUB_TOKEN=self.tokens["scheduler"],
+            GPUHUB_SCHEDULER_CALL_TIMEOUT_S=str(self.call_timeout_s),
+            GPUHUB_SCHEDULER_LEASE_RENEW_S="0.5",
+            GPUHUB_SCHEDULER_LEASE_RETRY_S="0.2",
         )
 
     def close(self) -> None:
         """Kill everything that is left."""
         self._over.set()
+        if self._helper is not None:
+            self._helper.join()
         for program in self.programs.values():
-            program.comes_back = False
             program.send(signal.SIGKILL)
 
-    def _add(
-        self,
-        *arguments: str,
-        of: str,
-        word: str = "",
-        more: dict[str, str] | None = None,
-        crash_at: str = "",
-    ) -> Program:
-        words = (*((word or of,) if arguments[0] != "quota" else ()), *arguments)
-        environment = {"PATH": os.environ["PATH"], "GPUHUB_CLOCK": self.clock.text(), **(more or {})}
-        listen = ("--host", HOST, "--port", str(self.ports[of]))
-        program = Program((*words, *listen), environment, self.folder / f"{of}.log")
-        program.crash_at = crash_at
-        self.programs[of] = program
+    def _add(self, name: str, *words: str, **more: str) -> None:
+        listen = ("--host", HOST, "--port", str(self.ports[name]))
+        environment = {"PATH": os.environ["PATH"], "GPUHUB_CLOCK": self.clock.text(), **more}
+        program = Program((*words, *listen), environment, self.folder / f"{name}.log")
+        self.programs[name] = program
         program.start()
-        return program
-
-    def _nodes(self) -> Iterator[str]:
-        for spec in self.nodes:
-            yield from ("--nodes", spec)
-        yield from ("--sample-period-s", str(SAMPLE_PERIOD_S))
 
     def _found(self, client: QuotaClient) -> None:
         """The programme, three organizations with grants, and everybody's tokens."""
@@ -421,10 +387,6 @@ class Hub:
                 found.append("\n".join([log.name, *lines[max(0, at - 2) : at + 120]]))
         return found
 
-    def keep(self, folder: Path) -> None:
-        """Copy database, journal and logs for a look after the test."""
-        shutil.copytree(self.folder, folder, dirs_exist_ok=True)
-
 
 @contextmanager
 def a_hub(folder: Path, **settings: Any) -> Iterator[Hub]:
@@ -455,12 +417,12 @@ class Shelf:
     @contextmanager
     def lend(self) -> Iterator[Hub]:
         """The hub, with everything settled."""
-        if self._hub is None:
-            self._hub = Hub(self._folders.mktemp("hub"), **self._settings)
-            self._hub.open()
-        hub = self._hub
+        is_new = self._hub is None
+        hub = self._hub = self._hub or Hub(self._folders.mktemp("hub"), **self._settings)
         hub.sound = False
         try:
+            if is_new:
+                hub.open()
             yield hub
         finally:
             if not hub.sound:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from crash_workload import Crowd, a_job, verdict
-from hub_processes import Hub, Shelf, until
+from hub_processes import Hub, Shelf, a_hub, until
 
 from tests.oracle.oracle import judge
 
@@ -111,15 +111,15 @@ def test_firms_notice_a_lost_job_and_a_doubled_one(lived: tuple[Hub, Crowd]) -> 
     assert job_id in broken
 
 
-def test_open_things_and_tracebacks_are_noticed(lived: tuple[Hub, Crowd]) -> None:
-    hub, _ = lived
-    hub.programs["scheduler"].comes_back = False
-    hub.kill("scheduler")
-    with hub.client("alpha") as firm:
-        firm.submit_job(a_job("left behind", "one", random.Random(1)), "left behind")
-    with pytest.raises(AssertionError, match="not settled"):
-        hub.settle(patience_s=1)
-    with hub.programs["agent"].log.open("a") as log:
-        log.write("Traceback (most recent call last):\n")
-    assert len(hub.troubles()) == 1
-    hub.sound = False
+def test_open_things_and_tracebacks_are_noticed(tmp_path: Path) -> None:
+    with a_hub(tmp_path / "hub") as hub:
+        assert hub.troubles() == []
+        hub.programs["scheduler"].comes_back = False
+        hub.kill("scheduler")
+        with hub.client("alpha") as firm:
+            firm.submit_job(a_job("left behind", "one", random.Random(1)), "left behind")
+        with pytest.raises(AssertionError, match="not settled"):
+            hub.settle(patience_s=1)
+        with hub.programs["agent"].log.open("a") as log:
+            log.write("Traceback (most recent call last):\n")
+        assert len(hub.troubles()) == 1

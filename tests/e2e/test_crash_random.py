@@ -7,7 +7,7 @@ import random
 from pathlib import Path
 
 import pytest
-from crash_workload import Crowd, verdict
+from crash_workload import Crowd, Weather, verdict
 from hub_processes import a_hub
 
 pytestmark = [pytest.mark.crash, pytest.mark.e2e, pytest.mark.timeout(3600)]
@@ -30,7 +30,7 @@ def test_killed_at_random_moments(victims: tuple[str, ...], tmp_path: Path) -> N
 def live_through(folder: Path, victims: tuple[str, ...], kills: int, seed: str) -> None:
     print(f"GPUHUB_CRASH_SEED={seed}: {kills} kills of {', '.join(victims)}")
     with a_hub(folder) as hub:
-        with Crowd(hub, seed) as crowd:
+        with Crowd(hub, seed) as crowd, Weather(hub, seed):
             hub.kill_at_random(victims, kills, random.Random(seed))
         verdict(hub, crowd)
         assert hub.kills == kills

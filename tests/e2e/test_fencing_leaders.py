@@ -146,6 +146,29 @@ def test_a_restarted_leader_is_not_harmed_by_what_it_sent_before(tmp_path: Path)
     door.close()
 
 
+def test_a_dead_leaders_request_for_the_lease_arrives_late(tmp_path: Path) -> None:
+    """It takes the lease for nobody: the living leader stands aside, and leads again when that has run out."""
+    door = Door()
+    with a_hub(tmp_path / "hub", lease_ttl_s=LEASE_S, door=door) as hub:
+        with Crowd(hub, "ghost", kinds=BRISK, pause_s=PAUSE_S) as crowd:
+            door.rule = lambda _, asked, body: (
+                Fate.HOLD
+                if asked.endswith("lease") and not epoch_of(body) and not door.held
+                else Fate.DELIVER
+            )
+            hub.kill(FIRST)
+            until(lambda: door.held, "it asks for the lease")
+            hub.kill(FIRST)
+            until(lambda: leads(hub, FIRST), "the next process leads")
+            led = epochs(hub, FIRST)
+            door.release()
+            until(lambda: door.passages, "the dead one's request arrived")
+            assert door.passages[0].status == 200
+            until(lambda: len(epochs(hub, FIRST)) > len(led), "it leads again")
+        verdict(hub, crowd)
+    door.close()
+
+
 # --- two schedulers ---
 
 

@@ -361,6 +361,26 @@ def test_starts_and_stops_share_a_batch(hub: Hub) -> None:
     )
 
 
+def test_a_preempted_attempt_names_whom_it_made_room_for_until_that_one_starts(hub: Hub) -> None:
+    grant = hub.award()
+    victim, gang = hub.submit(gpus_per_pod=8, restartable=True), hub.submit(gpus_per_pod=8)
+    hub.run(victim, grant)
+    stop = StopItem(
+        job_id=victim.id,
+        attempt=1,
+        reason=StopReason.PREEMPTED,
+        stop_at=hub.now,
+        grace_ms=0,
+        for_job=gang.id,
+    )
+    hub.decide(stop)
+    hub.report(ended(victim, hub.now, reason="stopped", exit_code=143))
+    shown = hub.snapshot()[1][("attempt", f"{victim.id}-1")].attempt
+    assert (shown.capacity_held, shown.stop.for_job) == (False, gang.id)
+    hub.start(gang, grant)
+    assert ("attempt", f"{victim.id}-1") not in hub.snapshot()[1]
+
+
 # --- cancel ----------------------------------------------------------------------------------------
 
 

@@ -16,7 +16,7 @@ from quota.fleet.tables import clusters, node_capacity, nodes
 from quota.ledger.tables import slices, transfers
 from quota.schemas.fleet import NewCluster
 from quota.schemas.jobs import Attempt, Job
-from quota.schemas.scheduling import FindingItem, ItemResult, JobState, ReportReply, StopReason
+from quota.schemas.scheduling import FindingItem, FreedItem, ItemResult, JobState, ReportReply, StopReason
 from tests.builders import (
     GPU_HOUR_US,
     HOUR_MS,
@@ -449,6 +449,68 @@ def test_the_pods_of_a_running_attempt_cannot_be_freed(hub: Hub) -> None:
     assert (result.outcome, result.code) == ("refused", "wrong_state")
     assert hub.row(node_capacity, node="n0").used == 1
     assert hub.row(findings).subject == f"{job.id}-1"
+
+
+@pytest.mark.parametrize("back_min", [1, 20, 45, 89, 90, 200])
+@pytest.mark.parametrize("settled", [True, False])
+def test_a_true_end_before_a_loss_corrects_grant_and_platform(hub: Hub, back_min: int, settled: bool) -> None:
+    """Lost at 01:30 with a checkpoint at 01:20; later the pods turn out to have ended before."""
+    job = _running(hub, gpus_per_pod=2, walltime_s=5 * 3600, checkpoint_interval_s=2400)
+    hub.clock.advance(90 * MINUTE_MS)
+    hub.report(lost(job, hub.now), through=None if settled else START_MS)
+    truth = max(START_MS, hub.now - back_min * MINUTE_MS)
+    hub.clock.advance(10 * MINUTE_MS)
+    hub.report(FreedItem(job_id=job.id, attempt=1, ended_at=hub.now - 10 * MINUTE_MS - back_min * MINUTE_MS))
+    hub.report()
+    attempt = _attempt(hub, job)
+    occupied = 2 * (truth - START_MS) * 1000
+    assert attempt.settled_gpu_us - attempt.refunded_gpu_us + attempt.platform_gpu_us == occupied
+    assert attempt.hold_resolved
+    assert hub.row(node_capacity, node="n0").used == 0
+    with hub.database.read() as connection:
+        assert occupied_gpu_us(connection, job.id, 1) == occupied
+
+
+@pytest.mark.parametrize("settled", [True, False])
+def test_a_true_end_after_a_loss_is_the_platforms_time(hub: Hub, settled: bool) -> None:
+    job = _running(hub, gpus_per_pod=2, walltime_s=5 * 3600, checkpoint_interval_s=60)
+    hub.clock.advance(50 * MINUTE_MS)
+    hub.report(lost(job, hub.now), through=None if settled else START_MS)
+    charged = hub.job(job.id).charged_gpu_us
+    hub.clock.advance(3 * HOUR_MS)
+    hub.report(ended(job, hub.now - 5 * MINUTE_MS), through=None if settled else START_MS)
+    if settled:
+        assert hub.job(job.id).charged_gpu_us == charged
+    hub.clock.advance(MINUTE_MS)
+    hub.report()
+    attempt = _attempt(hub, job)
+    assert hub.job(job.id).charged_gpu_us == 2 * 50 * MINUTE_MS * 1000
+    assert attempt.platform_gpu_us == 2 * (3 * HOUR_MS - 5 * MINUTE_MS) * 1000
+    before = hub.contents(streams, clusters)
+    hub.report(ended(job, hub.now), freed(job))
+    assert hub.contents(streams, clusters) == before
+    with hub.database.read() as connection:
+        assert occupied_gpu_us(connection, job.id, 1) == 2 * (225 * MINUTE_MS) * 1000
+
+
+def test_work_lost_to_a_preemption_is_the_platforms(hub: Hub) -> None:
+    job = _running(hub, gpus_per_pod=2, walltime_s=10 * 3600, restartable=True, checkpoint_interval_s=3600)
+    hub.clock.advance(90 * MINUTE_MS)
+    hub.stop(job, StopReason.PREEMPTED)
+    hub.report(ended(job, hub.now, reason="stopped", exit_code=143))
+    assert hub.job(job.id).charged_gpu_us == 2 * GPU_HOUR_US
+    assert _attempt(hub, job).platform_gpu_us == GPU_HOUR_US
+    assert {row.refund_kind for row in hub.rows(transfers, type="refund")} == {"preempted"}
+
+
+def test_a_job_that_was_cancelled_pays_also_when_its_node_goes_away(hub: Hub) -> None:
+    job = _running(hub)
+    hub.clock.advance(10 * MINUTE_MS)
+    hub.cancel(job.id)
+    hub.stop(job)
+    hub.report(lost(job, hub.now))
+    assert hub.job(job.id).charged_gpu_us == 600 * SECOND_US
+    assert hub.rows(transfers, type="refund") == []
 
 
 def test_a_lost_start_costs_nothing(hub: Hub) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import event
+from structlog.testing import capture_logs
 
 from quota.client import QuotaClient, ServiceUnavailable
 from quota.dispatch import routes as dispatch
@@ -468,11 +469,13 @@ def test_an_unexpected_error_hides_its_inside(fresh: Api, monkeypatch: pytest.Mo
         raise RuntimeError("SELECT secret FROM tokens WHERE password='hunter2'")
 
     monkeypatch.setattr(dispatch.feed, "read_snapshot", broken)
-    problem = fresh.refused(fresh.scheduler, "GET", "/v1/scheduler/snapshot")
+    with capture_logs() as logs:
+        problem = fresh.refused(fresh.scheduler, "GET", "/v1/scheduler/snapshot")
+    assert [(entry["event"], entry["path"]) for entry in logs] == [("unexpected", "/v1/scheduler/snapshot")]
     assert (problem["http_status"], problem["code"]) == (500, "internal_error")
     assert "hunter2" not in json.dumps(problem)
     assert "RuntimeError" not in json.dumps(problem)
-    with pytest.raises(ServiceUnavailable):
+    with capture_logs(), pytest.raises(ServiceUnavailable):
         fresh.scheduler.read_snapshot()
 
 
@@ -486,9 +489,10 @@ def test_a_commit_that_fails_answers_500_and_leaves_nothing(fresh: Api) -> None:
             raise OSError("disk full")
 
     event.listen(engine, "commit", lose_the_disk)
-    problem = fresh.refused(
-        fresh.firms["alpha"], "POST", "/v1/jobs", json=JOB, headers={"Idempotency-Key": "k"}
-    )
+    with capture_logs():
+        problem = fresh.refused(
+            fresh.firms["alpha"], "POST", "/v1/jobs", json=JOB, headers={"Idempotency-Key": "k"}
+        )
     event.remove(engine, "commit", lose_the_disk)
     assert (problem["http_status"], problem["code"]) == (500, "internal_error")
     assert fresh.hub.contents() == before

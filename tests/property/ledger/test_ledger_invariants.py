@@ -185,6 +185,37 @@ def test_i06_the_ledger_refuses_to_give_the_same_time_back_twice(hub: Hub) -> No
     assert hub.database.write(lambda tx: give_back(tx, RefundKind.FAULT, 0, 40)) == 40_000
 
 
+def test_i06_what_a_fault_moved_to_the_platform_is_corrected_there(hub: Hub) -> None:
+    """And every refund of a slice may be asked for again, not only its latest one."""
+    grant = hub.award()
+    part = Slice(START_MS, START_MS + 100, "grant")
+
+    def charge(tx: Tx) -> None:
+        _hold(tx, "job-1", (grant.account_id,), 100_000)
+        ledger.settle(tx, ledger.read_hold(tx, "job-1:1:hold"), [part], actor="hub")
+
+    def give_back(tx: Tx, kind: RefundKind, begin: int, end: int) -> int:
+        held = ledger.read_hold(tx, "job-1:1:hold")
+        return ledger.refund(tx, held, part, START_MS + begin, START_MS + end, kind, actor="hub", reason="r")
+
+    hub.database.write(charge)
+    steps = [
+        (RefundKind.CORRECTION, 90, 100),
+        (RefundKind.FAULT, 50, 90),
+        (RefundKind.CORRECTION, 70, 90),
+        (RefundKind.FAULT, 20, 30),
+        (RefundKind.CORRECTION, 60, 70),
+    ]
+    given = [hub.database.write(lambda tx, step=step: give_back(tx, *step)) for step in steps]
+    assert given == [10_000, 40_000, 0, 10_000, 0]
+    assert hub.row(accounts, id="platform").used_gpu_us == (40 - 30 + 10) * 1000
+    assert hub.grant(grant.id).used_gpu_us == 40_000
+    before = hub.contents()
+    for step in steps:
+        assert hub.database.write(lambda tx, step=step: give_back(tx, *step)) == 0
+    assert hub.contents() == before
+
+
 def test_i07_a_charge_keeps_the_rate_its_hold_pinned(hub: Hub) -> None:
     grant = hub.award()
     first = hub.submit(walltime_s=7200, restartable=True)
