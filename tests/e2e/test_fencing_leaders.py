@@ -250,7 +250,10 @@ def epoch_of(body: bytes) -> int:
 
 
 def everything(hub: Hub) -> list[object]:
-    """All that was ever decided, run or charged."""
+    """All that was ever decided, run or charged.
+
+    Not whether an object was suspended whose stop was recorded: pods may end by themselves before that is done.
+    """
     tables = (
         "jobs",
         "attempts",
@@ -261,4 +264,8 @@ def everything(hub: Hub) -> list[object]:
         "slices",
         "node_capacity",
     )
-    return [hub.events(), *(hub.ask(f"SELECT * FROM {table} ORDER BY 1, 2, 3") for table in tables)]
+    stopped = {
+        name for (name,) in hub.ask("SELECT job_id || '-' || attempt FROM attempts WHERE stop_reason <> ''")
+    }
+    events = [e for e in hub.events() if e["event"] != "object_suspended" or e["name"] not in stopped]
+    return [events, *(hub.ask(f"SELECT * FROM {table} ORDER BY 1, 2, 3") for table in tables)]
