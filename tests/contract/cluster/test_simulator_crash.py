@@ -177,7 +177,7 @@ def refused(*options: str, environment: dict[str, str] | None = None) -> str:
         timeout=60,
         env=dict(os.environ) | (environment or {}),
     )
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert done.stdout == ""
     (line,) = done.stderr.splitlines()
     return line
