@@ -8,13 +8,12 @@ from contextlib import asynccontextmanager
 
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.security import HTTPBearer
-from fastapi_swagger import patch_fastapi
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 from sqlalchemy.exc import SQLAlchemyError
 
-from quota import problems, schema_version, tasks, timekeeping
+from quota import docs_page, problems, schema_version, tasks, timekeeping
 from quota.clock import Clock
 from quota.crash import open_database
 from quota.dispatch import routes as dispatch
@@ -70,7 +69,7 @@ def create_app(settings: Settings, clock: Clock | None = None) -> FastAPI:
         app.include_router(room.router)
     _add_own_routes(app)
     _describe_raw_bodies(app)
-    patch_fastapi(app, docs_url="/docs", redirect_from_root_to_docs=True)
+    docs_page.install(app)
     return app
 
 
