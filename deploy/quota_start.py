@@ -6,11 +6,7 @@ takes longer than running them. A restart after a crash is a plain `gpuhub quota
 
 from __future__ import annotations
 
-import io
-import json
 import re
-from collections.abc import Callable
-from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Annotated
 
@@ -18,7 +14,7 @@ import typer
 
 from deploy.datadir import HOST, STARTED, DataDir, write_private
 from quota import cli as quota
-from quota.schemas.identity import Role
+from quota.schemas.identity import NewToken, Role
 
 LEASE_TTL_S = 15.0
 _TIME = re.compile(rb'"t": ?(\d+)')
@@ -37,10 +33,9 @@ def start(
     data = DataDir(data_dir)
     database = data.database_url
     at_least = latest_ms(data.journal)
-    started = {"clock": _said(lambda: quota.init(database, clock_speed, "", at_least))["clock"]}
+    started = {"clock": quota.prepare(database, clock_speed, clock_at_least=at_least).text()}
     for role in token or ():
-        made = _said(lambda role=role: quota.token(role, database, None, None, "gpuhub up"))  # type: ignore[misc]
-        started[role.value] = made["secret"]
+        started[role.value] = quota.make_token(database, NewToken(role=role, label="gpuhub up")).secret
     write_private(data.path / STARTED, started)
     quota.serve(database, HOST, port, LEASE_TTL_S)
 
@@ -51,12 +46,3 @@ def latest_ms(journal: Path) -> int:
         return 0
     with journal.open("rb") as lines:
         return max((int(found[1]) for line in lines if (found := _TIME.search(line))), default=0)
-
-
-def _said(command: Callable[[], None]) -> dict[str, str]:
-    """The JSON that a command prints, kept out of the log: it may hold a secret."""
-    with redirect_stdout(io.StringIO()) as out:
-        command()
-    said = json.loads(out.getvalue())
-    assert isinstance(said, dict), "quota's commands print one JSON object"
-    return {str(key): str(value) for key, value in said.items()}

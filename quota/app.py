@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.security import HTTPBearer
@@ -36,6 +37,21 @@ LOOPBACK = frozenset({"127.0.0.1", "::1", "testclient"})
 _RAW_MODELS: tuple[type[BaseModel], ...] = (DecisionBatch, ReportBatch, RankingDocument, EvidenceBatch)
 
 
+class _Service(FastAPI):
+    """An application whose OpenAPI document also has the wire types that routes parse themselves."""
+
+    def openapi(self) -> dict[str, Any]:
+        """The document, built once."""
+        document = super().openapi()
+        components = document.setdefault("components", {}).setdefault("schemas", {})
+        _, extra = models_json_schema(
+            [(model, "validation") for model in _RAW_MODELS], ref_template="#/components/schemas/{model}"
+        )
+        for name, schema in extra.get("$defs", {}).items():
+            components.setdefault(name, schema)
+        return document
+
+
 def create_app(settings: Settings, clock: Clock | None = None) -> FastAPI:
     """The service over a migrated database; the clock is the database's unless one is given."""
     database = open_database(settings.database, clock or Clock(), settings.pool_size, os.environ)
@@ -53,7 +69,7 @@ def create_app(settings: Settings, clock: Clock | None = None) -> FastAPI:
             periodic.shutdown(wait=True)
         database.close()
 
-    app = FastAPI(
+    app = _Service(
         title="gpuhub quota service",
         version=VERSION,
         lifespan=lifespan,
@@ -68,7 +84,6 @@ def create_app(settings: Settings, clock: Clock | None = None) -> FastAPI:
     for room in (jobs, programs, fleet, identity, dispatch):
         app.include_router(room.router)
     _add_own_routes(app)
-    _describe_raw_bodies(app)
     docs_page.install(app)
     return app
 
@@ -118,20 +133,3 @@ def _checks(hub: Hub) -> dict[str, str]:
     except SQLAlchemyError as error:
         return {"database": type(error).__name__}
     return {"database": "ok", "schema": "ok" if current else "not this program's"}
-
-
-def _describe_raw_bodies(app: FastAPI) -> None:
-    """Put the wire types that routes parse themselves into the OpenAPI document."""
-    build = app.openapi
-
-    def openapi() -> dict[str, object]:
-        document = build()
-        components = document.setdefault("components", {}).setdefault("schemas", {})
-        _, extra = models_json_schema(
-            [(model, "validation") for model in _RAW_MODELS], ref_template="#/components/schemas/{model}"
-        )
-        for name, schema in extra.get("$defs", {}).items():
-            components.setdefault(name, schema)
-        return document
-
-    app.openapi = openapi  # type: ignore[method-assign]

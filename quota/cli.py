@@ -26,7 +26,7 @@ from quota.db import Database
 from quota.door import Hub
 from quota.errors import HubError
 from quota.identity import service as identity
-from quota.schemas.identity import NewToken, Role
+from quota.schemas.identity import NewToken, Role, TokenWithSecret
 from quota.settings import Settings
 
 app = typer.Typer(help="The quota service: grants, ledger, jobs.", no_args_is_help=True)
@@ -48,10 +48,9 @@ def serve(
         _log_to_stderr()
         listener = _listen(host, port)
         settings = Settings(database=database, host=host, port=port, lease_ttl_s=lease_ttl_s)
-        config = uvicorn.Config(
-            create_app(settings), log_level="warning", access_log=False, timeout_graceful_shutdown=5
-        )
-        _Server(config).run(sockets=[listener])
+        service = create_app(settings)
+        config = uvicorn.Config(service, log_level="warning", access_log=False, timeout_graceful_shutdown=5)
+        _Server(config, service.state.hub).run(sockets=[listener])
 
 
 @app.command()
@@ -62,14 +61,7 @@ def init(
     clock_at_least: Annotated[int, typer.Option(help="Business ms that another part has reached.")] = 0,
 ) -> None:
     """Migrate the database and anchor its clock; prints {"clock": "BUSINESS,WALL,SPEED"}."""
-    with _one_line_errors(), _only_process(database):
-        opened = _migrated(database)
-        try:
-            origin = instant_ms(clock_origin) if clock_origin else None
-        except ValueError as error:
-            _fail(f"--clock-origin: {error}")
-        clock = opened.write(lambda tx: timekeeping.anchor_clock(tx, clock_speed, origin, clock_at_least))
-        opened.close()
+    clock = prepare(database, clock_speed, clock_origin, clock_at_least)
     typer.echo(json.dumps({"clock": clock.text()}))
 
 
@@ -82,21 +74,42 @@ def token(
     label: str = "made on the command line",
 ) -> None:
     """Make a token directly in the database; prints it as JSON, its secret this once."""
+    body = NewToken(role=role, organization_id=organization, node=node, label=label)
+    typer.echo(make_token(database, body).model_dump_json())
+
+
+def prepare(database: str, clock_speed: int, clock_origin: str = "", clock_at_least: int = 0) -> Clock:
+    """What `init` does; ends the process with one line when it cannot."""
+    with _one_line_errors(), _only_process(database):
+        try:
+            origin = instant_ms(clock_origin) if clock_origin else None
+        except ValueError as error:
+            _fail(f"--clock-origin: {error}")
+        opened = _migrated(database)
+        clock = opened.write(lambda tx: timekeeping.anchor_clock(tx, clock_speed, origin, clock_at_least))
+        opened.close()
+        return clock
+
+
+def make_token(database: str, body: NewToken) -> TokenWithSecret:
+    """What `token` does; ends the process with one line when it cannot."""
     with _one_line_errors(), _only_process(database):
         opened = _migrated(database)
-        body = NewToken(role=role, organization_id=organization, node=node, label=label)
         made = opened.write(lambda tx: identity.create_token(tx, "command line", body))
         opened.close()
-    typer.echo(made.model_dump_json())
+        return made
 
 
 class _Server(uvicorn.Server):
     """Tells long polls to answer when it is asked to stop, so that stopping takes no time."""
 
+    def __init__(self, config: uvicorn.Config, hub: Hub) -> None:
+        super().__init__(config)
+        self._hub = hub
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Take the signal."""
-        hub: Hub = self.config.app.state.hub  # type: ignore[union-attr]
-        hub.stopping.set()
+        self._hub.stopping.set()
         super().handle_exit(sig, frame)
 
 

@@ -386,7 +386,7 @@ def ended(
         last_started_at=last,
         ended_at=at,
         exit_code=exit_code,
-        reason=reason,  # type: ignore[arg-type]
+        reason=reason,
     )
 
 

@@ -103,4 +103,4 @@ def _sqlite_template() -> Path:
 
 def _postgres_run(statement: str) -> None:
     with psycopg.connect(postgres_server(), autocommit=True) as connection:
-        connection.execute(statement)  # type: ignore[call-overload]
+        connection.execute(statement)

@@ -40,13 +40,15 @@ def award(
     """Award GPU hours of a programme to an organization for a term."""
     with service() as client:
         start_ms = None if starts_at is None else _instant_ms("--starts-at", starts_at)
-        body = Award(
-            program_id=program,
-            organization_id=organization,
-            gpu_hours=gpu_hours,  # type: ignore[arg-type]  # pydantic reads the decimal text
-            starts_at=start_ms,
-            ends_at=_end_ms(client, start_ms, term, ends_at),
-            reason=reason,
+        body = Award.model_validate(
+            {
+                "program_id": program,
+                "organization_id": organization,
+                "gpu_hours": gpu_hours,
+                "starts_at": start_ms,
+                "ends_at": _end_ms(client, start_ms, term, ends_at),
+                "reason": reason,
+            }
         )
         _tell_grant(client.award_grant(body, key or uuid4().hex), as_json)
 
@@ -85,8 +87,8 @@ def create_program(
 ) -> None:
     """Open a programme and put its budget on its account."""
     with service() as client:
-        body = NewProgram(id=program_id, name=name, budget_gpu_hours=gpu_hours, reason=reason)  # type: ignore[arg-type]
-        made = client.create_program(body)
+        asked = {"id": program_id, "name": name, "budget_gpu_hours": gpu_hours, "reason": reason}
+        made = client.create_program(NewProgram.model_validate(asked))
     if as_json:
         json_out(made)
     else:
@@ -117,7 +119,7 @@ def list_programs(as_json: Json = False) -> None:
 
 
 def _change(gpu_hours: str, reason: str) -> GrantChange:
-    return GrantChange(gpu_hours=gpu_hours, reason=reason)  # type: ignore[arg-type]  # pydantic reads the decimal text
+    return GrantChange.model_validate({"gpu_hours": gpu_hours, "reason": reason})
 
 
 def _end_ms(client: QuotaClient, start_ms: int | None, term: str, ends_at: str | None) -> int:

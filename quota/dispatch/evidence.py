@@ -1,4 +1,4 @@
-"""Evidence at the door: an agent speaks for its node, and only of attempts that exist."""
+"""Evidence at the door: an agent speaks for its node, and only of attempts that were placed there."""
 
 from __future__ import annotations
 

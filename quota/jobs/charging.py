@@ -11,8 +11,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass
 
-from quota.ledger.rules import hour_marks
-from quota.ledger.service import Slice
+from quota.ledger.rules import Slice, hour_marks
 
 
 @dataclass(frozen=True, slots=True)

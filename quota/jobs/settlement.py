@@ -12,8 +12,9 @@ from quota.db import Tx
 from quota.identity.tables import organizations
 from quota.jobs.charging import Times, close_slices
 from quota.jobs.tables import attempts, jobs
+from quota.ledger import refunds
 from quota.ledger import service as ledger
-from quota.ledger.rules import hour_marks
+from quota.ledger.rules import Hold, Slice, hour_marks
 from quota.ledger.tables import slices, transfers
 from quota.schemas.ledger import RefundKind
 
@@ -58,7 +59,7 @@ def settle_cluster(tx: Tx, cluster: str, observed_through_ms: int) -> None:
             count_usage(tx, organization_id, amount)
 
 
-def _settle_attempt(tx: Tx, row: Row[Any], held: ledger.Hold, observed_through_ms: int) -> int:
+def _settle_attempt(tx: Tx, row: Row[Any], held: Hold, observed_through_ms: int) -> int:
     """Close what can close of one attempt; answers what its grant was charged less what was given back."""
     parts, final = close_slices(_times(row), observed_through_ms)
     if not parts and not final:
@@ -87,7 +88,7 @@ def correct_after(tx: Tx, row: Row[Any], truth_ms: int) -> None:
     returned = 0
     for part in _slices(tx, row):
         for begin, end in _uncorrected(tx, held, part, truth_ms):
-            returned += ledger.refund(
+            returned += refunds.refund(
                 tx,
                 held,
                 part,
@@ -102,13 +103,12 @@ def correct_after(tx: Tx, row: Row[Any], truth_ms: int) -> None:
     tx.touch("grant", row.grant_id)
 
 
-def _uncorrected(tx: Tx, held: ledger.Hold, part: ledger.Slice, truth_ms: int) -> list[tuple[int, int]]:
+def _uncorrected(tx: Tx, held: Hold, part: Slice, truth_ms: int) -> list[tuple[int, int]]:
     """The stretches of a slice after `truth_ms` that were not corrected yet, cut where their payer changes."""
     begin = max(part.starts_at_ms, truth_ms)
     if begin >= part.ends_at_ms:
         return []
-    slice_id = f"{held.job_id}:{held.attempt}:slice:{part.starts_at_ms}"
-    known = [entry for entry in ledger.given_back(tx, held) if entry.slice_id == slice_id]
+    known = refunds.given_back(tx, held, part)
     bounds = {bound for entry in known for bound in (entry.starts_at_ms, entry.ends_at_ms)}
     cuts = sorted({begin, part.ends_at_ms} | {bound for bound in bounds if begin < bound < part.ends_at_ms})
     corrected = [entry for entry in known if entry.kind is RefundKind.CORRECTION]
@@ -123,9 +123,8 @@ def extend_lost(tx: Tx, row: Row[Any], ended_ms: int) -> None:
     """A lost attempt's pods are known to have run longer than they were seen: the platform pays that time."""
     held = ledger.read_hold(tx, row.hold_id)
     marks = [row.ended_at_ms, *hour_marks(row.ended_at_ms, ended_ms), ended_ms]
-    known = {part.starts_at_ms for part in _slices(tx, row)}
-    parts = [ledger.Slice(left, right, "platform") for left, right in itertools.pairwise(marks)]
-    ledger.settle(tx, held, [part for part in parts if part.starts_at_ms not in known], actor=ACTOR)
+    parts = [Slice(left, right, "platform") for left, right in itertools.pairwise(marks)]
+    ledger.settle(tx, held, parts, actor=ACTOR)
 
 
 def count_usage(tx: Tx, organization_id: str, amount_gpu_us: int) -> None:
@@ -145,7 +144,7 @@ def count_usage(tx: Tx, organization_id: str, amount_gpu_us: int) -> None:
     tx.touch("organization", organization_id)
 
 
-def _refund_lost_work(tx: Tx, row: Row[Any], held: ledger.Hold, fresh: list[ledger.Slice]) -> int:
+def _refund_lost_work(tx: Tx, row: Row[Any], held: Hold, fresh: list[Slice]) -> int:
     """Give back the charged time whose work a failed node or a preemption destroyed; the platform pays it.
 
     Lost is what came after the last checkpoint mark the job declared, else all since the start; after a fault
@@ -166,7 +165,7 @@ def _refund_lost_work(tx: Tx, row: Row[Any], held: ledger.Hold, fresh: list[ledg
         begin, end = max(part.starts_at_ms, since), min(part.ends_at_ms, row.ended_at_ms)
         if part.payer == "grant" and begin < end:
             reason = f"work lost: {row.end_reason}"
-            returned += ledger.refund(tx, held, part, begin, end, kind, actor=ACTOR, reason=reason)
+            returned += refunds.refund(tx, held, part, begin, end, kind, actor=ACTOR, reason=reason)
             if kind is RefundKind.FAULT:
                 tx.memo[("faults", row.job_id)] += end - begin
     return returned
@@ -184,13 +183,13 @@ def _times(row: Row[Any]) -> Times:
     )
 
 
-def _slices(tx: Tx, row: Row[Any]) -> list[ledger.Slice]:
+def _slices(tx: Tx, row: Row[Any]) -> list[Slice]:
     rows = tx.connection.execute(
         select(slices.c.starts_at_ms, slices.c.ends_at_ms, slices.c.payer)
         .where(slices.c.job_id == row.job_id, slices.c.attempt == row.attempt)
         .order_by(slices.c.starts_at_ms)
     )
-    return [ledger.Slice(part.starts_at_ms, part.ends_at_ms, part.payer) for part in rows]
+    return [Slice(part.starts_at_ms, part.ends_at_ms, part.payer) for part in rows]
 
 
 def _faults_ms(tx: Tx, job_id: str) -> int:

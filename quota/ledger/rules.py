@@ -1,8 +1,54 @@
-"""Arithmetic of the ledger: pure, integers only."""
+"""Values and arithmetic of the ledger: pure, integers only."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from quota.clock import HOUR_MS
+from quota.fleet.rules import Rate
+
+
+@dataclass(frozen=True, slots=True)
+class Leg:
+    """What one transfer changes on one account."""
+
+    account_id: str
+    d_granted: int = 0
+    d_held: int = 0
+    d_used: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """A hold as stored: `amount = settled + released + what is still held`."""
+
+    id: str
+    job_id: str
+    attempt: int
+    grant_id: str
+    path: tuple[str, ...]
+    amount_gpu_us: int
+    settled_gpu_us: int
+    resolved: bool
+    gpus: int
+    rate: Rate
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """A stretch of one attempt's occupied time and who pays for it."""
+
+    starts_at_ms: int
+    ends_at_ms: int
+    payer: str
+
+    def id_of(self, hold: Hold) -> str:
+        """The slice's id, unique by (job, attempt, start)."""
+        return f"{hold.job_id}:{hold.attempt}:slice:{self.starts_at_ms}"
+
+    def amount_gpu_us(self, hold: Hold) -> int:
+        """What the slice comes to at its hold's GPUs and rate."""
+        return amount_gpu_us(self.ends_at_ms - self.starts_at_ms, hold.gpus, hold.rate.rate_thousandths)
 
 
 def amount_gpu_us(milliseconds: int, gpus: int, rate_thousandths: int) -> int:

@@ -13,6 +13,7 @@ from quota.identity import service as identity
 from quota.identity.tables import organizations
 from quota.ids import new_id
 from quota.ledger import service as ledger
+from quota.ledger.posting import TREASURY
 from quota.ledger.tables import accounts
 from quota.programs.tables import grants, programs
 from quota.schemas.identity import Caller, Role
@@ -56,7 +57,7 @@ def create_program(tx: Tx, caller: Caller, body: NewProgram) -> Program:
     ledger.deposit(
         tx,
         f"{account_id}:budget",
-        ledger.TREASURY,
+        TREASURY,
         account_id,
         body.budget_gpu_hours,
         actor=caller.token_id,

@@ -16,8 +16,10 @@ from quota.fleet.rules import Rate
 from quota.fleet.tables import node_capacity
 from quota.identity.tables import organizations
 from quota.jobs.settlement import count_usage
+from quota.ledger import refunds
 from quota.ledger import service as ledger
-from quota.ledger.service import Slice
+from quota.ledger.posting import TREASURY
+from quota.ledger.rules import Slice
 from quota.ledger.tables import accounts, holds, slices, transfers
 from quota.schemas.fleet import NewGpuClass
 from quota.schemas.ledger import RefundKind
@@ -169,7 +171,7 @@ def test_i06_the_ledger_refuses_to_give_the_same_time_back_twice(hub: Hub) -> No
 
     def give_back(tx: Tx, kind: RefundKind, begin: int, end: int) -> int:
         held = ledger.read_hold(tx, "job-1:1:hold")
-        return ledger.refund(tx, held, part, START_MS + begin, START_MS + end, kind, actor="hub", reason="r")
+        return refunds.refund(tx, held, part, START_MS + begin, START_MS + end, kind, actor="hub", reason="r")
 
     hub.database.write(charge)
     assert hub.database.write(lambda tx: give_back(tx, RefundKind.CORRECTION, 40, 100)) == 60_000
@@ -196,7 +198,7 @@ def test_i06_what_a_fault_moved_to_the_platform_is_corrected_there(hub: Hub) -> 
 
     def give_back(tx: Tx, kind: RefundKind, begin: int, end: int) -> int:
         held = ledger.read_hold(tx, "job-1:1:hold")
-        return ledger.refund(tx, held, part, START_MS + begin, START_MS + end, kind, actor="hub", reason="r")
+        return refunds.refund(tx, held, part, START_MS + begin, START_MS + end, kind, actor="hub", reason="r")
 
     hub.database.write(charge)
     steps = [
@@ -424,7 +426,7 @@ def _children(hub: Hub, grant_account: str, amounts: list[int]) -> tuple[str, ..
             child = f"{kind}:{grant_id}"
             ledger.open_account(tx, child, kind, parent_id=path[0], grant_id=grant_id)
             ledger.deposit(
-                tx, f"{child}:earmark", ledger.TREASURY, child, hours * GPU_HOUR_US, actor="op", reason="r"
+                tx, f"{child}:earmark", TREASURY, child, hours * GPU_HOUR_US, actor="op", reason="r"
             )
             path.insert(0, child)
 

@@ -35,8 +35,10 @@ import quota.db
 from quota.db import Database, Tx
 from quota.errors import InsufficientBalance, TransferMismatch
 from quota.fleet.rules import Rate
+from quota.ledger import refunds
 from quota.ledger import service as ledger
-from quota.ledger.service import PLATFORM, TREASURY, Slice
+from quota.ledger.posting import PLATFORM, TREASURY
+from quota.ledger.rules import Slice
 from quota.schemas.ledger import RefundKind
 from tests import databases
 from tests.builders import START_MS, HandClock
@@ -320,7 +322,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
         def work(tx: Tx) -> int:
             stored = ledger.read_hold(tx, held.id)
-            return ledger.refund(tx, stored, part, start, end, kind, actor="hub", reason="r")
+            return refunds.refund(tx, stored, part, start, end, kind, actor="hub", reason="r")
 
         known = held.given_back.get((part.starts_at_ms, kind.value, start))
         payer = held.payer_of(part, start, end)
@@ -352,7 +354,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
         def again(tx: Tx) -> int:
             stored = ledger.read_hold(tx, held.id)
-            return ledger.refund(tx, stored, part, start, end, RefundKind(kind), actor="hub", reason="r")
+            return refunds.refund(tx, stored, part, start, end, RefundKind(kind), actor="hub", reason="r")
 
         assert self._write_unchanged(again) == 0
 

@@ -16,8 +16,10 @@ import quota.db
 from quota.db import Database, Tx, sqlstate
 from quota.errors import InsufficientBalance
 from quota.fleet.rules import Rate
+from quota.ledger import refunds
 from quota.ledger import service as ledger
-from quota.ledger.service import PLATFORM, TREASURY, Slice
+from quota.ledger.posting import PLATFORM, TREASURY
+from quota.ledger.rules import Slice
 from quota.ledger.tables import accounts
 from quota.schemas.ledger import RefundKind
 from tests.builders import START_MS, HandClock
@@ -248,7 +250,7 @@ class _Worker:
 
         def work(tx: Tx) -> None:
             held = ledger.read_hold(tx, f"{job}:1:hold")
-            ledger.refund(tx, held, part, part.starts_at_ms, part.ends_at_ms, kind, actor="hub", reason="r")
+            refunds.refund(tx, held, part, part.starts_at_ms, part.ends_at_ms, kind, actor="hub", reason="r")
 
         self.database.write(work)
         self.database.write(work)

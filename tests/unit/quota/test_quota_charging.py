@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 from quota.clock import HOUR_MS
 from quota.jobs.charging import Times, close_slices
-from quota.ledger.rules import amount_gpu_us, hour_marks, won
-from quota.ledger.service import Slice
+from quota.ledger.rules import Slice, amount_gpu_us, hour_marks, won
 
 MIDNIGHT_IN_SEOUL_MS = 1_795_273_200_000
 """2026-11-21T15:00:00Z."""

@@ -1,0 +1,152 @@
+"""One transfer, one account: how anything enters the ledger. Called by the ledger's own files only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import BigInteger, Row, bindparam, or_, select, update
+
+from quota.db import Tx
+from quota.errors import InsufficientBalance, TransferMismatch
+from quota.ledger.rules import Leg
+from quota.ledger.tables import accounts, transfer_legs, transfers
+from quota.schemas.ledger import TransferType
+
+TREASURY = "treasury"
+PLATFORM = "platform"
+
+# Statements that every job needs are built once: building one takes longer than SQLite takes to run it.
+_ADD = {
+    "granted_gpu_us": accounts.c.granted_gpu_us + bindparam("d_granted"),
+    "held_gpu_us": accounts.c.held_gpu_us + bindparam("d_held"),
+    "used_gpu_us": accounts.c.used_gpu_us + bindparam("d_used"),
+}
+_GIVE = update(accounts).where(accounts.c.id == bindparam("account")).values(_ADD)
+_ROOM = (
+    accounts.c.granted_gpu_us
+    + accounts.c.overdraft_gpu_us
+    - accounts.c.held_gpu_us
+    - accounts.c.used_gpu_us
+    - bindparam("needed", type_=BigInteger)
+)
+_TAKE = _GIVE.where(or_(_ROOM >= 0, accounts.c.kind.in_((TREASURY, PLATFORM))))
+_KNOWN = select(transfers).where(transfers.c.id == bindparam("transfer"))
+_KNOWN_LEGS = select(transfer_legs).where(transfer_legs.c.transfer_id == bindparam("transfer"))
+
+
+def post(
+    tx: Tx,
+    transfer_id: str,
+    kind: TransferType,
+    amount_gpu_us: int,
+    legs: Sequence[Leg],
+    *,
+    actor: str,
+    reason: str,
+    **columns: Any,
+) -> bool:
+    """Do a transfer once: change its accounts in the order of their ids. False if it was done before.
+
+    Raises InsufficientBalance, and TransferMismatch for another content under a known id.
+    """
+    known = find(tx, transfer_id)
+    if known is not None:
+        _check_same(tx, known, kind, amount_gpu_us, legs, columns)
+        return False
+    for leg in sorted(legs, key=lambda leg: leg.account_id):
+        change(tx, leg)
+    queue(tx, transfer_id, kind, amount_gpu_us, legs, actor=actor, reason=reason, **columns)
+    return True
+
+
+def find(tx: Tx, transfer_id: str) -> Row[Any] | None:
+    """A stored transfer, or None."""
+    return tx.connection.execute(_KNOWN, {"transfer": transfer_id}).one_or_none()
+
+
+def _check_same(
+    tx: Tx,
+    known: Row[Any],
+    kind: TransferType,
+    amount_gpu_us: int,
+    legs: Sequence[Leg],
+    columns: dict[str, Any],
+) -> None:
+    """Raise TransferMismatch unless the stored transfer is the one asked for: amount, accounts, time, rate."""
+    stored = {
+        Leg(row.account_id, row.d_granted, row.d_held, row.d_used)
+        for row in tx.connection.execute(_KNOWN_LEGS, {"transfer": known.id})
+    }
+    differs = [name for name, value in columns.items() if getattr(known, name) != value]
+    if (known.type, known.amount_gpu_us, stored) == (kind.value, amount_gpu_us, set(legs)) and not differs:
+        return
+    raise TransferMismatch(
+        f"transfer {known.id} exists as {known.type} of {known.amount_gpu_us} GPU-us "
+        f"on {', '.join(sorted(leg.account_id for leg in stored))}; "
+        f"{kind.value} of {amount_gpu_us} on {', '.join(sorted(leg.account_id for leg in legs))} is another one"
+    )
+
+
+def queue(
+    tx: Tx,
+    transfer_id: str,
+    kind: TransferType,
+    amount_gpu_us: int,
+    legs: Sequence[Leg],
+    *,
+    actor: str,
+    reason: str,
+    **columns: Any,
+) -> None:
+    """Write a transfer and its legs when the transaction is published; the caller has changed the accounts."""
+    empty = dict.fromkeys(
+        ("job_id", "attempt", "hold_id", "slice_id", "refund_of", "refund_kind", "starts_at_ms", "ends_at_ms")
+    ) | {"gpus": None, "rate_id": None}
+    row = {
+        "id": transfer_id,
+        "type": kind.value,
+        "at_ms": tx.now_ms,
+        "actor": actor,
+        "reason": reason,
+        "amount_gpu_us": amount_gpu_us,
+    }
+    tx.defer(transfers, empty | row | columns)
+    for leg in legs:
+        tx.defer(
+            transfer_legs,
+            {
+                "transfer_id": transfer_id,
+                "account_id": leg.account_id,
+                "d_granted": leg.d_granted,
+                "d_held": leg.d_held,
+                "d_used": leg.d_used,
+            },
+        )
+
+
+def change(tx: Tx, leg: Leg) -> None:
+    """One conditional UPDATE; more held or used, or less granted, needs room on a limit account."""
+    needed = leg.d_held + leg.d_used - leg.d_granted
+    values: dict[str, Any] = {
+        "account": leg.account_id,
+        "d_granted": leg.d_granted,
+        "d_held": leg.d_held,
+        "d_used": leg.d_used,
+    }
+    takes = leg.d_held + leg.d_used > 0 or leg.d_granted < 0
+    statement, values = (_TAKE, values | {"needed": needed}) if takes else (_GIVE, values)
+    changed = tx.connection.execute(statement, values).rowcount
+    if changed != 1:
+        row = _account(tx, leg.account_id)
+        left = row.granted_gpu_us + row.overdraft_gpu_us - row.held_gpu_us - row.used_gpu_us
+        raise InsufficientBalance(
+            f"{leg.account_id} has {left} GPU-us left, {needed} are needed",
+            account=leg.account_id,
+            needed_gpu_us=needed,
+            left_gpu_us=left,
+        )
+
+
+def _account(tx: Tx, account_id: str) -> Row[Any]:
+    return tx.connection.execute(select(accounts).where(accounts.c.id == account_id)).one()
