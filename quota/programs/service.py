@@ -8,7 +8,7 @@ from sqlalchemy import Connection, Row, bindparam, func, insert, select
 
 from quota.audit import service as audit
 from quota.db import Tx
-from quota.errors import AlreadyExists, BadRequest, GrantNotActive, NotFound
+from quota.errors import AlreadyExists, BadRequest, GrantNotActive, InsufficientBalance, NotFound
 from quota.identity import service as identity
 from quota.identity.tables import organizations
 from quota.ids import new_id
@@ -28,6 +28,7 @@ from quota.schemas.programs import (
     ProgramList,
 )
 from quota.schemas.scheduling import Pace
+from quota.schemas.values import BIGGEST_GPU_US
 
 PAGE = 200
 
@@ -48,6 +49,7 @@ def create_program(tx: Tx, caller: Caller, body: NewProgram) -> Program:
     if tx.connection.execute(select(programs.c.id).where(programs.c.id == body.id)).first():
         raise AlreadyExists(f"programme {body.id} exists already", field="id")
     _positive(body.budget_gpu_hours, "budget_gpu_hours")
+    _check_budgets(tx, body.budget_gpu_hours)
     account_id = f"program:{body.id}"
     ledger.open_account(tx, account_id, "program", program_id=body.id)
     tx.connection.execute(
@@ -66,6 +68,19 @@ def create_program(tx: Tx, caller: Caller, body: NewProgram) -> Program:
     detail = {"name": body.name, "budget_gpu_us": str(body.budget_gpu_hours)}
     audit.record(tx, caller.token_id, "program.create", body.id, reason=body.reason, detail=detail)
     return next(item for item in list_programs(tx.connection).items if item.id == body.id)
+
+
+def _check_budgets(tx: Tx, budget_gpu_us: int) -> None:
+    """All budgets together must stay within the 64 bits of the treasury's account."""
+    treasury = select(accounts.c.granted_gpu_us).where(accounts.c.id == TREASURY).with_for_update()
+    left = BIGGEST_GPU_US + int(tx.connection.execute(treasury).scalar_one())
+    if budget_gpu_us > left:
+        raise InsufficientBalance(
+            f"all budgets together may come to {BIGGEST_GPU_US} GPU-us, {left} are left",
+            field="budget_gpu_hours",
+            needed_gpu_us=budget_gpu_us,
+            left_gpu_us=left,
+        )
 
 
 def list_programs(connection: Connection) -> ProgramList:
