@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from fastapi import Depends, FastAPI, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.security import HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from pydantic import BaseModel
@@ -19,10 +19,11 @@ from quota.clock import Clock
 from quota.crash import open_database
 from quota.dispatch import routes as dispatch
 from quota.dispatch.ranking import StoredQueue
-from quota.door import Hub, answer, caller_of, hub_of
+from quota.door import Hub, HubRoute, answer, authenticate, hub_of, public
+from quota.errors import Forbidden
 from quota.fleet import routes as fleet
 from quota.identity import routes as identity
-from quota.identity.service import authenticate
+from quota.identity.service import authenticate as authenticate_token
 from quota.jobs import routes as jobs
 from quota.metrics import HubCollector
 from quota.programs import routes as programs
@@ -59,7 +60,7 @@ def create_app(settings: Settings, clock: Clock | None = None) -> FastAPI:
         with database.read() as connection:
             clock = timekeeping.read_clock(connection)
         database.clock = clock
-    hub = Hub(settings, database, clock, StoredQueue(), authenticate)
+    hub = Hub(settings, database, clock, StoredQueue(), authenticate_token)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -92,8 +93,9 @@ def _add_own_routes(app: FastAPI) -> None:
     registry = CollectorRegistry()
     hub: Hub = app.state.hub
     registry.register(HubCollector(hub.database, hub.clock))
+    router = APIRouter(tags=["service"], route_class=HubRoute)
 
-    @app.get("/v1/clock", operation_id="read_clock", tags=["service"], response_model=ClockReply)
+    @router.get("/v1/clock", operation_id="read_clock", response_model=ClockReply, openapi_extra=public())
     def read_clock() -> Response:
         """The hub's clock: business time = business_at + (wall - wall_at) x speed."""
         clock = hub.clock
@@ -106,25 +108,29 @@ def _add_own_routes(app: FastAPI) -> None:
             )
         )
 
-    @app.get("/metrics", include_in_schema=False)
+    @router.get("/metrics", include_in_schema=False, openapi_extra=public())
     def metrics(request: Request) -> Response:
         """Prometheus text. From another machine, or through a proxy, it needs an operator's or auditor's token."""
         host = request.client.host if request.client else ""
         if host not in LOOPBACK or "x-forwarded-for" in request.headers:
-            caller_of(request, Role.OPERATOR, Role.AUDITOR)
+            caller = authenticate(request)
+            if caller.role not in (Role.OPERATOR, Role.AUDITOR):
+                raise Forbidden("metrics need a token of role operator or auditor")
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
-    @app.get("/-/healthy", operation_id="read_health", tags=["service"], response_model=Health)
+    @router.get("/-/healthy", operation_id="read_health", response_model=Health, openapi_extra=public())
     async def healthy() -> Response:
         """The process answers."""
         return answer(Health(status="ok"))
 
-    @app.get("/-/ready", operation_id="read_readiness", tags=["service"], response_model=Health)
+    @router.get("/-/ready", operation_id="read_readiness", response_model=Health, openapi_extra=public())
     def ready(request: Request) -> Response:
         """The database answers and has this program's schema; else 503 with what is wrong."""
         checks = _checks(hub_of(request))
         good = all(value == "ok" for value in checks.values())
         return answer(Health(status="ok" if good else "not ready", checks=checks), 200 if good else 503)
+
+    app.include_router(router)
 
 
 def _checks(hub: Hub) -> dict[str, str]:

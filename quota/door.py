@@ -1,28 +1,34 @@
-"""What every route shares: the hub behind the request, its caller, and answers without a second validation."""
+"""What every route shares: who may call it, the hub behind the request, and answers without a second validation.
+
+A route says who may call it with `access(…)`; `HubRoute` asks before it reads the body, so that a stranger's
+request is answered 401 and a wrong role's 403 whatever the body holds.
+"""
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from threading import Event
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from fastapi import Request, Response
+from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
-from sqlalchemy import Connection
 
 from quota.clock import Clock
 from quota.db import Database
 from quota.errors import BadRequest, Forbidden, Unauthenticated
 from quota.queue import Queue
-from quota.schemas.identity import Caller, Role
+from quota.schemas.identity import Caller, Role, Scope
 from quota.settings import Settings
 
 T = TypeVar("T", bound=BaseModel)
 
 READERS = (Role.OPERATOR, Role.AUDITOR, Role.MEMBER)
+ALL_ROLES = tuple(Role)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +39,61 @@ class Hub:
     database: Database
     clock: Clock
     queue: Queue
-    authenticate: Callable[[Connection, str, int], Caller]
-    """(connection, secret, now in ms) -> caller; raises Unauthenticated."""
+    authenticate: Callable[[Database, str, str], Caller]
+    """(database, secret, address of the request) -> caller; raises Unauthenticated. Blocks: call it in a thread."""
     stopping: Event = field(default_factory=Event)
     """Set when the process was asked to stop: long polls answer at once."""
+
+
+def access(*roles: Role, scope: Scope | None) -> dict[str, Any]:
+    """A route's `openapi_extra`: the roles that may call it, and the scope that a narrowed token needs."""
+    assert roles, "a route that anybody may call says `public()`"
+    return {"x-roles": [role.value for role in roles], "x-scope": None if scope is None else scope.value}
+
+
+def public() -> dict[str, Any]:
+    """`openapi_extra` of a route that needs no token."""
+    return {"x-roles": [], "x-scope": None}
+
+
+class HubRoute(APIRoute):
+    """Lets in whom `access` names, before the body is read; `caller_of` then knows who it is."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """The route's handler behind its guard."""
+        inner = super().get_route_handler()
+        extra = self.openapi_extra
+        assert extra is not None, f"{self.path} does not say who may call it"
+        roles = tuple(Role(name) for name in extra["x-roles"])
+        scope = None if extra["x-scope"] is None else Scope(extra["x-scope"])
+        if not roles:
+            return inner
+
+        async def guarded(request: Request) -> Response:
+            caller = await run_in_threadpool(authenticate, request)
+            _check_access(caller, roles, scope)
+            request.state.caller = caller
+            return await inner(request)
+
+        return guarded
+
+
+def authenticate(request: Request) -> Caller:
+    """Who sends this request. Raises Unauthenticated. Blocks."""
+    scheme, _, secret = request.headers.get("Authorization", "").partition(" ")
+    if scheme.lower() != "bearer" or not secret:
+        raise Unauthenticated()
+    hub = hub_of(request)
+    address = request.client.host if request.client else ""
+    return hub.authenticate(hub.database, secret.strip(), address)
+
+
+def _check_access(caller: Caller, roles: tuple[Role, ...], scope: Scope | None) -> None:
+    if caller.role not in roles:
+        needed = " or ".join(role.value for role in roles)
+        raise Forbidden(f"this needs a token of role {needed}, yours is {caller.role.value}")
+    if caller.scopes and scope is not None and scope not in caller.scopes:
+        raise Forbidden(f"this needs a token with scope {scope.value}")
 
 
 def hub_of(request: Request) -> Hub:
@@ -45,17 +102,9 @@ def hub_of(request: Request) -> Hub:
     return hub
 
 
-def caller_of(request: Request, *roles: Role) -> Caller:
-    """Who is calling. Raises Unauthenticated, and Forbidden unless the role is one of `roles`."""
-    scheme, _, secret = request.headers.get("Authorization", "").partition(" ")
-    if scheme.lower() != "bearer" or not secret:
-        raise Unauthenticated()
-    hub = hub_of(request)
-    with hub.database.read() as connection:
-        caller = hub.authenticate(connection, secret.strip(), hub.clock.now_ms())
-    if roles and caller.role not in roles:
-        needed = " or ".join(role.value for role in roles)
-        raise Forbidden(f"this needs a token of role {needed}, yours is {caller.role.value}")
+def caller_of(request: Request) -> Caller:
+    """Who is calling, as the route's guard found out."""
+    caller: Caller = request.state.caller
     return caller
 
 

@@ -8,8 +8,9 @@ from quota.identity import tables as _identity
 from quota.jobs import tables as _jobs
 from quota.ledger import tables as _ledger
 from quota.programs import tables as _programs
+from quota.reports import tables as _reports
 from quota.usage import tables as _usage
 
-ROOMS = (_audit, _dispatch, _fleet, _identity, _jobs, _ledger, _programs, _usage)
+ROOMS = (_audit, _dispatch, _fleet, _identity, _jobs, _ledger, _programs, _reports, _usage)
 
 __all__ = ["ROOMS", "metadata"]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import text
+from sqlalchemy import Connection, text
 
 from quota.db import Database
 from quota.errors import Conflict
@@ -26,7 +29,11 @@ def upgrade(database: Database) -> None:
     """Migrate to the newest schema. Raises NewerSchema for one that this program does not know."""
     config = alembic_config()
     script = ScriptDirectory.from_config(config)
-    with database.engine.execution_options(hub_writes=True).connect() as connection, connection.begin():
+    with (
+        database.engine.execution_options(hub_writes=True).connect() as connection,
+        _tables_may_be_copied(connection),
+        connection.begin(),
+    ):
         if database.dialect == "postgresql":
             connection.execute(text("SET LOCAL lock_timeout = '30s'"))
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ADVISORY_LOCK})
@@ -38,6 +45,23 @@ def upgrade(database: Database) -> None:
             )
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
+        if database.dialect == "sqlite":
+            broken = connection.execute(text("PRAGMA foreign_key_check")).all()
+            assert not broken, f"the migration broke {len(broken)} references"
+
+
+@contextmanager
+def _tables_may_be_copied(connection: Connection) -> Iterator[None]:
+    """SQLite changes a constraint by copying its table, for which foreign keys must be off before BEGIN."""
+    raw = connection.connection.dbapi_connection
+    if not isinstance(raw, sqlite3.Connection):
+        yield
+        return
+    raw.execute("PRAGMA foreign_keys=OFF").close()
+    try:
+        yield
+    finally:
+        raw.execute("PRAGMA foreign_keys=ON").close()
 
 
 def is_current(database: Database) -> bool:

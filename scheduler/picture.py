@@ -49,6 +49,8 @@ def status_of(code: WaitReason) -> str:
             | WaitReason.CLUSTER_UNSEEN
             | WaitReason.NODES_UNAVAILABLE
             | WaitReason.ORGANIZATION_FROZEN
+            | WaitReason.PLACEMENT_PAUSED
+            | WaitReason.GRANT_CAP
         ):
             return "blocked"
     assert_never(code)

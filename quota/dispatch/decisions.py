@@ -158,7 +158,7 @@ def _check_grant(tx: Tx, job: Row[Any], item: StartItem) -> None:
         ("grant", item.grant_id),
         lambda: tx.connection.execute(select(grants).where(grants.c.id == item.grant_id)).one_or_none(),
     )
-    if grant is None or grant.organization_id != job.organization_id or job.grant_id not in (None, grant.id):
+    if grant is None or job.grant_id not in (None, grant.id):
         raise NotFound(f"job {job.id} may not draw on grant {item.grant_id}")
     if not grant.starts_at_ms <= tx.now_ms or tx.now_ms + job.walltime_ms > grant.ends_at_ms:
         fits_ms = max(0, grant.ends_at_ms - tx.now_ms)
@@ -167,15 +167,17 @@ def _check_grant(tx: Tx, job: Row[Any], item: StartItem) -> None:
             fitting_walltime_ms=fits_ms,
             starts_in_ms=max(0, grant.starts_at_ms - tx.now_ms),
         )
-    if item.account_path not in tx.once(("paths", grant.id), lambda: _open_paths(tx, grant.id)):
+    paths = tx.once(("paths", grant.id), lambda: _open_paths(tx, grant))
+    if (job.organization_id, item.account_path) not in paths:
         raise NotFound(f"grant {grant.id} has no open account path {'/'.join(item.account_path)}")
 
 
-def _open_paths(tx: Tx, grant_id: str) -> set[tuple[str, ...]]:
+def _open_paths(tx: Tx, grant: Row[Any]) -> set[tuple[str, tuple[str, ...]]]:
     rows = tx.connection.execute(
-        select(accounts).where(accounts.c.grant_id == grant_id).order_by(accounts.c.id)
+        select(accounts).where(accounts.c.grant_id == grant.id).order_by(accounts.c.id)
     ).all()
-    return {tuple(account.id for account in path.accounts) for path in account_paths(list(rows))}
+    paths = account_paths(grant.organization_id, list(rows))
+    return {(path.organization_id, tuple(account.id for account in path.accounts)) for path in paths}
 
 
 def _placement_row(item: StartItem, pod: PodPlacement) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from sqlalchemy import ColumnElement, Connection, Row, or_, select, tuple_
 
 from quota.dispatch.policy import policy_object
+from quota.fleet import service as fleet
 from quota.fleet.tables import clusters, gpu_classes, node_capacity, nodes, rates
 from quota.identity.tables import organizations
 from quota.jobs.tables import attempts, jobs, placements
@@ -129,7 +130,7 @@ def _open_attempts() -> ColumnElement[bool]:
 def _read(connection: Connection, kind: str, ids: Collection[str], now_ms: int) -> dict[str, BaseModel]:
     match kind:
         case "policy":
-            return {"default": policy_object()}
+            return {"default": policy_object(fleet.placement_paused(connection))}
         case "cluster":
             return _clusters(connection, ids)
         case "gpu_class":
@@ -160,13 +161,13 @@ def _clusters(connection: Connection, ids: Collection[str]) -> dict[str, BaseMod
 
 def _gpu_classes(connection: Connection, ids: Collection[str]) -> dict[str, BaseModel]:
     rows = connection.execute(
-        select(gpu_classes.c.id, gpu_classes.c.rate_id, rates.c.rate_thousandths)
+        select(gpu_classes.c.id, gpu_classes.c.rate_id, gpu_classes.c.paused, rates.c.rate_thousandths)
         .join(rates, rates.c.id == gpu_classes.c.rate_id)
         .where(gpu_classes.c.id.in_(ids))
     )
     return {
         row.id: GpuClassObject.model_construct(
-            id=row.id, rate_id=row.rate_id, rate_thousandths=row.rate_thousandths
+            id=row.id, rate_id=row.rate_id, rate_thousandths=row.rate_thousandths, paused=row.paused
         )
         for row in rows
     }
@@ -224,30 +225,32 @@ def _grants(connection: Connection, ids: Collection[str], now_ms: int) -> dict[s
             organization_id=row.organization_id,
             starts_at=row.starts_at_ms,
             ends_at=row.ends_at_ms,
-            paths=account_paths(tree[row.id]),
+            paths=account_paths(row.organization_id, tree[row.id]),
             pace=pace_of(row),
+            max_gpus=row.max_gpus,
         )
         for row in rows
     }
 
 
-def account_paths(rows: list[Row[Any]]) -> tuple[AccountPath, ...]:
-    """The paths a hold may take through a grant's accounts: from each released leaf up to the grant."""
-    by_id = {row.id: row for row in rows}
-    parents = {row.parent_id for row in rows}
-    paths = []
-    for leaf in rows:
-        if leaf.id in parents:
-            continue
-        path, here = [], leaf
-        while True:
-            path.append(here)
-            if here.parent_id not in by_id:
-                break
-            here = by_id[here.parent_id]
-        if all(row.released for row in path):
-            paths.append(AccountPath.model_construct(accounts=tuple(_balance(row) for row in path)))
-    return tuple(paths)
+def account_paths(organization_id: str, rows: list[Row[Any]]) -> tuple[AccountPath, ...]:
+    """The paths that holds may take through a grant's accounts: share of a party, released tranche, grant.
+
+    A grant without shares is its own organization's; one without tranches is released as a whole. A party's
+    tranches stand in the order in which they are drawn on.
+    """
+    grant = [row for row in rows if row.kind == "grant"]
+    shares = [(row.organization_id, [row]) for row in rows if row.kind == "share" and row.released]
+    tranches = sorted((row for row in rows if row.kind == "tranche"), key=lambda row: (row.position, row.id))
+    released = [[row] for row in tranches if row.released] if tranches else [[]]
+    parties = shares if any(row.kind == "share" for row in rows) else [(organization_id, [])]
+    return tuple(
+        AccountPath.model_construct(
+            accounts=tuple(_balance(row) for row in (*share, *tranche, *grant)), organization_id=party
+        )
+        for party, share in parties
+        for tranche in released
+    )
 
 
 def _balance(row: Row[Any]) -> AccountBalance:
@@ -346,6 +349,7 @@ def _attempt(row: Row[Any], pods: tuple[PodPlacement, ...]) -> AttemptObject:
         ended_at=row.ended_at_ms,
         capacity_held=row.capacity_held,
         stop=stop,
+        stop_asked=None if row.stop_asked is None else StopReason(row.stop_asked),
         image=spec["image"],
         command=tuple(spec["command"]),
         environment=spec["environment"],

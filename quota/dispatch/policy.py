@@ -9,9 +9,10 @@ COOLDOWN_WALL_S = 10
 """First pause after an attempt that did not start, doubled each time."""
 
 
-def policy_object() -> PolicyObject:
-    """The hub's default policy."""
+def policy_object(placement_paused: bool = False) -> PolicyObject:
+    """The hub's default policy, and whether operators let anything start now."""
     return PolicyObject(
+        placement_paused=placement_paused,
         half_life_ms=7 * 24 * 3_600_000,
         lag_bound_thousandths=100,
         cluster_unseen_wall_s=60,

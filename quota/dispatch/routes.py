@@ -13,8 +13,8 @@ from starlette.concurrency import run_in_threadpool
 from quota.db import head
 from quota.dispatch import decisions, feed, lease, ranking, reports
 from quota.dispatch.evidence import deliver
-from quota.door import Hub, answer, caller_of, hub_of, parse, raw_body
-from quota.schemas.identity import Role
+from quota.door import Hub, HubRoute, access, answer, caller_of, hub_of, parse, raw_body
+from quota.schemas.identity import Role, Scope
 from quota.schemas.scheduling import (
     DecisionBatch,
     DecisionReply,
@@ -30,7 +30,7 @@ from quota.schemas.scheduling import (
 from quota.schemas.usage import EvidenceBatch, EvidenceReply
 from quota.schemas.values import RowNumber
 
-router = APIRouter(tags=["programs' doors"])
+router = APIRouter(tags=["programs' doors"], route_class=HubRoute)
 
 PageToken = Annotated[str | None, Query(pattern=r"^[A-Za-z0-9|/_.:-]{0,400}$")]
 Raw = Annotated[bytes, Depends(raw_body)]
@@ -43,24 +43,37 @@ def _takes(model: type[BaseModel]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
-@router.put("/v1/scheduler/lease", operation_id="take_lease", response_model=LeaseReply)
+@router.put(
+    "/v1/scheduler/lease",
+    operation_id="take_lease",
+    response_model=LeaseReply,
+    openapi_extra=access(Role.SCHEDULER, scope=Scope.SCHEDULER),
+)
 def take_lease(request: Request, body: LeaseRequest) -> Response:
     """Take or renew the scheduler lease; every new process start gets a greater epoch. 409 `lease_held`."""
-    caller_of(request, Role.SCHEDULER)
     hub = hub_of(request)
     return answer(hub.database.write(lambda tx: lease.take_lease(tx, body, hub.settings.lease_ttl_s)))
 
 
-@router.get("/v1/scheduler/snapshot", operation_id="read_snapshot", response_model=SnapshotPage)
+@router.get(
+    "/v1/scheduler/snapshot",
+    operation_id="read_snapshot",
+    response_model=SnapshotPage,
+    openapi_extra=access(Role.SCHEDULER, scope=Scope.SCHEDULER),
+)
 def read_snapshot(
     request: Request, after: PageToken = None, limit: Annotated[int, Query(ge=1, le=20_000)] = 5000
 ) -> Response:
     """Everything the scheduler needs, page by page; apply the feed from `cursor` on top."""
-    caller_of(request, Role.SCHEDULER)
     return answer(feed.read_snapshot(hub_of(request).database, after, limit))
 
 
-@router.get("/v1/scheduler/feed", operation_id="follow_feed", response_model=FeedPage)
+@router.get(
+    "/v1/scheduler/feed",
+    operation_id="follow_feed",
+    response_model=FeedPage,
+    openapi_extra=access(Role.SCHEDULER, scope=Scope.SCHEDULER),
+)
 async def follow_feed(
     request: Request,
     after: Annotated[RowNumber, Query()],
@@ -69,7 +82,6 @@ async def follow_feed(
 ) -> Response:
     """What changed since a cursor; waits up to `wait` seconds for something. 410 `cursor_expired`."""
     hub = hub_of(request)
-    await run_in_threadpool(caller_of, request, Role.SCHEDULER)
     deadline = time.monotonic() + wait
     while True:
         page = await run_in_threadpool(feed.read_feed, hub.database, after, limit)
@@ -100,11 +112,10 @@ def _head(hub: Hub) -> int:
     "/v1/scheduler/decisions",
     operation_id="send_decisions",
     response_model=DecisionReply,
-    openapi_extra=_takes(DecisionBatch),
+    openapi_extra=_takes(DecisionBatch) | access(Role.SCHEDULER, scope=Scope.SCHEDULER),
 )
 def send_decisions(request: Request, raw: Raw) -> Response:
     """Starts and stops of one cycle, one savepoint each. 409 `stale_epoch`, 409 `stale_sequence`."""
-    caller_of(request, Role.SCHEDULER)
     batch = parse(DecisionBatch, raw)
     return answer(hub_of(request).database.write(lambda tx: decisions.decide(tx, batch, raw)))
 
@@ -113,11 +124,10 @@ def send_decisions(request: Request, raw: Raw) -> Response:
     "/v1/scheduler/reports",
     operation_id="send_reports",
     response_model=ReportReply,
-    openapi_extra=_takes(ReportBatch),
+    openapi_extra=_takes(ReportBatch) | access(Role.SCHEDULER, scope=Scope.SCHEDULER),
 )
 def send_reports(request: Request, raw: Raw) -> Response:
     """What one cluster shows, up to `observed_through`. 409 `stale_epoch`, 409 `stale_sequence`."""
-    caller_of(request, Role.SCHEDULER)
     batch = parse(ReportBatch, raw)
     hub = hub_of(request)
     return answer(hub.database.write(lambda tx: reports.report(tx, batch, raw, hub.clock.speed)))
@@ -127,11 +137,10 @@ def send_reports(request: Request, raw: Raw) -> Response:
     "/v1/scheduler/ranking",
     operation_id="put_ranking",
     response_model=RankingReply,
-    openapi_extra=_takes(RankingDocument),
+    openapi_extra=_takes(RankingDocument) | access(Role.SCHEDULER, scope=Scope.SCHEDULER),
 )
 def put_ranking(request: Request, raw: Raw) -> Response:
     """The waiting jobs in order, with the reasons that changed; may come gzipped. 409 `ranking_base_unknown`."""
-    caller_of(request, Role.SCHEDULER)
     document = parse(RankingDocument, raw)
     return answer(hub_of(request).database.write(lambda tx: ranking.put_ranking(tx, document)))
 
@@ -140,10 +149,10 @@ def put_ranking(request: Request, raw: Raw) -> Response:
     "/v1/usage/evidence",
     operation_id="deliver_evidence",
     response_model=EvidenceReply,
-    openapi_extra=_takes(EvidenceBatch),
+    openapi_extra=_takes(EvidenceBatch) | access(Role.AGENT, scope=Scope.EVIDENCE_WRITE),
 )
 def deliver_evidence(request: Request, raw: Raw) -> Response:
     """Cumulative evidence rows of agents; sending them again changes nothing."""
-    caller = caller_of(request, Role.AGENT)
+    caller = caller_of(request)
     batch = parse(EvidenceBatch, raw)
     return answer(hub_of(request).database.write(lambda tx: deliver(tx, caller, batch)))

@@ -12,7 +12,7 @@ from quota.audit import service as audit
 from quota.db import Tx
 from quota.errors import AlreadyExists, CapacityTaken, NotFound, NotSchedulable, UnknownGpuClass
 from quota.fleet.rules import Rate
-from quota.fleet.tables import clusters, gpu_classes, node_capacity, nodes, rates
+from quota.fleet.tables import clusters, gpu_classes, hub_switches, node_capacity, nodes, rates
 from quota.schemas.fleet import (
     Cluster,
     ClusterList,
@@ -339,3 +339,8 @@ def _per_node(pods: Iterable[PodPlacement]) -> dict[tuple[str, str], int]:
 
 def _cluster(row: Row[Any]) -> Cluster:
     return Cluster(id=row.id, kind=row.kind, paused=row.paused, observed_through=row.observed_through_ms)
+
+
+def placement_paused(connection: Connection) -> bool:
+    """Whether operators let no job start anywhere."""
+    return bool(connection.execute(select(hub_switches.c.placement_paused)).scalar_one())

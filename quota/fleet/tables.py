@@ -1,6 +1,6 @@
 """Clusters, nodes, GPU classes with versioned rates, and what is taken on each node."""
 
-from sqlalchemy import BigInteger, Boolean, CheckConstraint, Column, ForeignKey, Integer, String, Table
+from sqlalchemy import BigInteger, Boolean, CheckConstraint, Column, ForeignKey, Integer, String, Table, false
 
 from quota.db import metadata
 
@@ -30,6 +30,14 @@ gpu_classes = Table(
     Column("id", String(63), primary_key=True),
     Column("name", String(100), nullable=False),
     Column("rate_id", String(80), ForeignKey("rates.id"), nullable=False),
+    Column("paused", Boolean, nullable=False, server_default=false()),
+)
+
+hub_switches = Table(
+    "hub_switches",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("placement_paused", Boolean, nullable=False),
 )
 
 nodes = Table(

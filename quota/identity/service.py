@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, bindparam, insert, select, update
 
 from quota.audit import service as audit
-from quota.db import Tx
+from quota.db import Database, Tx
 from quota.errors import AlreadyExists, BadRequest, NotFound, Unauthenticated
 from quota.identity.tables import organizations, tokens
 from quota.ids import new_id
@@ -21,6 +21,7 @@ from quota.schemas.identity import (
     OrganizationKind,
     OrganizationList,
     Role,
+    Scope,
     Token,
     TokenList,
     TokenWithSecret,
@@ -117,14 +118,23 @@ def list_tokens(connection: Connection) -> TokenList:
     )
 
 
-def authenticate(connection: Connection, secret: str, now_ms: int) -> Caller:
-    """Who this secret speaks for. Raises Unauthenticated."""
-    row = connection.execute(_BY_SECRET, {"digest": _digest(secret)}).one_or_none()
+def authenticate(database: Database, secret: str, address: str) -> Caller:
+    """Who this secret, presented from this address, speaks for. Raises Unauthenticated."""
+    with database.read() as connection:
+        row = connection.execute(_BY_SECRET, {"digest": _digest(secret)}).one_or_none()
+    now_ms = database.clock.now_ms()
     if row is None or row.revoked_at_ms is not None:
         raise Unauthenticated("this token is unknown or was revoked")
     if row.expires_at_ms is not None and row.expires_at_ms <= now_ms:
         raise Unauthenticated("this token has expired")
-    return Caller(token_id=row.id, role=Role(row.role), organization_id=row.organization_id, node=row.node)
+    return Caller(
+        token_id=row.id,
+        role=Role(row.role),
+        organization_id=row.organization_id,
+        node=row.node,
+        scopes=tuple(Scope(name) for name in row.scopes.split()),
+        address=address,
+    )
 
 
 def sees(caller: Caller, organization_id: str) -> bool:

@@ -12,6 +12,7 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    text,
 )
 
 from quota.db import metadata
@@ -42,6 +43,11 @@ tokens = Table(
     Column("created_at_ms", BigInteger, nullable=False),
     Column("expires_at_ms", BigInteger),
     Column("revoked_at_ms", BigInteger),
+    # separated by spaces; empty: everything that its role may do
+    Column("scopes", String(500), nullable=False, server_default=text("''")),
+    Column("last_used_at_ms", BigInteger),
+    # the token that this one took over from
+    Column("replaces", String(60)),
     CheckConstraint("role IN ('operator','member','auditor','scheduler','agent')", name="role"),
     CheckConstraint("role <> 'member' OR organization_id IS NOT NULL", name="member_has_organization"),
 )
@@ -57,3 +63,13 @@ idempotency = Table(
     Column("created_at_ms", BigInteger, nullable=False),
 )
 Index("ix_idempotency_created_at_ms", idempotency.c.created_at_ms)
+
+auth_failures = Table(
+    "auth_failures",
+    metadata,
+    # an address, or an address and the first characters of what was presented
+    Column("source", String(160), primary_key=True),
+    Column("failures", Integer, nullable=False),
+    Column("since_wall_ms", BigInteger, nullable=False),
+    Column("locked_until_wall_ms", BigInteger),
+)

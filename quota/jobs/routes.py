@@ -6,18 +6,24 @@ from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Request, Response
 
-from quota.door import READERS, answer, caller_of, hub_of
+from quota.door import READERS, HubRoute, access, answer, caller_of, hub_of
 from quota.identity.idempotency import once
 from quota.jobs import service
-from quota.schemas.identity import Role
+from quota.schemas.identity import Role, Scope
 from quota.schemas.jobs import Job, JobDetail, JobPage, JobSubmission
 from quota.schemas.scheduling import JobState
 from quota.schemas.values import Id
 
-router = APIRouter(tags=["jobs"])
+router = APIRouter(tags=["jobs"], route_class=HubRoute)
 
 
-@router.post("/v1/jobs", operation_id="submit_job", status_code=201, response_model=Job)
+@router.post(
+    "/v1/jobs",
+    operation_id="submit_job",
+    status_code=201,
+    response_model=Job,
+    openapi_extra=access(Role.MEMBER, Role.OPERATOR, scope=Scope.JOBS_WRITE),
+)
 def submit_job(
     request: Request,
     body: JobSubmission,
@@ -28,14 +34,19 @@ def submit_job(
     409 `insufficient_balance` (what is left, what was needed), 409 `no_grant`, 422 `unknown_gpu_class`,
     422 `never_fits`, 422 `idempotency_key_reused`.
     """
-    caller = caller_of(request, Role.MEMBER, Role.OPERATOR)
+    caller = caller_of(request)
     job = hub_of(request).database.write(
         lambda tx: once(tx, caller, key, "submit_job", body, Job, lambda: service.submit(tx, caller, body))
     )
     return answer(job, 201)
 
 
-@router.get("/v1/jobs", operation_id="list_jobs", response_model=JobPage)
+@router.get(
+    "/v1/jobs",
+    operation_id="list_jobs",
+    response_model=JobPage,
+    openapi_extra=access(*READERS, scope=Scope.JOBS_READ),
+)
 def list_jobs(
     request: Request,
     state: JobState | None = None,
@@ -44,7 +55,7 @@ def list_jobs(
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
 ) -> Response:
     """Jobs, newest first, each with why it waits; a member sees its organization's."""
-    caller = caller_of(request, *READERS)
+    caller = caller_of(request)
     hub = hub_of(request)
     with hub.database.read() as connection:
         hub.queue.refresh(connection)
@@ -60,19 +71,29 @@ def list_jobs(
     return answer(page)
 
 
-@router.get("/v1/jobs/{job_id}", operation_id="read_job", response_model=JobDetail)
+@router.get(
+    "/v1/jobs/{job_id}",
+    operation_id="read_job",
+    response_model=JobDetail,
+    openapi_extra=access(*READERS, scope=Scope.JOBS_READ),
+)
 def read_job(request: Request, job_id: Id) -> Response:
     """One job with its attempts, its charge and what the agents measured."""
-    caller = caller_of(request, *READERS)
+    caller = caller_of(request)
     hub = hub_of(request)
     with hub.database.read() as connection:
         hub.queue.refresh(connection)
         return answer(service.read_job(connection, caller, job_id, hub.queue))
 
 
-@router.post("/v1/jobs/{job_id}/cancel", operation_id="cancel_job", response_model=Job)
+@router.post(
+    "/v1/jobs/{job_id}/cancel",
+    operation_id="cancel_job",
+    response_model=Job,
+    openapi_extra=access(Role.MEMBER, Role.OPERATOR, scope=Scope.JOBS_WRITE),
+)
 def cancel_job(request: Request, job_id: Id) -> Response:
     """Ask a job to end: a waiting one ends at once, a placed one is stopped within its grace."""
-    caller = caller_of(request, Role.MEMBER, Role.OPERATOR)
+    caller = caller_of(request)
     hub = hub_of(request)
     return answer(hub.database.write(lambda tx: service.cancel(tx, caller, job_id, hub.queue)))

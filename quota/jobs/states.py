@@ -71,6 +71,10 @@ def after_attempt(
             if restartable and attempt < RESTARTS_LIMIT:
                 return Requeue(reason, abandoned=False)
             return End(reason)
+        case EndReason.REQUEUED:
+            return Requeue(reason, abandoned=False)
+        case EndReason.GRANT_ENDED:
+            return End(reason)
         case EndReason.SUCCEEDED | EndReason.FAILED | EndReason.CANCELLED | EndReason.TIME_LIMIT:
             return End(reason)
         case _:
@@ -91,5 +95,9 @@ def _reason(end: AttemptEnd) -> EndReason:
             return EndReason.PREEMPTED
         case StopReason.ABANDONED:
             return EndReason.ABANDONED
+        case StopReason.GRANT_ENDED:
+            return EndReason.GRANT_ENDED
+        case StopReason.REQUEUED:
+            return EndReason.REQUEUED
         case _:
             assert_never(end.stop_reason)

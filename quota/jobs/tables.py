@@ -17,8 +17,11 @@ from sqlalchemy import (
 from quota.db import metadata
 
 STATES = "'queued','starting','running','stopping','ended'"
-END_REASONS = "'succeeded','failed','cancelled','time_limit','preempted','node_failed','abandoned'"
-STOP_REASONS = "'cancelled','time_limit','preempted','abandoned'"
+END_REASONS = (
+    "'succeeded','failed','cancelled','time_limit','preempted','node_failed','abandoned'"
+    ",'grant_ended','requeued'"
+)
+STOP_REASONS = "'cancelled','time_limit','preempted','abandoned','grant_ended','requeued'"
 
 jobs = Table(
     "jobs",
@@ -77,6 +80,9 @@ attempts = Table(
     Column("capacity_held", Boolean, nullable=False),
     Column("settled_through_ms", BigInteger),
     Column("settled", Boolean, nullable=False),
+    # why the service wants it stopped; the scheduler decides the stop
+    Column("stop_asked", String(20)),
+    CheckConstraint(f"stop_asked IN ({STOP_REASONS})", name="stop_asked"),
     CheckConstraint("state IN ('starting','running','stopping','ended')", name="state"),
     CheckConstraint(f"end_reason IN ({END_REASONS})", name="end_reason"),
     CheckConstraint(f"stop_reason IN ({STOP_REASONS})", name="stop_reason"),
@@ -84,6 +90,7 @@ attempts = Table(
 )
 Index("ix_attempts_open", attempts.c.cluster, attempts.c.settled)
 Index("ix_attempts_stop_for_job", attempts.c.stop_for_job)
+Index("ix_attempts_grant_id_capacity_held", attempts.c.grant_id, attempts.c.capacity_held)
 Index("ix_attempts_capacity_held", attempts.c.capacity_held, attempts.c.job_id)
 
 placements = Table(

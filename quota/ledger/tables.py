@@ -15,6 +15,7 @@ from sqlalchemy import (
     String,
     Table,
     UniqueConstraint,
+    text,
 )
 
 from quota.db import metadata
@@ -37,6 +38,10 @@ accounts = Table(
     Column("held_gpu_us", BigInteger, nullable=False),
     Column("used_gpu_us", BigInteger, nullable=False),
     Column("overdraft_gpu_us", BigInteger, nullable=False),
+    # for people: which milestone a tranche waits for
+    Column("label", String(200)),
+    # the order in which tranches are released and drawn on
+    Column("position", Integer),
     CheckConstraint(
         "kind IN ('treasury','program','grant','tranche','share','platform','expired')", name="kind"
     ),
@@ -49,6 +54,7 @@ accounts = Table(
     ),
 )
 Index("ix_accounts_grant_id", accounts.c.grant_id)
+Index("ix_accounts_organization_id", accounts.c.organization_id)
 
 transfers = Table(
     "transfers",
@@ -73,6 +79,8 @@ transfers = Table(
     Column("ends_at_ms", BigInteger),
     Column("gpus", Integer),
     Column("rate_id", String(80)),
+    # what it rests on: a finding, a report, a signed paper and its hash
+    Column("evidence", String(500)),
     CheckConstraint(f"type IN ({TRANSFER_TYPES})", name="type"),
     CheckConstraint("amount_gpu_us >= 0", name="amount"),
     CheckConstraint("refund_kind IN ('correction','fault','preempted')", name="refund_kind"),
@@ -110,6 +118,7 @@ holds = Table(
     Column("rate_id", String(80), nullable=False),
     Column("rate_thousandths", Integer, nullable=False),
     Column("price_krw", Integer, nullable=False),
+    Column("extensions", Integer, nullable=False, server_default=text("0")),
     UniqueConstraint("job_id", "attempt"),
     CheckConstraint("settled_gpu_us + released_gpu_us <= amount_gpu_us", name="not_over"),
     CheckConstraint(
@@ -147,4 +156,22 @@ slices = Table(
     CheckConstraint(
         "amount_gpu_us = (ends_at_ms - starts_at_ms) * gpus * rate_thousandths", name="arithmetic"
     ),
+)
+
+statements = Table(
+    "statements",
+    metadata,
+    Column("id", String(60), primary_key=True),
+    Column("grant_id", String(60), nullable=False),
+    # the audit seal that the statement stands at, and the one that its opening balance stands at
+    Column("seal", BigInteger, nullable=False),
+    Column("since_seal", BigInteger, nullable=False),
+    Column("format", String(10), nullable=False),
+    Column("language", String(5), nullable=False),
+    Column("sha256", String(64), nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("issued_at_ms", BigInteger, nullable=False),
+    Column("issued_by", String(60), nullable=False),
+    UniqueConstraint("grant_id", "seal", "since_seal", "format", "language"),
+    CheckConstraint("format IN ('json','csv','html')", name="format"),
 )

@@ -1,6 +1,17 @@
 """Programmes and grants; their balances are accounts of the ledger."""
 
-from sqlalchemy import BigInteger, CheckConstraint, Column, ForeignKey, Index, String, Table
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    Column,
+    ForeignKey,
+    Index,
+    Integer,
+    String,
+    Table,
+    Text,
+    text,
+)
 
 from quota.db import metadata
 
@@ -11,6 +22,18 @@ programs = Table(
     Column("name", String(200), nullable=False),
     Column("account_id", String(80), ForeignKey("accounts.id"), nullable=False),
     Column("created_at_ms", BigInteger, nullable=False),
+    # the policy that its new grants take a copy of
+    Column("policy_id", String(40), nullable=False, server_default=text("'default'")),
+)
+
+policies = Table(
+    "policies",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    Column("version", Integer, nullable=False),
+    # a GrantPolicy as JSON
+    Column("document", Text, nullable=False),
+    Column("changed_at_ms", BigInteger, nullable=False),
 )
 
 grants = Table(
@@ -26,6 +49,14 @@ grants = Table(
     Column("pace_lag_ms", BigInteger),
     Column("pace_as_of_ms", BigInteger),
     Column("pace_spent_gpu_us", BigInteger),
+    # GPUs that attempts on this grant may keep at once
+    Column("max_gpus", Integer),
+    # the GrantPolicy it was awarded under, as JSON; a later change of the programme's policy changes nothing here
+    Column("policy", Text, nullable=False, server_default=text("'{}'")),
+    # when its free remainder expired
+    Column("expired_at_ms", BigInteger),
+    CheckConstraint("max_gpus > 0", name="max_gpus"),
     CheckConstraint("ends_at_ms > starts_at_ms", name="term"),
 )
 Index("ix_grants_organization_id", grants.c.organization_id)
+Index("ix_grants_ends_at_ms", grants.c.ends_at_ms)

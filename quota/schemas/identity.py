@@ -22,6 +22,27 @@ class Role(StrEnum):
     """A node agent: may deliver evidence only."""
 
 
+class Scope(StrEnum):
+    """What a token may be narrowed to; a token without scopes may do everything that its role may."""
+
+    JOBS_READ = "jobs:read"
+    JOBS_WRITE = "jobs:write"
+    GRANTS_READ = "grants:read"
+    """Grants, balances, statements."""
+    GRANTS_WRITE = "grants:write"
+    """Programmes, awards, changes of grants, corrections."""
+    FLEET_READ = "fleet:read"
+    FLEET_WRITE = "fleet:write"
+    """Clusters, GPU classes, nodes, and the switches that pause placement."""
+    IDENTITY_READ = "identity:read"
+    IDENTITY_WRITE = "identity:write"
+    """Organizations and tokens."""
+    AUDIT_READ = "audit:read"
+    """The audit trail, its seals, findings, reconciliations."""
+    SCHEDULER = "scheduler"
+    EVIDENCE_WRITE = "evidence:write"
+
+
 class OrganizationKind(StrEnum):
     """What sort of organization this is."""
 
@@ -87,6 +108,10 @@ class Caller(Reply):
     role: Role
     organization_id: str | None
     node: str | None = None
+    scopes: tuple[Scope, ...] = ()
+    """Empty: everything that the role may do."""
+    address: str = ""
+    """Where the request came from; for the audit trail."""
 
 
 class OrganizationList(Reply):

@@ -52,6 +52,10 @@ class EndReason(StrEnum):
     NODE_FAILED = "node_failed"
     ABANDONED = "abandoned"
     """It did not start in time, three times."""
+    GRANT_ENDED = "grant_ended"
+    """Its grant ended, and the grant's policy stops what still runs then."""
+    REQUEUED = "requeued"
+    """Of an attempt only: an operator sent the job back into the queue."""
 
 
 class StopReason(StrEnum):
@@ -62,6 +66,8 @@ class StopReason(StrEnum):
     PREEMPTED = "preempted"
     ABANDONED = "abandoned"
     """Not fully started within the time a start may take."""
+    GRANT_ENDED = "grant_ended"
+    REQUEUED = "requeued"
 
 
 class WaitReason(StrEnum):
@@ -82,6 +88,10 @@ class WaitReason(StrEnum):
     ROOM_RESERVED = "room_reserved"
     BEHIND_IN_ORDER = "behind_in_order"
     START_REFUSED = "start_refused"
+    PLACEMENT_PAUSED = "placement_paused"
+    """An operator paused the hub, the clusters that could run it, or its GPU class."""
+    GRANT_CAP = "grant_cap"
+    """The grant already has as many GPUs in use as it may have at once."""
 
 
 # --- objects of snapshot and feed ---------------------------------------------------------------
@@ -154,6 +164,8 @@ class AttemptObject(Reply):
     ended_at: Instant | None
     capacity_held: bool
     stop: StopRecord | None
+    stop_asked: StopReason | None = None
+    """The quota service wants this attempt stopped, for this reason; the scheduler decides the stop."""
     image: str = ""
     command: tuple[str, ...] = ()
     environment: dict[str, str] = Field(default_factory=dict)
@@ -171,9 +183,11 @@ class AccountBalance(Reply):
 
 
 class AccountPath(Reply):
-    """The accounts a hold on this path has legs on, from the party's share up to the grant."""
+    """The accounts a hold on this path has legs on: the party's share, the tranche, the grant, in this order."""
 
     accounts: tuple[AccountBalance, ...]
+    organization_id: str
+    """Whose jobs may take it: the share's party, or the grant's own organization when it has no shares."""
 
 
 class Pace(Reply):
@@ -194,7 +208,10 @@ class GrantObject(Reply):
     starts_at: Instant
     ends_at: Instant
     paths: tuple[AccountPath, ...]
+    """Per party, released tranches in order: a start takes the first one that suffices."""
     pace: Pace | None
+    max_gpus: int | None = None
+    """How many GPUs attempts on this grant may keep at once."""
 
 
 class OrganizationObject(Reply):
@@ -212,6 +229,8 @@ class GpuClassObject(Reply):
     id: str
     rate_id: str
     rate_thousandths: Thousandths
+    paused: bool = False
+    """Operators let no job of this class start."""
 
 
 class NodeCapacityObject(Reply):
@@ -247,6 +266,8 @@ class PolicyObject(Reply):
     lag_bound_thousandths: int
     """Bound of a grant's lag in thousandths of its term."""
     cluster_unseen_wall_s: int
+    placement_paused: bool = False
+    """Operators let no job start anywhere."""
     start_limit_wall_s: int
     """A gang not fully running in this time is abandoned."""
     abandonments_limit: int

@@ -1,0 +1,19 @@
+"""Typed client of the quota service: the scheduler's, the agents', the command line's and everybody's SDK.
+
+One method per operation of the API, named like its operationId. Sync, thread-safe, one connection pool.
+"""
+
+from __future__ import annotations
+
+from quota.client.fleet import FleetCalls
+from quota.client.identity import IdentityCalls
+from quota.client.jobs import JobCalls
+from quota.client.programs import ProgramCalls
+from quota.client.scheduling import SchedulingCalls
+from quota.client.transport import ServiceProblem, ServiceUnavailable
+
+__all__ = ["QuotaClient", "ServiceProblem", "ServiceUnavailable"]
+
+
+class QuotaClient(JobCalls, ProgramCalls, FleetCalls, IdentityCalls, SchedulingCalls):
+    """Calls one quota service with one token."""

@@ -1,0 +1,103 @@
+"""How the client's calls travel: one connection pool, problems as exceptions, an unknown outcome said plainly."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Self, TypeVar
+
+import httpx2
+from pydantic import BaseModel
+
+from quota.schemas import service
+
+T = TypeVar("T", bound=BaseModel)
+
+
+class ServiceUnavailable(Exception):
+    """The service did not answer, or not with an answer; what the call did is unknown."""
+
+
+class ServiceProblem(Exception):
+    """The service refused: a problem document with a stable code."""
+
+    def __init__(self, problem: service.Problem) -> None:
+        super().__init__(f"{problem.code}: {problem.detail or problem.title}")
+        self.problem = problem
+        self.status = problem.status
+        self.code = problem.code
+        self.detail = problem.detail
+
+
+class Transport:
+    """Calls one quota service with one token."""
+
+    def __init__(self, base_url: str, token: str, timeout_s: float = 30.0) -> None:
+        self._http = httpx2.Client(
+            base_url=base_url.rstrip("/"),
+            headers={"Authorization": f"Bearer {token}"},
+            timeout=httpx2.Timeout(timeout_s, connect=min(5.0, timeout_s)),
+            trust_env=False,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def _get(self, path: str, reply: type[T], patience_s: float = 0.0, **query: object) -> T:
+        params = {name: str(value) for name, value in query.items() if value is not None}
+        return self._call("GET", path, reply, params=params, patience_s=patience_s)
+
+    def _send(
+        self, method: str, path: str, body: BaseModel | bytes | None, reply: type[T], key: str | None = None
+    ) -> T:
+        content = body.model_dump_json().encode() if isinstance(body, BaseModel) else body
+        headers = {"Content-Type": "application/json"} if content is not None else {}
+        if key is not None:
+            headers["Idempotency-Key"] = key
+        return self._call(method, path, reply, content=content, headers=headers)
+
+    def _call(
+        self,
+        method: str,
+        path: str,
+        reply: type[T],
+        params: dict[str, str] | None = None,
+        content: bytes | None = None,
+        headers: dict[str, str] | None = None,
+        patience_s: float = 0.0,
+    ) -> T:
+        timeout = self._http.timeout
+        if patience_s:
+            timeout = httpx2.Timeout(patience_s + 15.0, connect=5.0)
+        try:
+            answer = self._http.request(
+                method, path, params=params, content=content, headers=headers, timeout=timeout
+            )
+        except httpx2.TransportError as error:
+            raise ServiceUnavailable(f"{method} {path}: {type(error).__name__} {error}".strip()) from error
+        if answer.status_code >= 500:
+            raise ServiceUnavailable(f"{method} {path}: answered {answer.status_code}")
+        if answer.status_code >= 400:
+            raise ServiceProblem(_problem(answer))
+        return reply.model_validate_json(answer.content)
+
+
+def _problem(answer: httpx2.Response) -> service.Problem:
+    try:
+        return service.Problem.model_validate_json(answer.content)
+    except ValueError:
+        return service.Problem(
+            type="about:blank",
+            title=f"HTTP {answer.status_code}",
+            status=answer.status_code,
+            code=f"http_{answer.status_code}",
+            detail=answer.text[:200],
+        )

@@ -1,0 +1,1 @@
+"""Korean and English texts of what the service says."""
