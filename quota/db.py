@@ -151,6 +151,10 @@ def _stamp(table: Table, seq: int, position: int) -> dict[str, int]:
     return {name: value for name, value in stamp.items() if name in table.c}
 
 
+class _LookedAround(Exception):
+    """Rolls a preview back."""
+
+
 class Database:
     """One hub's database. Make it once, in `create_app` or a test."""
 
@@ -178,6 +182,20 @@ class Database:
                 if attempt == RETRY_LIMIT - 1 or sqlstate(error) not in _RETRIED_SQLSTATES:
                     raise
                 time.sleep(random.uniform(0, 0.002 * 2**attempt))  # full jitter
+        raise AssertionError("unreachable")
+
+    def preview(self, work: Callable[[Tx], T]) -> T:
+        """What `write(work)` would answer now; nothing of it stays."""
+        answers: list[T] = []
+
+        def look(tx: Tx) -> T:
+            answers.append(work(tx))
+            raise _LookedAround
+
+        try:
+            self.write(look)
+        except _LookedAround:
+            return answers[-1]
         raise AssertionError("unreachable")
 
     def _write_once(self, work: Callable[[Tx], T]) -> T:

@@ -6,13 +6,15 @@ request is answered 401 and a wrong role's 403 whatever the body holds.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import zlib
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from threading import Event
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from fastapi import Request, Response
+from fastapi import Header, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
@@ -20,13 +22,15 @@ from pydantic import BaseModel, ValidationError
 
 from quota.clock import Clock
 from quota.db import Database
-from quota.errors import BadRequest, Forbidden, Unauthenticated
+from quota.errors import BadRequest, Forbidden, PreconditionFailed, Unauthenticated
 from quota.queue import Queue
 from quota.schemas.identity import Caller, Role, Scope
 from quota.settings import Settings
 
 T = TypeVar("T", bound=BaseModel)
 
+IfMatch = Annotated[str | None, Header(alias="If-Match")]
+IdempotencyKey = Annotated[str | None, Header(alias="Idempotency-Key")]
 READERS = (Role.OPERATOR, Role.AUDITOR, Role.MEMBER)
 ALL_ROLES = tuple(Role)
 
@@ -111,6 +115,25 @@ def caller_of(request: Request) -> Caller:
 def answer(model: BaseModel, status: int = 200) -> Response:
     """A model as JSON, serialized once."""
     return Response(model.model_dump_json(), status, media_type="application/json")
+
+
+def tagged(model: BaseModel, tag: str, status: int = 200) -> Response:
+    """`answer` with the object's ETag."""
+    return Response(model.model_dump_json(), status, {"ETag": tag}, "application/json")
+
+
+def etag(*editable: object) -> str:
+    """The entity tag of an object: a hash of what people may edit of it, so that balances don't change it."""
+    text = json.dumps(editable, sort_keys=True, ensure_ascii=False, default=str)
+    return f'"{hashlib.sha256(text.encode()).hexdigest()[:32]}"'
+
+
+def check_match(if_match: str | None, tag: str) -> None:
+    """Raise PreconditionFailed unless the caller named this version, `*`, or none. Call it in the transaction."""
+    if if_match is None or if_match.strip() == "*":
+        return
+    if tag not in {part.strip() for part in if_match.split(",")}:
+        raise PreconditionFailed("this is version {tag} now, not {asked}", tag=tag, asked=if_match[:100])
 
 
 async def raw_body(request: Request) -> bytes:

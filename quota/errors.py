@@ -10,10 +10,16 @@ HubError
 │   ├── CapacityTaken
 │   └── StaleEpoch, StaleSequence, LeaseHeld
 ├── CursorExpired 410
+├── PreconditionFailed 412   If-Match names another version
 └── IdempotencyMismatch 422
 """
 
 from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+_FIELD = re.compile(r"\{([a-z][a-z0-9_]*)\}")
 
 
 class HubError(Exception):
@@ -22,16 +28,23 @@ class HubError(Exception):
     code = "refused"
     status = 400
 
-    def __init__(self, detail: str = "", *, field: str = "", **numbers: int | str) -> None:
-        super().__init__(detail or self.title())
-        self.detail = detail or self.title()
+    def __init__(self, template: str = "", *, field: str = "", **numbers: int | str) -> None:
+        self.template = template or self.title()
+        """English, with named fields that `numbers` fill; also the key of its Korean text."""
+        self.detail = filled(self.template, numbers)
         self.field = field
         self.numbers = numbers
+        super().__init__(self.detail)
 
     @classmethod
     def title(cls) -> str:
         """The first line of the class's docstring."""
         return (cls.__doc__ or "").strip().splitlines()[0]
+
+
+def filled(template: str, numbers: Mapping[str, int | str]) -> str:
+    """A template with its named fields filled in; what names no known value stays as it stands."""
+    return _FIELD.sub(lambda found: str(numbers.get(found[1], found[0])), template)
 
 
 class BadRequest(HubError):
@@ -128,6 +141,12 @@ class GrantNotActive(Conflict):
     """The grant does not cover the time this job may take."""
 
     code = "grant_not_active"
+
+
+class PreconditionFailed(HubError):
+    """The object was changed since it was read; read it again."""
+
+    code, status = "precondition_failed", 412
 
 
 class StaleEpoch(Conflict):
