@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 
-from deploy.commands.account import all_grants, print_statement
+from deploy.commands.account import all_grants
 from deploy.commands.follow import is_settled
+from deploy.commands.statements import print_statement
 from deploy.demo import ORGANIZATIONS
 from deploy.hub import Hub
 from deploy.progress import Progress

@@ -9,7 +9,21 @@ from typing import cast
 import typer
 
 from deploy import lifeline
-from deploy.commands import account, fleet, grants, jobs, registry, trail
+from deploy.commands import (
+    account,
+    audit,
+    fleet,
+    grants,
+    job_changes,
+    jobs,
+    limits,
+    moves,
+    registry,
+    statements,
+    switches,
+    trail,
+    upkeep,
+)
 
 PROGRAMS = {
     "up": ("deploy.up", "Start the whole hub on this machine, or live through a trace."),
@@ -37,13 +51,20 @@ def firm_app() -> typer.Typer:
         epilog=EXIT_CODES,
     )
     account.register(app)
+    statements.register(app)
     jobs.register(app)
+    switches.register(app)
+    job_changes.register(app)
     app.add_typer(grants.grant_app, name="grant")
     app.add_typer(grants.program_app, name="program")
+    limits.register(app)
+    moves.register(app)
+    upkeep.register(app)
     app.add_typer(registry.organization_app, name="organization")
     app.add_typer(registry.token_app, name="token")
     app.add_typer(fleet.node_app, name="node")
     app.add_typer(fleet.class_app, name="class")
+    app.add_typer(audit.audit_app, name="audit")
     trail.register(app)
     for name, (_, text) in PROGRAMS.items():
         app.command(name, help=text, hidden=not text, rich_help_panel="Programs")(_never_called)

@@ -11,9 +11,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from quota.schemas.identity import Role
+
 LOGS_KEPT = 3
 STARTED = "started.json"
 """Where the quota service's first start leaves the clock and the new tokens for the supervisor."""
+AGENT_NODES = "sim-*"
+"""One agent reads all nodes of the simulated cluster; on real machines each has its own, bound to its node."""
+
+
+def token_name(role: Role) -> str:
+    """Under which name the token of a role is kept; an agent's with the nodes that it speaks for."""
+    return f"{role.value} {AGENT_NODES}" if role is Role.AGENT else role.value
 
 
 class DataDirTrouble(Exception):

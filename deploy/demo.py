@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from deploy.hub import Hub
 from quota.client import QuotaClient, ServiceProblem
+from quota.client.paging import every
 from quota.clock import HOUR_MS
 from quota.schemas.fleet import NewGpuClass
 from quota.schemas.identity import NewOrganization, NewToken, OrganizationKind, Role
@@ -114,7 +115,7 @@ def seed(hub: Hub) -> None:
 
 def register_fleet(client: QuotaClient) -> None:
     """Register the GPU classes that the hub does not have yet; a rate an operator changed since stays."""
-    known = {item.id for item in client.list_gpu_classes().items}
+    known = {item.id for item in every(client.list_gpu_classes)}
     for gpu_class in CLASSES:
         if gpu_class.id not in known:
             client.put_gpu_class(gpu_class)
@@ -160,7 +161,7 @@ def wait_for_nodes(client: QuotaClient, classes: set[str]) -> None:
     """Wait until the scheduler has reported nodes with all these classes. Raises TimeoutError."""
     deadline = time.monotonic() + NODES_PATIENCE_S
     while True:
-        nodes = client.list_nodes().items
+        nodes = list(every(client.list_nodes))
         missing = classes - {c.gpu_class for node in nodes for c in node.capacities if c.total > 0}
         if not missing:
             return

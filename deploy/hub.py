@@ -8,12 +8,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from deploy.child import Program, gpuhub
-from deploy.datadir import HOST, STARTED, DataDir, choose_ports
+from deploy.datadir import HOST, STARTED, DataDir, choose_ports, token_name
 from deploy.progress import Progress
 from deploy.session import UsageTrouble
 from deploy.supervisor import StartFailed, Supervisor
 from quota.client import QuotaClient, ServiceProblem
 from quota.schemas.fleet import NewCluster
+from quota.schemas.identity import Role
 
 CLUSTER = "sim"
 NAMES = ("quota", "cluster", "scheduler", "agent")
@@ -165,11 +166,12 @@ def programs(hub: Hub, clock: str) -> dict[str, Program]:
     own = {
         "scheduler": {"GPUHUB_SCHEDULER_TOKEN": hub.tokens.get("scheduler", "")},
         "agent": {
-            "GPUHUB_AGENT_TOKEN": hub.tokens.get("agent", ""),
+            "GPUHUB_AGENT_TOKEN": hub.tokens.get(token_name(Role.AGENT), ""),
             "GPUHUB_AGENT_SAMPLE_PERIOD_S": f"{wish.sample_interval_s:g}",
         },
     }
-    missing = [role for role in ("operator", "scheduler", "agent") if role not in hub.tokens]
+    wanted = (Role.OPERATOR, Role.SCHEDULER, Role.AGENT)
+    missing = [role.value for role in wanted if token_name(role) not in hub.tokens]
     first = {
         "quota": gpuhub(
             *("quota-start", "--data-dir", str(data.path), "--clock-speed", str(wish.clock_speed)),

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from deploy.datadir import HOST, STARTED, DataDir, write_private
+from deploy.datadir import AGENT_NODES, HOST, STARTED, DataDir, token_name, write_private
 from quota import cli as quota
 from quota.schemas.identity import NewToken, Role
 
@@ -35,7 +35,9 @@ def start(
     at_least = latest_ms(data.journal)
     started = {"clock": quota.prepare(database, clock_speed, clock_at_least=at_least).text()}
     for role in token or ():
-        started[role.value] = quota.make_token(database, NewToken(role=role, label="gpuhub up")).secret
+        node = AGENT_NODES if role is Role.AGENT else None
+        made = quota.make_token(database, NewToken(role=role, node=node, label="gpuhub up"))
+        started[token_name(role)] = made.secret
     write_private(data.path / STARTED, started)
     quota.serve(database, HOST, port, LEASE_TTL_S)
 

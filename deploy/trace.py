@@ -197,12 +197,12 @@ def _look_on(
 def _list_all(operator: QuotaClient, *states: JobState) -> list[Job]:
     found: list[Job] = []
     for state in states:
-        before: str | None = None
+        after: str | None = None
         while True:
-            page = operator.list_jobs(state, before=before, limit=200)
+            page = operator.list_jobs(state, after=after, limit=200)
             found.extend(page.items)
-            before = page.next
-            if before is None:
+            after = page.next
+            if after is None:
                 break
     return found
 

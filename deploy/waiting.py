@@ -11,6 +11,8 @@ _LINES = {
     WaitReason.GRANT_EXHAUSTED: "the grant has less GPU time left than the job could use",
     WaitReason.GRANT_ENDS_FIRST: "the grant ends before the job's time limit; a shorter --walltime fits",
     WaitReason.GRANT_NOT_STARTED: "the grant's term has not begun",
+    WaitReason.GRANT_CAP: "the grant already has as many GPUs in use as it may have at once",
+    WaitReason.PLACEMENT_PAUSED: "an operator paused the hub, its cluster or its GPU class",
     WaitReason.NO_GRANT: "no grant of the organization can pay for it",
     WaitReason.COOLDOWN: "its last attempt did not work out; it is tried again after a pause",
     WaitReason.CLUSTER_UNSEEN: "the cluster has not been heard of; nothing is started there until it answers",

@@ -10,46 +10,51 @@ from typing import Any
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.security import HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
-from pydantic import BaseModel
-from pydantic.json_schema import models_json_schema
 from sqlalchemy.exc import SQLAlchemyError
 
 from quota import docs_page, problems, schema_version, tasks, timekeeping
+from quota.audit import routes as audit_chain
 from quota.clock import Clock
 from quota.crash import open_database
 from quota.dispatch import routes as dispatch
 from quota.dispatch.ranking import StoredQueue
-from quota.door import Hub, HubRoute, answer, authenticate, hub_of, public
+from quota.door import Hub, HubRoute, access, answer, authenticate, hub_of, public
 from quota.errors import Forbidden
 from quota.fleet import routes as fleet
 from quota.identity import routes as identity
-from quota.identity.service import authenticate as authenticate_token
+from quota.identity import trail_routes as trail
+from quota.identity.doorkeeper import Doorkeeper
+from quota.identity.lockout import Limits
+from quota.jobs import change_routes as job_changes
 from quota.jobs import routes as jobs
+from quota.jobs import switch_routes as switches
 from quota.metrics import HubCollector
+from quota.openapi import complete
+from quota.programs import change_routes as grant_changes
+from quota.programs import limits_routes
 from quota.programs import routes as programs
-from quota.schemas.identity import Role
-from quota.schemas.scheduling import DecisionBatch, RankingDocument, ReportBatch
-from quota.schemas.service import ClockReply, Health
-from quota.schemas.usage import EvidenceBatch
+from quota.reports import export_routes as exports
+from quota.reports import limits_routes as read_limits_routes
+from quota.reports import reconciliation_routes as reconciliations
+from quota.reports import statement_routes as statements
+from quota.schemas.identity import Role, Scope
+from quota.schemas.service import ClockReply, Health, TaskList
 from quota.settings import Settings
+from quota.throttle import Throttle
 
 VERSION = "0.1.0"
 LOOPBACK = frozenset({"127.0.0.1", "::1", "testclient"})
-_RAW_MODELS: tuple[type[BaseModel], ...] = (DecisionBatch, ReportBatch, RankingDocument, EvidenceBatch)
 
 
 class _Service(FastAPI):
-    """An application whose OpenAPI document also has the wire types that routes parse themselves."""
+    """An application whose OpenAPI document has examples, every problem, and the types that routes parse themselves."""
 
     def openapi(self) -> dict[str, Any]:
         """The document, built once."""
-        document = super().openapi()
-        components = document.setdefault("components", {}).setdefault("schemas", {})
-        _, extra = models_json_schema(
-            [(model, "validation") for model in _RAW_MODELS], ref_template="#/components/schemas/{model}"
-        )
-        for name, schema in extra.get("$defs", {}).items():
-            components.setdefault(name, schema)
+        if self.openapi_schema is None:
+            complete(super().openapi())
+        document = self.openapi_schema
+        assert document is not None
         return document
 
 
@@ -60,14 +65,17 @@ def create_app(settings: Settings, clock: Clock | None = None) -> FastAPI:
         with database.read() as connection:
             clock = timekeeping.read_clock(connection)
         database.clock = clock
-    hub = Hub(settings, database, clock, StoredQueue(), authenticate_token)
+    doorkeeper = Doorkeeper(_lockout_limits(settings))
+    hub = Hub(settings, database, clock, StoredQueue(), doorkeeper.authenticate, Throttle(settings))
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         periodic = tasks.start(database) if settings.tasks else None
+        doorkeeper.start(database)
         yield
         if periodic is not None:
             periodic.shutdown(wait=True)
+        doorkeeper.stop()
         database.close()
 
     app = _Service(
@@ -77,16 +85,41 @@ def create_app(settings: Settings, clock: Clock | None = None) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         swagger_ui_oauth2_redirect_url=None,
-        max_body_size=settings.body_limit_bytes,
         dependencies=[Depends(HTTPBearer(auto_error=False))],
     )
     app.state.hub = hub
+    app.state.doorkeeper = doorkeeper
     problems.install(app)
-    for room in (jobs, programs, fleet, identity, dispatch):
+    for room in (
+        jobs,
+        job_changes,
+        switches,
+        programs,
+        grant_changes,
+        limits_routes,
+        read_limits_routes,
+        statements,
+        fleet,
+        identity,
+        trail,
+        audit_chain,
+        exports,
+        dispatch,
+        reconciliations,
+    ):
         app.include_router(room.router)
     _add_own_routes(app)
     docs_page.install(app)
     return app
+
+
+def _lockout_limits(settings: Settings) -> Limits:
+    return Limits(
+        settings.lockout_pair_failures,
+        settings.lockout_address_failures,
+        settings.lockout_window_s * 1000,
+        settings.lockout_s * 1000,
+    )
 
 
 def _add_own_routes(app: FastAPI) -> None:
@@ -107,6 +140,17 @@ def _add_own_routes(app: FastAPI) -> None:
                 now=clock.now_ms(),
             )
         )
+
+    @router.get(
+        "/v1/tasks",
+        operation_id="list_tasks",
+        response_model=TaskList,
+        openapi_extra=access(Role.OPERATOR, Role.AUDITOR, scope=Scope.AUDIT_READ),
+    )
+    def list_tasks() -> Response:
+        """Periodic tasks with their newest runs (operators, auditors)."""
+        with hub.database.read() as connection:
+            return answer(tasks.read_tasks(connection))
 
     @router.get("/metrics", include_in_schema=False, openapi_extra=public())
     def metrics(request: Request) -> Response:

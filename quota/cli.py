@@ -16,6 +16,7 @@ from typing import Annotated
 import structlog
 import typer
 import uvicorn
+from pydantic import ValidationError
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 
@@ -25,8 +26,8 @@ from quota.clock import Clock, instant_ms
 from quota.db import Database
 from quota.door import Hub
 from quota.errors import HubError
-from quota.identity import service as identity
-from quota.schemas.identity import NewToken, Role, TokenWithSecret
+from quota.identity import tokens
+from quota.schemas.identity import NewToken, Role, Scope, TokenWithSecret
 from quota.settings import Settings
 
 app = typer.Typer(help="The quota service: grants, ledger, jobs.", no_args_is_help=True)
@@ -72,9 +73,24 @@ def token(
     organization: str | None = None,
     node: str | None = None,
     label: str = "made on the command line",
+    scope: Annotated[list[Scope] | None, typer.Option(help="Narrow it to this; repeatable.")] = None,
+    expires_at: Annotated[str, typer.Option(help="RFC 3339 time of the hub's clock.")] = "",
 ) -> None:
     """Make a token directly in the database; prints it as JSON, its secret this once."""
-    body = NewToken(role=role, organization_id=organization, node=node, label=label)
+    try:
+        body = NewToken(
+            role=role,
+            organization_id=organization,
+            node=node,
+            label=label,
+            scopes=tuple(scope or ()),
+            expires_at=instant_ms(expires_at) if expires_at else None,
+        )
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        _fail(f"--{'-'.join(map(str, first['loc'])).replace('_', '-')}: {first['msg']}")
+    except ValueError as error:
+        _fail(f"--expires-at: {error}")
     typer.echo(make_token(database, body).model_dump_json())
 
 
@@ -95,7 +111,7 @@ def make_token(database: str, body: NewToken) -> TokenWithSecret:
     """What `token` does; ends the process with one line when it cannot."""
     with _one_line_errors(), _only_process(database):
         opened = _migrated(database)
-        made = opened.write(lambda tx: identity.create_token(tx, "command line", body))
+        made = opened.write(lambda tx: tokens.create_token(tx, "command line", body))
         opened.close()
         return made
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 import time
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 
+SEOUL_MS = 9 * 3_600_000
+"""Asia/Seoul is UTC+9 all year."""
 HOUR_MS = 3_600_000
 
 _INSTANT = re.compile(r"([0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2})(?:\.([0-9]{1,3}))?Z")
@@ -85,3 +87,13 @@ def instant_ms(text: str) -> int:
         return (moment - _EPOCH) // timedelta(milliseconds=1)
     seconds = int(datetime.fromisoformat(match[1] + "+00:00").timestamp())
     return seconds * 1000 + int((match[2] or "").ljust(3, "0") or 0)
+
+
+def day_start_ms(day: str) -> int:
+    """When a day of Asia/Seoul (`2026-11-22`) begins; that zone has no daylight saving. Raises ValueError."""
+    return instant_ms(f"{date.fromisoformat(day).isoformat()}T00:00:00+09:00")
+
+
+def day_of(moment_ms: int) -> str:
+    """The day of Asia/Seoul that a moment lies in."""
+    return datetime.fromtimestamp((moment_ms + SEOUL_MS) // 1000, UTC).date().isoformat()

@@ -1,7 +1,8 @@
 """What every route shares: who may call it, the hub behind the request, and answers without a second validation.
 
 A route says who may call it with `access(…)`; `HubRoute` asks before it reads the body, so that a stranger's
-request is answered 401 and a wrong role's 403 whatever the body holds.
+request is answered 401 and a wrong role's 403 whatever the body holds, however large it is. Then comes the rate
+limit, then query parameters that the route does not know, then the body's size, and only then the body itself.
 """
 
 from __future__ import annotations
@@ -9,30 +10,41 @@ from __future__ import annotations
 import hashlib
 import json
 import zlib
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from threading import Event
 from typing import Annotated, Any, TypeVar
 
-from fastapi import Header, Request, Response
+from fastapi import Header, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
+from fastapi.dependencies.utils import get_flat_params
 from fastapi.exceptions import RequestValidationError
+from fastapi.params import ParamTypes
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
+from starlette.types import Message, Receive
 
 from quota.clock import Clock
 from quota.db import Database
-from quota.errors import BadRequest, Forbidden, PreconditionFailed, Unauthenticated
+from quota.errors import BadRequest, BodyTooLarge, Forbidden, PreconditionFailed, Unauthenticated
 from quota.queue import Queue
 from quota.schemas.identity import Caller, Role, Scope
+from quota.schemas.values import Id
 from quota.settings import Settings
+from quota.throttle import Throttle
 
 T = TypeVar("T", bound=BaseModel)
+R = TypeVar("R")
 
 IfMatch = Annotated[str | None, Header(alias="If-Match")]
 IdempotencyKey = Annotated[str | None, Header(alias="Idempotency-Key")]
+After = Annotated[Id | None, Query(description="The `next` of the page before.")]
+Limit = Annotated[int, Query(ge=1, le=1000, description="How many items a page has at most.")]
+PAGE = 200
+"""How many items a page has if the request does not say."""
 READERS = (Role.OPERATOR, Role.AUDITOR, Role.MEMBER)
 ALL_ROLES = tuple(Role)
+WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +57,7 @@ class Hub:
     queue: Queue
     authenticate: Callable[[Database, str, str], Caller]
     """(database, secret, address of the request) -> caller; raises Unauthenticated. Blocks: call it in a thread."""
+    throttle: Throttle
     stopping: Event = field(default_factory=Event)
     """Set when the process was asked to stop: long polls answer at once."""
 
@@ -70,13 +83,18 @@ class HubRoute(APIRoute):
         assert extra is not None, f"{self.path} does not say who may call it"
         roles = tuple(Role(name) for name in extra["x-roles"])
         scope = None if extra["x-scope"] is None else Scope(extra["x-scope"])
-        if not roles:
-            return inner
+        parameters = [item.field_info for item in get_flat_params(self.dependant)]
+        known = {str(item.alias) for item in parameters if getattr(item, "in_", None) is ParamTypes.query}
 
         async def guarded(request: Request) -> Response:
-            caller = await run_in_threadpool(authenticate, request)
-            _check_access(caller, roles, scope)
-            request.state.caller = caller
+            if roles:
+                caller = await run_in_threadpool(authenticate, request)
+                hub_of(request).throttle.take(caller)
+                _check_access(caller, roles, scope)
+                request.state.caller = caller
+            _check_query(request, known)
+            if request.method in WITH_BODY:
+                request = await _read_body(request)
             return await inner(request)
 
         return guarded
@@ -94,10 +112,47 @@ def authenticate(request: Request) -> Caller:
 
 def _check_access(caller: Caller, roles: tuple[Role, ...], scope: Scope | None) -> None:
     if caller.role not in roles:
-        needed = " or ".join(role.value for role in roles)
-        raise Forbidden(f"this needs a token of role {needed}, yours is {caller.role.value}")
+        needed = "/".join(role.value for role in roles)
+        raise Forbidden(
+            "this needs a token of role {needed}, yours is {role}", needed=needed, role=caller.role.value
+        )
     if caller.scopes and scope is not None and scope not in caller.scopes:
-        raise Forbidden(f"this needs a token with scope {scope.value}")
+        raise Forbidden("this needs a token with scope {scope}", scope=scope.value)
+
+
+def _check_query(request: Request, known: set[str]) -> None:
+    unknown = [name for name in request.query_params if name not in known]
+    if unknown:
+        raise RequestValidationError([{"type": "unknown_parameter", "loc": ("query", unknown[0])}])
+
+
+async def _read_body(request: Request) -> Request:
+    """The same request with its body read. Raises BodyTooLarge before more than the limit is kept."""
+    limit = hub_of(request).settings.body_limit_bytes
+    declared = request.headers.get("Content-Length", "")
+    if declared.isdecimal() and int(declared) > limit:
+        raise _too_large(limit)
+    limited = Request(request.scope, _limited(request.receive, limit), request._send)
+    await limited.body()
+    return limited
+
+
+def _limited(receive: Receive, limit: int) -> Receive:
+    size = 0
+
+    async def counted() -> Message:
+        nonlocal size
+        message = await receive()
+        size += len(message.get("body", b""))
+        if size > limit:
+            raise _too_large(limit)
+        return message
+
+    return counted
+
+
+def _too_large(limit: int) -> BodyTooLarge:
+    return BodyTooLarge("a body has at most {limit_bytes} bytes", field="body", limit_bytes=limit)
 
 
 def hub_of(request: Request) -> Hub:
@@ -136,6 +191,13 @@ def check_match(if_match: str | None, tag: str) -> None:
         raise PreconditionFailed("this is version {tag} now, not {asked}", tag=tag, asked=if_match[:100])
 
 
+def page(rows: Sequence[R], limit: int, token: Callable[[R], str]) -> tuple[Sequence[R], str | None]:
+    """One page of rows that were read with `limit + 1`, and where the next one goes on; None at the end."""
+    if len(rows) <= limit:
+        return rows, None
+    return rows[:limit], token(rows[limit - 1])
+
+
 async def raw_body(request: Request) -> bytes:
     """The body as bytes, unpacked if it came gzipped; a packed body may not unfold past the limit."""
     body = await request.body()
@@ -144,11 +206,13 @@ async def raw_body(request: Request) -> bytes:
     limit = hub_of(request).settings.body_limit_bytes
     unpacker = zlib.decompressobj(wbits=31)
     try:
-        unpacked = unpacker.decompress(body, limit)
+        unpacked = unpacker.decompress(body, limit + 1)
     except zlib.error as error:
         raise BadRequest("the body is not gzip as Content-Encoding says", field="body") from error
-    if unpacker.unconsumed_tail or not unpacker.eof:
-        raise BadRequest(f"the unpacked body is larger than {limit} bytes or cut short", field="body")
+    if len(unpacked) > limit:
+        raise _too_large(limit)
+    if not unpacker.eof:
+        raise BadRequest("the packed body is cut short", field="body")
     return unpacked
 
 

@@ -8,10 +8,14 @@ HubError
 ├── Conflict 409        the state does not allow it
 │   ├── InsufficientBalance
 │   ├── CapacityTaken
+│   ├── SecretAlreadyShown
+│   ├── TokenEnded, AlreadyRotated
 │   └── StaleEpoch, StaleSequence, LeaseHeld
 ├── CursorExpired 410
 ├── PreconditionFailed 412   If-Match names another version
-└── IdempotencyMismatch 422
+├── BodyTooLarge 413
+├── IdempotencyMismatch 422
+└── RateLimited, LockedOut 429     with `retry_after_s`, also sent as Retry-After
 """
 
 from __future__ import annotations
@@ -42,7 +46,7 @@ class HubError(Exception):
         return (cls.__doc__ or "").strip().splitlines()[0]
 
 
-def filled(template: str, numbers: Mapping[str, int | str]) -> str:
+def filled(template: str, numbers: Mapping[str, object]) -> str:
     """A template with its named fields filled in; what names no known value stays as it stands."""
     return _FIELD.sub(lambda found: str(numbers.get(found[1], found[0])), template)
 
@@ -101,10 +105,40 @@ class AlreadyExists(Conflict):
     code = "already_exists"
 
 
+class SecretAlreadyShown(Conflict):
+    """This was done already, and its secret is shown only once; make a new one."""
+
+    code = "secret_already_shown"
+
+
+class TokenEnded(Conflict):
+    """This token was revoked or has expired; make a new one."""
+
+    code = "token_ended"
+
+
+class AlreadyRotated(Conflict):
+    """This token has a successor already."""
+
+    code = "already_rotated"
+
+
 class InsufficientBalance(Conflict):
     """The account has less GPU time left than was asked for."""
 
     code = "insufficient_balance"
+
+
+class NothingToRefund(Conflict):
+    """Nothing of that time was charged that is not given back already."""
+
+    code = "nothing_to_refund"
+
+
+class RefundCapReached(Conflict):
+    """The grant's policy gives back no more of this job's time after faults."""
+
+    code = "refund_cap_reached"
 
 
 class NoGrant(Conflict):
@@ -143,10 +177,34 @@ class GrantNotActive(Conflict):
     code = "grant_not_active"
 
 
+class GrantCapReached(Conflict):
+    """The grant already has as many GPUs in use as it may have at once."""
+
+    code = "grant_cap"
+
+
 class PreconditionFailed(HubError):
     """The object was changed since it was read; read it again."""
 
     code, status = "precondition_failed", 412
+
+
+class BodyTooLarge(HubError):
+    """The body is larger than the hub reads."""
+
+    code, status = "body_too_large", 413
+
+
+class RateLimited(HubError):
+    """This token sends requests faster than it may."""
+
+    code, status = "rate_limited", 429
+
+
+class LockedOut(HubError):
+    """Too many wrong tokens came from there."""
+
+    code, status = "locked_out", 429
 
 
 class StaleEpoch(Conflict):

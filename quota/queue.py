@@ -6,7 +6,7 @@ from typing import Protocol
 
 from sqlalchemy import Connection
 
-from quota.schemas.scheduling import Waiting
+from quota.schemas.scheduling import Waiting, WaitReason
 
 
 class Queue(Protocol):
@@ -16,8 +16,16 @@ class Queue(Protocol):
         """Take over the stored ranking if it is a newer one."""
         ...
 
+    def ranked_at_ms(self) -> int | None:
+        """When the queue was ranked; None if never."""
+        ...
+
     def position(self, job_id: str) -> int | None:
         """Place in the hub's queue, 1 = next; None if unranked."""
+        ...
+
+    def code(self, job_id: str) -> WaitReason | None:
+        """The code alone of why a job waits, or None if no cycle has said."""
         ...
 
     def waiting(self, job_id: str) -> Waiting | None:

@@ -41,7 +41,8 @@ def upgrade(database: Database) -> None:
         known = {revision.revision for revision in script.walk_revisions()}
         if current is not None and current not in known:
             raise NewerSchema(
-                f"the database has schema {current}, newer than this program; use a newer gpuhub"
+                "the database has schema {schema}, newer than this program; use a newer gpuhub",
+                schema=current,
             )
         config.attributes["connection"] = connection
         command.upgrade(config, "head")

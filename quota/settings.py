@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -20,6 +23,21 @@ class Settings(BaseSettings):
     """How often a long poll looks at the feed's head in the database."""
     body_limit_bytes: int = 32 * 1024 * 1024
     """Largest request body; a report of 2,000 items is about 1 MiB."""
+    member_requests_per_s: Annotated[float, Field(ge=0)] = 50.0
+    """How many requests a member's token may send a second, per process; 0: as many as it likes."""
+    member_requests_burst: Annotated[int, Field(ge=1)] = 100
+    """How many it may send at once after a rest."""
+    staff_requests_per_s: Annotated[float, Field(ge=0)] = 1000.0
+    """The same for operators and auditors. Scheduler and agents are not limited."""
+    staff_requests_burst: Annotated[int, Field(ge=1)] = 2000
+    lockout_pair_failures: Annotated[int, Field(ge=1)] = 10
+    """Failures of one address with one token's first characters within the window that lock this pair out."""
+    lockout_address_failures: Annotated[int, Field(ge=1)] = 100
+    """Unknown tokens from one address (IPv6: its /64) within the window that lock the address out. Behind a proxy
+    the address is the one in X-Forwarded-For, which is believed only from loopback: let the proxy set it."""
+    lockout_window_s: Annotated[int, Field(ge=1)] = 300
+    lockout_s: Annotated[int, Field(ge=1)] = 900
+    """How long a lock lasts, in seconds of the wall."""
     pool_size: int = 16
     tasks: bool = True
     """Run the periodic tasks in this process."""

@@ -36,7 +36,7 @@ def anchor_clock(tx: Tx, speed: int, origin_ms: int | None = None, at_least_ms: 
         return clock
     if row.speed != speed:
         raise ClockMismatch(
-            f"this database was lived at clock speed {row.speed}, not {speed}; use --clock-speed {row.speed} "
+            "this database was lived at clock speed {stored}, not {asked}; use --clock-speed {stored} "
             "or another data directory",
             stored=row.speed,
             asked=speed,

@@ -15,7 +15,7 @@ LINES: Mapping[WaitReason, str] = {
         "{pods_fit} of {pods} pods with {gpus_per_pod} {gpu_class} each fit: what is free is scattered"
     ),
     WaitReason.GRANT_EXHAUSTED: (
-        "needs {needed_gpu_us} GPU hours, grant {grant} has {left_gpu_us} GPU hours left"
+        "needs {needed_gpu_us} GPU hours, grant {grant} has {left_gpu_us} GPU hours left (account {account})"
     ),
     WaitReason.GRANT_ENDS_FIRST: "grant {grant} ends at {ends_at_ms}: a walltime of {walltime_ms} would fit",
     WaitReason.GRANT_NOT_STARTED: "grant {grant} starts at {starts_at_ms}",
@@ -26,6 +26,8 @@ LINES: Mapping[WaitReason, str] = {
     WaitReason.ORGANIZATION_FROZEN: "organization {organization} is frozen",
     WaitReason.ROOM_RESERVED: "the room is being freed for job {job}",
     WaitReason.BEHIND_IN_ORDER: "job {job} of {organization} was ahead and took the room",
+    WaitReason.PLACEMENT_PAUSED: "operators let nothing start on {what} {name}",
+    WaitReason.GRANT_CAP: "needs {needed} GPUs, {in_use} of the {cap} that grant {grant} may use at once are in use",
     WaitReason.START_REFUSED: "its start was refused ({code}); it is tried again at {until_ms}",
 }
 
@@ -33,7 +35,7 @@ LINES: Mapping[WaitReason, str] = {
 def explain(waiting: Waiting) -> str:
     """One line; a number that is missing shows as `?`."""
     shown = _Shown({name: _show(name, value) for name, value in waiting.numbers.items()})
-    return LINES[waiting.code].format_map(shown)
+    return LINES[waiting.code].format_map(shown).rstrip()
 
 
 class _Shown(dict[str, str]):
@@ -43,7 +45,7 @@ class _Shown(dict[str, str]):
 
 def _show(name: str, value: int | str) -> str:
     if not isinstance(value, int):
-        return value
+        return "none is open" if name == "account" and not value else value
     if name.endswith("_gpu_us"):
         return gpu_hours_text(value)
     if name == "walltime_ms":

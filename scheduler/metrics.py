@@ -12,6 +12,8 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from quota.schemas.scheduling import StopReason
+
 CYCLE_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 WAIT_BUCKETS_S = (10, 30, 60, 300, 900, 1800, 3600, 7200, 14400, 28800, 86400, 259200, 604800)
 
@@ -70,6 +72,7 @@ class Metrics(Collector):
         self._leader = False
         self._picture = Picture()
         self._decisions: Counter[str] = Counter()
+        self._stops: Counter[str] = Counter()
         self._admitted = 0
         self._actions: Counter[tuple[str, str]] = Counter()
         self._quota_errors = 0
@@ -104,6 +107,11 @@ class Metrics(Collector):
         with self._lock:
             self._decisions[outcome] += 1
 
+    def stopped(self, reason: str) -> None:
+        """Quota recorded a stop for this reason."""
+        with self._lock:
+            self._stops[reason] += 1
+
     def admitted(self, gpu_class: str, waited_s: float) -> None:
         """A job was started after waiting this long (business time)."""
         with self._lock:
@@ -133,6 +141,12 @@ class Metrics(Collector):
         for outcome in ("started", "stopped", "unchanged", "refused"):
             decisions.add_metric([outcome], self._decisions[outcome])
         yield decisions
+        stops = CounterMetricFamily(
+            "hub_sched_stops", "Stops recorded by the quota service.", labels=["reason"]
+        )
+        for reason in StopReason:
+            stops.add_metric([reason.value], self._stops[reason.value])
+        yield stops
         yield CounterMetricFamily("hub_sched_admitted_jobs", "Jobs started.", value=self._admitted)
         actions = CounterMetricFamily(
             "hub_sched_cluster_actions",

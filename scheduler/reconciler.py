@@ -69,6 +69,8 @@ def stop_of(
         return None
     if job is not None and job.cancel_requested_at is not None:
         return _stop(attempt, StopReason.CANCELLED, now_ms, attempt.grace_ms)
+    if attempt.stop_asked is not None:
+        return _stop(attempt, attempt.stop_asked, now_ms, attempt.grace_ms)
     if attempt.last_started_at is None:
         if conflict or now_ms >= attempt.claimed_at + limits.start_limit_ms:
             return _stop(attempt, StopReason.ABANDONED, now_ms, 0)

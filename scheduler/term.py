@@ -224,6 +224,8 @@ class Term:
         if isinstance(item, StopItem):
             self._reconciler.asked(item)
             metrics.decided("stopped" if result.outcome == "accepted" else result.outcome)
+            if result.outcome == "accepted":
+                metrics.stopped(item.reason.value)
             log.info("stop_decided", reason=item.reason.value, for_job=item.for_job, **numbers)
             return
         if result.outcome == "refused":

@@ -65,7 +65,7 @@ def _change_of(
                 organization.decayed_as_of,
             )
         case wire.FeedItem(kind="gpu_class", gpu_class=wire.GpuClassObject() as gpu_class):
-            return model.GpuClass(gpu_class.id, gpu_class.rate_thousandths)
+            return model.GpuClass(gpu_class.id, gpu_class.rate_thousandths, gpu_class.paused)
         case wire.FeedItem(kind="node", node=wire.NodeObject() as node):
             return _node_of(node)
         case wire.FeedItem(kind="cluster", cluster=wire.ClusterObject() as cluster):
@@ -107,6 +107,7 @@ def policy_of(policy: wire.PolicyObject, clock: Clock) -> Policy:
         half_life_ms=policy.half_life_ms,
         lag_bound_share=policy.lag_bound_thousandths / 1000,
         cluster_unseen_ms=policy.cluster_unseen_wall_s * 1000 * clock.speed,
+        placement_paused=policy.placement_paused,
     )
 
 
@@ -114,6 +115,7 @@ def _attempt_of(attempt: wire.AttemptObject) -> model.Attempt:
     return model.Attempt(
         job_id=attempt.job_id,
         attempt=attempt.attempt,
+        grant_id=attempt.grant_id,
         state=model.JobState(attempt.state),
         cluster=attempt.cluster,
         pods=tuple(model.PodPlacement(pod.node, pod.gpu_class, pod.count) for pod in attempt.pods),
@@ -131,23 +133,24 @@ def _grant_of(grant: wire.GrantObject) -> model.Grant:
         organization_id=grant.organization_id,
         starts_at_ms=grant.starts_at,
         ends_at_ms=grant.ends_at,
-        paths=tuple(
-            model.Path(
-                tuple(
-                    model.Account(
-                        account.id,
-                        account.granted_gpu_us,
-                        account.held_gpu_us,
-                        account.used_gpu_us,
-                        account.overdraft_gpu_us,
-                    )
-                    for account in path.accounts
-                )
-            )
-            for path in grant.paths
-        ),
+        paths=tuple(_path_of(path) for path in grant.paths),
         pace=None if grant.pace is None else _pace(grant.pace),
+        max_gpus=grant.max_gpus,
     )
+
+
+def _path_of(path: wire.AccountPath) -> model.Path:
+    accounts = tuple(
+        model.Account(
+            account.id,
+            account.granted_gpu_us,
+            account.held_gpu_us,
+            account.used_gpu_us,
+            account.overdraft_gpu_us,
+        )
+        for account in path.accounts
+    )
+    return model.Path(accounts, path.organization_id)
 
 
 def _node_of(node: wire.NodeObject) -> model.Node:

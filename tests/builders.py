@@ -22,14 +22,19 @@ from quota.dispatch import decisions, feed, lease, reports
 from quota.dispatch.ranking import StoredQueue
 from quota.fleet import service as fleet
 from quota.identity import service as identity
+from quota.identity import tokens
+from quota.jobs import extending, refunding
 from quota.jobs import service as jobs
 from quota.jobs.tables import attempts
+from quota.programs import awards, changes
 from quota.programs import service as programs
 from quota.schema import metadata
 from quota.schemas.fleet import NewCluster, NewGpuClass
 from quota.schemas.identity import Caller, NewOrganization, NewToken, Role
+from quota.schemas.job_changes import ExtendedJob, JobExtension, JobRefund, RefundedJob
 from quota.schemas.jobs import Job, JobDetail, JobSubmission
-from quota.schemas.programs import Award, Grant, GrantChange, NewProgram
+from quota.schemas.ledger import RefundKind
+from quota.schemas.programs import Award, Grant, GrantCut, NewProgram, TopUp
 from quota.schemas.scheduling import (
     ClassCount,
     DecisionBatch,
@@ -169,15 +174,15 @@ class Hub:
             ends_at=self.now + 90 * DAY_MS if ends_at is None else ends_at,
             reason="a test",
         )
-        return self.database.write(lambda tx: programs.award(tx, OPERATOR, body))
+        return self.database.write(lambda tx: awards.award(tx, OPERATOR, body))
 
     def top_up(self, grant: Grant, hours: str) -> Grant:
-        body = GrantChange(gpu_hours=hours, reason="a test")
-        return self.database.write(lambda tx: programs.top_up(tx, OPERATOR, grant.id, body))
+        body = TopUp(gpu_hours=hours, reason="a test")
+        return self.database.write(lambda tx: changes.top_up(tx, OPERATOR, grant.id, body))
 
     def cut(self, grant: Grant, hours: str) -> Grant:
-        body = GrantChange(gpu_hours=hours, reason="a test")
-        return self.database.write(lambda tx: programs.cut(tx, OPERATOR, grant.id, body))
+        body = GrantCut(gpu_hours=hours, reason="a test")
+        return self.database.write(lambda tx: changes.cut(tx, OPERATOR, grant.id, body))
 
     def submit(self, organization: str = "alpha", **fields: Any) -> Job:
         body = a_submission(**fields)
@@ -185,6 +190,35 @@ class Hub:
 
     def cancel(self, job_id: str, caller: Caller = OPERATOR) -> Job:
         return self.database.write(lambda tx: jobs.cancel(tx, caller, job_id, self.queue))
+
+    def extend(self, job: Job, walltime_s: int, caller: Caller = OPERATOR) -> ExtendedJob:
+        body = JobExtension(walltime_s=walltime_s, reason="a test")
+        return self.database.write(lambda tx: extending.extend(tx, caller, job.id, body))
+
+    def refund(
+        self,
+        job: Job,
+        starts_at: int,
+        ends_at: int,
+        kind: RefundKind = RefundKind.FAULT,
+        *,
+        attempt: int = 1,
+        evidence: str = "finding:1",
+    ) -> RefundedJob:
+        body = JobRefund(
+            attempt=attempt,
+            starts_at=starts_at,
+            ends_at=ends_at,
+            kind=kind,
+            reason="a test",
+            evidence=evidence,
+        )
+        return self.database.write(lambda tx: refunding.refund(tx, OPERATOR, job.id, body))
+
+    def ask_stop(self, job: Job, reason: StopReason) -> bool:
+        return self.database.write(
+            lambda tx: jobs.ask_stop(tx, job.id, reason, actor=OPERATOR, why="a test", evidence="paper:1")
+        )
 
     # --- the scheduler -------------------------------------------------------------------------
 
@@ -332,7 +366,7 @@ def a_hub(
         for name, (rate, price) in RATES.items():
             body = NewGpuClass(id=name, name=name.upper(), rate_thousandths=rate, price_krw=price)
             fleet.put_gpu_class(tx, OPERATOR, body)
-        programs.create_program(tx, OPERATOR, NewProgram(id="ax", name="AX", budget_gpu_hours=budget_hours))
+        awards.create_program(tx, OPERATOR, NewProgram(id="ax", name="AX", budget_gpu_hours=budget_hours))
         for firm in firms:
             identity.create_organization(tx, OPERATOR, NewOrganization(id=firm, name=firm.title()))
         fleet.create_cluster(tx, OPERATOR, NewCluster(id="sim", kind="simulated"))
@@ -470,11 +504,11 @@ def an_api(url: str, **settings: Any) -> Iterator[Api]:
 
 
 def _tokens(hub: Hub) -> dict[str, str]:
-    bodies = {
-        role.value: NewToken(role=role) for role in (Role.OPERATOR, Role.AUDITOR, Role.SCHEDULER, Role.AGENT)
-    } | {firm: NewToken(role=Role.MEMBER, organization_id=firm) for firm in FIRMS}
+    bodies = {role.value: NewToken(role=role) for role in (Role.OPERATOR, Role.AUDITOR, Role.SCHEDULER)}
+    bodies["agent"] = NewToken(role=Role.AGENT, node="n*")
+    bodies |= {firm: NewToken(role=Role.MEMBER, organization_id=firm) for firm in FIRMS}
     return {
-        name: hub.database.write(lambda tx, body=body: identity.create_token(tx, "test", body)).secret
+        name: hub.database.write(lambda tx, body=body: tokens.create_token(tx, "test", body)).secret
         for name, body in bodies.items()
     }
 

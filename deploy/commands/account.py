@@ -1,4 +1,4 @@
-"""`gpuhub login`, `whoami`, `balance`, `statement`."""
+"""`gpuhub login`, `whoami`, `balance`."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from typing import Annotated
 import typer
 
 from deploy.session import open_client, save_login, service, told
-from deploy.show import JsonOption, console, hours, json_out, moment, table, won
+from deploy.show import JsonOption, console, hours, json_out, moment, table
 from quota.client import QuotaClient
 from quota.schemas.identity import Caller
-from quota.schemas.ledger import Statement, StatementLine
 from quota.schemas.programs import Grant
 
 Json = Annotated[bool, JsonOption]
@@ -64,19 +63,6 @@ def balance(
         typer.echo("no grants; the operator awards them")
 
 
-def statement(
-    grant_id: Annotated[str, typer.Argument(help="The grant's id; see `gpuhub balance`.")],
-    as_json: Json = False,
-) -> None:
-    """Show every transfer of a grant with its arithmetic."""
-    with service() as client:
-        found = client.read_statement(grant_id)
-    if as_json:
-        json_out(found)
-    else:
-        print_statement(found)
-
-
 def all_grants(client: QuotaClient, organization: str | None = None) -> list[Grant]:
     """Every grant the caller may see, over all pages."""
     grants: list[Grant] = []
@@ -119,53 +105,6 @@ def grant_table(grants: list[Grant]) -> object:
     return table("GPU hours of the reference GPU: granted = used + held + available", columns, rows)
 
 
-def print_statement(found: Statement, tail: int | None = None) -> None:
-    """A statement as a table; with `tail` only its last lines."""
-    lines = found.lines if tail is None else found.lines[-tail:]
-    title = (
-        f"statement of {found.grant_id} ({found.organization_id}, {found.program_id})"
-        f" as of {moment(found.as_of)}"
-    )
-    columns = ("at (KST)", "type", "job", ">granted", ">held", ">used", ">won", "arithmetic")
-    out = console()
-    out.print(table(title, columns, [_line_cells(line) for line in lines]))
-    if len(lines) < len(found.lines):
-        out.print(f"({len(found.lines) - len(lines)} earlier lines: gpuhub statement {found.grant_id})")
-    out.print(
-        f"granted {hours(found.granted_gpu_us)} = used {hours(found.used_gpu_us)}"
-        f" + held {hours(found.held_gpu_us)}"
-        f" + available {hours(found.available_gpu_us)} GPU-h; used comes to {won(found.total_krw)}"
-    )
-
-
-def _line_cells(line: StatementLine) -> tuple[str, ...]:
-    part = line.slice
-    arithmetic = line.reason
-    if part is not None:
-        arithmetic = (
-            f"{part.milliseconds:,} ms x {part.gpus} {part.gpu_class} x {part.rate_thousandths / 1000:g}"
-            f" = {part.milliseconds * part.gpus * part.rate_thousandths:,} GPU-us;"
-            f" {won(part.price_krw)}/h"
-        )
-    job = "" if line.job_id is None else f"{line.job_id}-{line.attempt}"
-    return (
-        moment(line.at),
-        line.type.value,
-        job,
-        _signed(line.granted_gpu_us),
-        _signed(line.held_gpu_us),
-        _signed(line.used_gpu_us),
-        won(line.krw) if line.krw else "",
-        arithmetic,
-    )
-
-
-def _signed(amount_gpu_us: int) -> str:
-    if not amount_gpu_us:
-        return ""
-    return ("+" if amount_gpu_us > 0 else "") + hours(amount_gpu_us)
-
-
 def _caller_text(caller: Caller) -> str:
     return caller.role.value + (f" of {caller.organization_id}" if caller.organization_id else "")
 
@@ -175,4 +114,3 @@ def register(app: typer.Typer) -> None:
     app.command("login")(login)
     app.command("whoami")(whoami)
     app.command("balance")(balance)
-    app.command("statement", no_args_is_help=True)(statement)

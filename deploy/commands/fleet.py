@@ -6,9 +6,11 @@ from typing import Annotated
 
 import typer
 
+from deploy.commands.switches import DryRun, reach_table
 from deploy.session import UsageTrouble, service
 from deploy.show import JsonOption, console, json_out, moment, table, won
 from quota.client import QuotaClient
+from quota.client.paging import every
 from quota.schemas.fleet import NewGpuClass, Node, NodeChange
 
 Json = Annotated[bool, JsonOption]
@@ -23,9 +25,9 @@ class_app = typer.Typer(no_args_is_help=True, help="List and set GPU classes, th
 def list_nodes(as_json: Json = False) -> None:
     """List nodes: what they have, what the hub gave away, what others use."""
     with service() as client:
-        found = client.list_nodes()
+        found = list(every(client.list_nodes))
     if as_json:
-        json_out(found.items)
+        json_out(found)
         return
     rows = [
         (
@@ -35,7 +37,7 @@ def list_nodes(as_json: Json = False) -> None:
             *_counts(capacity.total, capacity.used, capacity.foreign),
             _state(node),
         )
-        for node in found.items
+        for node in found
         for capacity in node.capacities
     ]
     columns = ("cluster", "node", "class", ">total", ">used", ">foreign", ">free", "state")
@@ -43,24 +45,26 @@ def list_nodes(as_json: Json = False) -> None:
 
 
 @node_app.command("cordon")
-def cordon(node: NodeArgument, reason: Why, as_json: Json = False) -> None:
+def cordon(node: NodeArgument, reason: Why, dry_run: DryRun = False, as_json: Json = False) -> None:
     """Keep new jobs off a node; running ones go on."""
-    _change_node(node, NodeChange(cordoned=True, reason=reason), as_json)
+    _change_node(node, NodeChange(cordoned=True, reason=reason), dry_run, as_json)
 
 
 @node_app.command("uncordon")
-def uncordon(node: NodeArgument, reason: Why = "back in service", as_json: Json = False) -> None:
+def uncordon(
+    node: NodeArgument, reason: Why = "back in service", dry_run: DryRun = False, as_json: Json = False
+) -> None:
     """Let a node take jobs again."""
-    _change_node(node, NodeChange(cordoned=False, reason=reason), as_json)
+    _change_node(node, NodeChange(cordoned=False, reason=reason), dry_run, as_json)
 
 
 @class_app.command("list")
 def list_classes(as_json: Json = False) -> None:
     """List GPU classes with their present rates."""
     with service() as client:
-        found = client.list_gpu_classes()
+        found = list(every(client.list_gpu_classes))
     if as_json:
-        json_out(found.items)
+        json_out(found)
         return
     rows = [
         (
@@ -70,7 +74,7 @@ def list_classes(as_json: Json = False) -> None:
             won(item.price_krw),
             moment(item.valid_from),
         )
-        for item in found.items
+        for item in found
     ]
     console().print(table("", ("class", "name", ">rate", ">won per GPU-h", "since"), rows))
 
@@ -105,21 +109,22 @@ def _state(node: Node) -> str:
     return "ready" if node.schedulable else "unavailable"
 
 
-def _change_node(name: str, change: NodeChange, as_json: bool) -> None:
+def _change_node(name: str, change: NodeChange, dry_run: bool, as_json: bool) -> None:
     with service() as client:
         cluster, node = _find_node(client, name)
-        changed = client.change_node(cluster, node, change)
+        changed = client.change_node(cluster, node, change, dry_run=dry_run)
     if as_json:
         json_out(changed)
-    else:
-        typer.echo(f"{changed.cluster}/{changed.node}: {_state(changed)}")
+        return
+    typer.echo(f"{changed.cluster}/{changed.node}: {_state(changed)}" + (" (dry run)" if dry_run else ""))
+    console().print(reach_table(changed.reach))
 
 
 def _find_node(client: QuotaClient, name: str) -> tuple[str, str]:
     cluster, slash, node = name.partition("/")
     if slash:
         return cluster, node
-    clusters = [item.cluster for item in client.list_nodes().items if item.node == name]
+    clusters = [item.cluster for item in every(client.list_nodes) if item.node == name]
     if len(clusters) != 1:
         known = "no cluster has it" if not clusters else f"clusters {', '.join(clusters)} have it"
         raise UsageTrouble(f"node {name!r}: {known}; name it CLUSTER/NODE (see `gpuhub node list`)")

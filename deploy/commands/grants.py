@@ -8,10 +8,12 @@ from uuid import uuid4
 import typer
 
 from deploy.commands.account import all_grants, grant_table
+from deploy.commands.limits import tranche_parts
 from deploy.durations import duration_s
 from deploy.session import UsageTrouble, service
 from deploy.show import JsonOption, console, hours, json_out, moment, table
 from quota.client import QuotaClient
+from quota.client.paging import every
 from quota.clock import instant_ms
 from quota.schemas.programs import Award, Grant, GrantChange, NewProgram
 
@@ -34,6 +36,11 @@ def award(
     term: Annotated[str, typer.Option(help="How long it lasts: 90d; or give --ends-at.")] = "90d",
     starts_at: Annotated[str | None, typer.Option(help="RFC 3339; default now.")] = None,
     ends_at: Annotated[str | None, typer.Option(help="RFC 3339, such as 2027-02-28T23:59:59+09:00.")] = None,
+    max_gpus: Annotated[int | None, typer.Option(help="GPUs it may have in use at once.", min=1)] = None,
+    parts: Annotated[
+        list[str] | None,
+        typer.Option("--part", help="HOURS:LABEL of a tranche; once per tranche, in order of release."),
+    ] = None,
     key: Key = None,
     as_json: Json = False,
 ) -> None:
@@ -47,6 +54,8 @@ def award(
                 "gpu_hours": gpu_hours,
                 "starts_at": start_ms,
                 "ends_at": _end_ms(client, start_ms, term, ends_at),
+                "max_gpus": max_gpus,
+                "tranches": tranche_parts(parts or []),
                 "reason": reason,
             }
         )
@@ -97,13 +106,13 @@ def create_program(
 
 @program_app.command("list")
 def list_programs(as_json: Json = False) -> None:
-    """List programmes: budget = awarded + remaining."""
+    """List programmes: budget = awarded + remaining + expired."""
     with service() as client:
-        found = client.list_programs()
+        found = list(every(client.list_programs))
     if as_json:
-        json_out(found.items)
+        json_out(found)
         return
-    columns = ("programme", "name", ">budget", ">awarded", ">remaining", "opened")
+    columns = ("programme", "name", ">budget", ">awarded", ">remaining", ">expired", "policy", "opened")
     rows = [
         (
             program.id,
@@ -111,9 +120,11 @@ def list_programs(as_json: Json = False) -> None:
             hours(program.budget_gpu_us),
             hours(program.awarded_gpu_us),
             hours(program.remaining_gpu_us),
+            hours(program.expired_gpu_us),
+            program.policy_id,
             moment(program.created_at),
         )
-        for program in found.items
+        for program in found
     ]
     console().print(table("GPU hours of the reference GPU", columns, rows))
 

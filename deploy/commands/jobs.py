@@ -10,6 +10,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from deploy.commands.follow import follow_job
+from deploy.commands.switches import show_quote
 from deploy.durations import duration_s, duration_text
 from deploy.session import Exit, UsageTrouble, service
 from deploy.show import JsonOption, console, hours, json_out, moment, table
@@ -45,6 +46,9 @@ def submit(
     wait: Annotated[
         bool, typer.Option("--wait", help="Follow the job to its end; exit 1 unless it succeeded.")
     ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show cost, grant and wait, and submit nothing.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Submit a job: `gpuhub submit train --gpus 4 --walltime 2h -- python train.py`."""
@@ -63,6 +67,10 @@ def submit(
             annotations=_pairs("--annotation", annotation or []),
             organization_id=organization,
         )
+        if dry_run:
+            quote = client.quote_job(body, key)
+            json_out(quote) if as_json else show_quote(quote)
+            return
         job = client.submit_job(body, key or uuid4().hex)
         if not wait:
             _tell_submitted(job, as_json)
@@ -211,6 +219,12 @@ def _attempt_lines(attempt: Attempt, job: JobDetail) -> list[str]:
         + (f"; paid by the platform {hours(attempt.platform_gpu_us)}" if attempt.platform_gpu_us else "")
         + f" GPU-h (grant {attempt.grant_id})",
     ]
+    if attempt.extensions:
+        given = ", ".join(
+            f"{duration_text(entry.walltime_s)} on {moment(entry.at)} ({entry.reason})"
+            for entry in attempt.extensions
+        )
+        lines.append(f"  extended   by {given}: {duration_text(attempt.walltime_s)} in all")
     measured = [row for row in job.measured if row.attempt == attempt.attempt]
     if measured:
         busy, observed = sum(row.busy_ms for row in measured), sum(row.observed_ms for row in measured)

@@ -10,7 +10,17 @@ from deploy.durations import duration_s
 from deploy.session import UsageTrouble, service
 from deploy.show import JsonOption, console, json_out, moment, table
 from quota.client import QuotaClient
-from quota.schemas.identity import NewOrganization, NewToken, OrganizationKind, Role, Token
+from quota.schemas.identity import (
+    NewOrganization,
+    NewToken,
+    Organization,
+    OrganizationChange,
+    OrganizationKind,
+    Role,
+    Scope,
+    Token,
+    TokenRotation,
+)
 
 Json = Annotated[bool, JsonOption]
 
@@ -35,18 +45,55 @@ def create_organization(
 
 
 @organization_app.command("list")
-def list_organizations(as_json: Json = False) -> None:
+def list_organizations(
+    kind: Annotated[OrganizationKind | None, typer.Option(help="Only of this sort.")] = None,
+    as_json: Json = False,
+) -> None:
     """List organizations."""
     with service() as client:
-        found = client.list_organizations()
+        found = _all_organizations(client, kind)
     if as_json:
-        json_out(found.items)
+        json_out(found)
         return
     rows = [
         (item.id, item.name, item.kind.value, "frozen" if item.frozen else "", moment(item.created_at))
-        for item in found.items
+        for item in found
     ]
     console().print(table("", ("organization", "name", "kind", "", "registered"), rows))
+
+
+@organization_app.command("change")
+def change_organization(
+    organization_id: Annotated[str, typer.Argument(help="Its id.")],
+    reason: Annotated[str, typer.Option(help="Why; kept in the audit trail.")],
+    name: Annotated[str | None, typer.Option(help="Its right name.")] = None,
+    kind: Annotated[OrganizationKind | None, typer.Option(help="What sort it really is.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Correct an organization's name or kind."""
+    with service() as client:
+        changed = client.change_organization(
+            organization_id, OrganizationChange(name=name, kind=kind, reason=reason)
+        )
+    if as_json:
+        json_out(changed)
+    else:
+        typer.echo(f"{changed.id} is {changed.name} ({changed.kind.value})")
+
+
+@organization_app.command("revoke-tokens")
+def revoke_organization_tokens(
+    organization_id: Annotated[str, typer.Argument(help="Its id.")],
+    reason: Annotated[str, typer.Option(help="Why; kept in the audit trail.")],
+    as_json: Json = False,
+) -> None:
+    """End all tokens of an organization at once."""
+    with service() as client:
+        ended = client.revoke_organization_tokens(organization_id, reason)
+    if as_json:
+        json_out(ended)
+    else:
+        typer.echo(f"{len(ended.items)} tokens of {organization_id} revoked")
 
 
 @token_app.command("create")
@@ -55,6 +102,9 @@ def create_token(
     organization: Annotated[str | None, typer.Option(help="Members: their organization.")] = None,
     node: Annotated[str | None, typer.Option(help="Agents: the node it may speak for.")] = None,
     label: Annotated[str, typer.Option(help="Whose it is, for the list.")] = "",
+    scope: Annotated[
+        list[Scope] | None, typer.Option(help="Narrow it to this; repeatable. Default: all its role may.")
+    ] = None,
     expires_in: Annotated[
         str | None, typer.Option(help="How long it is valid: 90d. Default: until revoked.")
     ] = None,
@@ -67,6 +117,7 @@ def create_token(
             organization_id=organization,
             node=node,
             label=label,
+            scopes=tuple(scope or ()),
             expires_at=None if expires_in is None else _expiry_ms(client, expires_in),
         )
         made = client.create_token(body)
@@ -77,15 +128,48 @@ def create_token(
         typer.echo(made.secret)
 
 
-@token_app.command("list")
-def list_tokens(as_json: Json = False) -> None:
-    """List tokens, without their secrets."""
+@token_app.command("rotate")
+def rotate_token(
+    reason: Annotated[str, typer.Option(help="Why; kept in the audit trail.")],
+    token_id: Annotated[
+        str | None, typer.Argument(help="The token's id; default: the one you are logged in with.")
+    ] = None,
+    overlap: Annotated[
+        str, typer.Option(help="How long the old secret stays good: 12h; 0s: not at all.")
+    ] = "1d",
+    as_json: Json = False,
+) -> None:
+    """Make a successor of the same rights. Its secret is shown this once."""
     with service() as client:
-        found = client.list_tokens()
+        old = token_id or client.read_caller().token_id
+        made = client.rotate_token(old, TokenRotation(overlap_s=_overlap_s(overlap), reason=reason))
     if as_json:
-        json_out(found.items)
+        json_out(made)
         return
-    columns = ("token", "role", "for", "label", "prefix", "made", "state")
+    typer.echo(
+        f"token {made.id} takes over from {old}, which ends in {overlap}; the secret is shown only now:"
+    )
+    typer.echo(made.secret)
+    if token_id is None:
+        typer.echo("go on with it: gpuhub login", err=True)
+
+
+@token_app.command("list")
+def list_tokens(
+    role: Annotated[Role | None, typer.Option(help="Only of this role.")] = None,
+    organization: Annotated[str | None, typer.Option(help="Only of this organization.")] = None,
+    active: Annotated[
+        bool | None, typer.Option("--active/--ended", help="Only those that work, or that do not.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """List tokens, without their secrets. The audit trail keeps who read the list."""
+    with service() as client:
+        found = _all_tokens(client, role, organization, active)
+    if as_json:
+        json_out(found)
+        return
+    columns = ("token", "role", "for", "label", "prefix", "scopes", "made", "last used", "state")
     rows = [
         (
             item.id,
@@ -93,10 +177,12 @@ def list_tokens(as_json: Json = False) -> None:
             item.organization_id or item.node or "",
             item.label,
             item.prefix,
+            " ".join(item.scopes) or "all of its role",
             moment(item.created_at),
+            "never" if item.last_used_at is None else moment(item.last_used_at),
             _token_state(item),
         )
-        for item in found.items
+        for item in found
     ]
     console().print(table("", columns, rows))
 
@@ -104,15 +190,45 @@ def list_tokens(as_json: Json = False) -> None:
 @token_app.command("revoke")
 def revoke_token(
     token_id: Annotated[str, typer.Argument(help="The token's id; see `gpuhub token list`.")],
+    reason: Annotated[str | None, typer.Option(help="Why; kept in the audit trail.")] = None,
     as_json: Json = False,
 ) -> None:
     """End a token at once."""
     with service() as client:
-        ended = client.revoke_token(token_id)
+        ended = client.revoke_token(token_id, reason)
     if as_json:
         json_out(ended)
     else:
         typer.echo(f"token {ended.id} revoked")
+
+
+def _all_organizations(client: QuotaClient, kind: OrganizationKind | None) -> list[Organization]:
+    page = client.list_organizations(kind=kind)
+    found = list(page.items)
+    while page.next is not None:
+        page = client.list_organizations(page.next, kind=kind)
+        found.extend(page.items)
+    return found
+
+
+def _all_tokens(
+    client: QuotaClient, role: Role | None, organization: str | None, active: bool | None
+) -> list[Token]:
+    page = client.list_tokens(role=role, organization_id=organization, active=active)
+    found = list(page.items)
+    while page.next is not None:
+        page = client.list_tokens(page.next, role=role, organization_id=organization, active=active)
+        found.extend(page.items)
+    return found
+
+
+def _overlap_s(text: str) -> int:
+    if text.strip() in ("0", "0s"):
+        return 0
+    try:
+        return duration_s(text)
+    except ValueError as error:
+        raise UsageTrouble(f"--overlap: {error}") from error
 
 
 def _token_state(item: Token) -> str:

@@ -5,15 +5,31 @@ One method per operation of the API, named like its operationId. Sync, thread-sa
 
 from __future__ import annotations
 
+from quota.client.audit import AuditCalls
 from quota.client.fleet import FleetCalls
 from quota.client.identity import IdentityCalls
 from quota.client.jobs import JobCalls
+from quota.client.limits import LimitCalls
 from quota.client.programs import ProgramCalls
+from quota.client.reconciliation import ReconciliationCalls
 from quota.client.scheduling import SchedulingCalls
+from quota.client.statements import StatementCalls
+from quota.client.switches import SwitchCalls
 from quota.client.transport import ServiceProblem, ServiceUnavailable
 
 __all__ = ["QuotaClient", "ServiceProblem", "ServiceUnavailable"]
 
 
-class QuotaClient(JobCalls, ProgramCalls, FleetCalls, IdentityCalls, SchedulingCalls):
+class QuotaClient(
+    JobCalls,
+    ProgramCalls,
+    LimitCalls,
+    StatementCalls,
+    FleetCalls,
+    SwitchCalls,
+    IdentityCalls,
+    AuditCalls,
+    ReconciliationCalls,
+    SchedulingCalls,
+):
     """Calls one quota service with one token."""

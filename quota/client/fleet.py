@@ -9,26 +9,24 @@ from quota.schemas import fleet
 class FleetCalls(Transport):
     """Calls about clusters, GPU classes and nodes."""
 
-    def create_cluster(self, body: fleet.NewCluster) -> fleet.Cluster:
+    def create_cluster(self, body: fleet.NewCluster, key: str | None = None) -> fleet.Cluster:
         """Register a cluster."""
-        return self._send("POST", "/v1/clusters", body, fleet.Cluster)
+        return self._send("POST", "/v1/clusters", body, fleet.Cluster, key)
 
-    def list_clusters(self) -> fleet.ClusterList:
-        """All clusters."""
-        return self._get("/v1/clusters", fleet.ClusterList)
+    def list_clusters(self, after: str | None = None, limit: int | None = None) -> fleet.ClusterList:
+        """Clusters in order of id; see `every` for all of them."""
+        return self._get("/v1/clusters", fleet.ClusterList, after=after, limit=limit)
 
-    def put_gpu_class(self, body: fleet.NewGpuClass) -> fleet.GpuClass:
-        """Add a GPU class, or give it a new rate version."""
-        return self._send("PUT", f"/v1/gpu-classes/{body.id}", body, fleet.GpuClass)
+    def put_gpu_class(self, body: fleet.NewGpuClass, if_match: str | None = None) -> fleet.GpuClass:
+        """Add a GPU class, or give it a new rate version; with `if_match` only if it still has that etag."""
+        return self._send("PUT", f"/v1/gpu-classes/{body.id}", body, fleet.GpuClass, if_match=if_match)
 
-    def list_gpu_classes(self) -> fleet.GpuClassList:
-        """All GPU classes with their present rates."""
-        return self._get("/v1/gpu-classes", fleet.GpuClassList)
+    def list_gpu_classes(self, after: str | None = None, limit: int | None = None) -> fleet.GpuClassList:
+        """GPU classes with their present rates, in order of id; see `every` for all of them."""
+        return self._get("/v1/gpu-classes", fleet.GpuClassList, after=after, limit=limit)
 
-    def list_nodes(self) -> fleet.NodeList:
-        """All nodes with their capacity."""
-        return self._get("/v1/nodes", fleet.NodeList)
-
-    def change_node(self, cluster: str, node: str, body: fleet.NodeChange) -> fleet.Node:
-        """Cordon a node or let it take jobs again (operators)."""
-        return self._send("PATCH", f"/v1/nodes/{cluster}/{node}", body, fleet.Node)
+    def list_nodes(
+        self, after: str | None = None, limit: int | None = None, cluster: str | None = None
+    ) -> fleet.NodeList:
+        """Nodes with their capacity, in order of cluster and name; see `every` for all of them."""
+        return self._get("/v1/nodes", fleet.NodeList, after=after, limit=limit, cluster=cluster)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from quota.client.transport import Transport
-from quota.schemas import jobs, scheduling, usage
+from quota.clock import instant_text
+from quota.schemas import job_changes, jobs, scheduling, usage
 
 
 class JobCalls(Transport):
@@ -17,17 +18,26 @@ class JobCalls(Transport):
         self,
         state: scheduling.JobState | None = None,
         organization_id: str | None = None,
-        before: str | None = None,
+        after: str | None = None,
         limit: int = 50,
+        *,
+        grant_id: str | None = None,
+        gpu_class: str | None = None,
+        submitted_from: int | None = None,
+        submitted_until: int | None = None,
     ) -> jobs.JobPage:
-        """Jobs, newest first; a member sees its organization's."""
+        """Jobs, newest first; a member sees its organization's. Times in milliseconds since 1970."""
         state_text = None if state is None else state.value
         return self._get(
             "/v1/jobs",
             jobs.JobPage,
             state=state_text,
             organization_id=organization_id,
-            before=before,
+            grant_id=grant_id,
+            gpu_class=gpu_class,
+            submitted_from=_instant(submitted_from),
+            submitted_until=_instant(submitted_until),
+            after=after,
             limit=limit,
         )
 
@@ -39,10 +49,32 @@ class JobCalls(Transport):
         """Ask a job to end; a waiting one ends at once."""
         return self._send("POST", f"/v1/jobs/{job_id}/cancel", None, jobs.Job)
 
+    def extend_job(
+        self, job_id: str, body: job_changes.JobExtension, key: str | None = None, *, dry_run: bool = False
+    ) -> job_changes.ExtendedJob:
+        """Give a running job more time; with `dry_run` only what that would do."""
+        path = f"/v1/jobs/{job_id}/extensions"
+        return self._send("POST", path, body, job_changes.ExtendedJob, key, dry_run=dry_run or None)
+
+    def refund_job(
+        self, job_id: str, body: job_changes.JobRefund, key: str | None = None, *, dry_run: bool = False
+    ) -> job_changes.RefundedJob:
+        """Give charged time back (operators); with `dry_run` only what that would do."""
+        path = f"/v1/jobs/{job_id}/refunds"
+        return self._send("POST", path, body, job_changes.RefundedJob, key, dry_run=dry_run or None)
+
     def deliver_evidence(self, body: usage.EvidenceBatch) -> usage.EvidenceReply:
         """Deliver cumulative evidence rows (agents)."""
         return self._send("POST", "/v1/usage/evidence", body, usage.EvidenceReply)
 
-    def list_findings(self, after: int = 0, limit: int = 100) -> usage.FindingPage:
+    def list_findings(
+        self, after: int = 0, limit: int = 100, *, code: str | None = None, subject: str | None = None
+    ) -> usage.FindingPage:
         """Findings after an id (operators, auditors)."""
-        return self._get("/v1/findings", usage.FindingPage, after=after, limit=limit)
+        return self._get(
+            "/v1/findings", usage.FindingPage, after=after, limit=limit, code=code, subject=subject
+        )
+
+
+def _instant(moment_ms: int | None) -> str | None:
+    return None if moment_ms is None else instant_text(moment_ms)

@@ -26,15 +26,19 @@ class ServiceProblem(Exception):
         self.status = problem.status
         self.code = problem.code
         self.detail = problem.detail
+        retry_after_s = problem.numbers.get("retry_after_s")
+        self.retry_after_s = retry_after_s if isinstance(retry_after_s, int) else None
+        """When sending it again may work, if the service said so: rate limits and lockouts."""
 
 
 class Transport:
     """Calls one quota service with one token."""
 
-    def __init__(self, base_url: str, token: str, timeout_s: float = 30.0) -> None:
+    def __init__(self, base_url: str, token: str, timeout_s: float = 30.0, language: str = "en") -> None:
+        """`language` is an Accept-Language: what problems are told in, `ko` or `en`."""
         self._http = httpx2.Client(
             base_url=base_url.rstrip("/"),
-            headers={"Authorization": f"Bearer {token}"},
+            headers={"Authorization": f"Bearer {token}", "Accept-Language": language},
             timeout=httpx2.Timeout(timeout_s, connect=min(5.0, timeout_s)),
             trust_env=False,
         )
@@ -55,14 +59,30 @@ class Transport:
         params = {name: str(value) for name, value in query.items() if value is not None}
         return self._call("GET", path, reply, params=params, patience_s=patience_s)
 
+    def _read_bytes(self, path: str, **query: object) -> bytes:
+        params = {name: str(value) for name, value in query.items() if value is not None}
+        return self._request("GET", path, params=params).content
+
     def _send(
-        self, method: str, path: str, body: BaseModel | bytes | None, reply: type[T], key: str | None = None
+        self,
+        method: str,
+        path: str,
+        body: BaseModel | bytes | None,
+        reply: type[T],
+        key: str | None = None,
+        *,
+        if_match: str | None = None,
+        **query: object,
     ) -> T:
+        """`key` makes sending it again safe, `if_match` refuses if somebody else changed the object meanwhile."""
+        params = {name: str(value) for name, value in query.items() if value is not None}
         content = body.model_dump_json().encode() if isinstance(body, BaseModel) else body
         headers = {"Content-Type": "application/json"} if content is not None else {}
         if key is not None:
             headers["Idempotency-Key"] = key
-        return self._call(method, path, reply, content=content, headers=headers)
+        if if_match is not None:
+            headers["If-Match"] = if_match
+        return self._call(method, path, reply, params=params, content=content, headers=headers)
 
     def _call(
         self,
@@ -74,6 +94,18 @@ class Transport:
         headers: dict[str, str] | None = None,
         patience_s: float = 0.0,
     ) -> T:
+        answer = self._request(method, path, params, content, headers, patience_s)
+        return reply.model_validate_json(answer.content)
+
+    def _request(
+        self,
+        method: str,
+        path: str,
+        params: dict[str, str] | None = None,
+        content: bytes | None = None,
+        headers: dict[str, str] | None = None,
+        patience_s: float = 0.0,
+    ) -> httpx2.Response:
         timeout = self._http.timeout
         if patience_s:
             timeout = httpx2.Timeout(patience_s + 15.0, connect=5.0)
@@ -86,11 +118,12 @@ class Transport:
         if answer.status_code >= 500:
             raise ServiceUnavailable(f"{method} {path}: answered {answer.status_code}")
         if answer.status_code >= 400:
-            raise ServiceProblem(_problem(answer))
-        return reply.model_validate_json(answer.content)
+            raise ServiceProblem(problem_of(answer))
+        return answer
 
 
-def _problem(answer: httpx2.Response) -> service.Problem:
+def problem_of(answer: httpx2.Response) -> service.Problem:
+    """The problem document of a refusal, or what can be told of an answer that is none."""
     try:
         return service.Problem.model_validate_json(answer.content)
     except ValueError:

@@ -8,21 +8,22 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Row, bindparam, select, update
+from sqlalchemy import Row, bindparam, insert, select, update
 
 from quota.audit import service as audit
 from quota.db import Tx
 from quota.dispatch import lease, objects, streams
-from quota.dispatch.objects import account_paths
-from quota.errors import BadRequest, GrantNotActive, HubError, NotFound, NotSchedulable, WrongState
+from quota.errors import BadRequest, GrantNotActive, HubError, NotFound, WrongState
 from quota.fleet import service as fleet
+from quota.identity.freezing import check_not_frozen
 from quota.jobs import service as job_service
+from quota.jobs.caps import take_gpus
 from quota.jobs.states import check_move
 from quota.jobs.tables import attempts, jobs, placements
-from quota.ledger import service as ledger
+from quota.ledger import holds
 from quota.ledger.rules import amount_gpu_us
 from quota.ledger.tables import accounts
-from quota.programs import service as programs
+from quota.programs.paths import account_paths
 from quota.programs.tables import grants
 from quota.schemas.scheduling import (
     DecisionBatch,
@@ -33,6 +34,7 @@ from quota.schemas.scheduling import (
     PodPlacement,
     StartItem,
     StopItem,
+    StopReason,
 )
 
 ACTOR = "scheduler"
@@ -54,7 +56,8 @@ def decide(tx: Tx, batch: DecisionBatch, body: bytes) -> DecisionReply:
     if stored is not None:
         return stored
     _lock_accounts(tx, batch)
-    results = tuple(_item(tx, item) for item in batch.items)
+    stopped = frozenset((item.job_id, item.attempt) for item in batch.items if isinstance(item, StopItem))
+    results = tuple(_item(tx, item, stopped) for item in batch.items)
     _release_victims(tx, batch, results)
     seq = tx.publish() or 0
     reply = DecisionReply(
@@ -86,10 +89,10 @@ def _lock_accounts(tx: Tx, batch: DecisionBatch) -> None:
         ).all()
 
 
-def _item(tx: Tx, item: DecisionItem) -> ItemResult:
+def _item(tx: Tx, item: DecisionItem, stopped: frozenset[tuple[str, int]]) -> ItemResult:
     try:
         with tx.savepoint():
-            return _start(tx, item) if isinstance(item, StartItem) else _stop(tx, item)
+            return _start(tx, item, stopped) if isinstance(item, StartItem) else _stop(tx, item)
     except HubError as error:
         return ItemResult(
             job_id=item.job_id,
@@ -104,17 +107,23 @@ def _item(tx: Tx, item: DecisionItem) -> ItemResult:
 # --- start ----------------------------------------------------------------------------------------
 
 
-def _start(tx: Tx, item: StartItem) -> ItemResult:
+def _start(tx: Tx, item: StartItem, stopped: frozenset[tuple[str, int]]) -> ItemResult:
     job = _startable_job(tx, item)
     rate = tx.once(("rate", job.gpu_class), lambda: fleet.read_rate(tx.connection, job.gpu_class))
     gpus = job.pods * job.gpus_per_pod
     cost = amount_gpu_us(job.walltime_ms, gpus, rate.rate_thousandths)
-    _check_grant(tx, job, item)
-    hold_id = ledger.hold(
+    grant = _check_grant(tx, job, item)
+    hold_id = holds.hold(
         tx, job.id, item.attempt, item.grant_id, item.account_path, cost, gpus, rate, actor=ACTOR
     )
+    take_gpus(tx, item.grant_id, grant.max_gpus, gpus)
     fleet.take_capacity(tx, item.cluster, item.pods)
-    tx.defer(attempts, _attempt_row(tx, job, item, hold_id))
+    row = _attempt_row(tx, job, item, hold_id)
+    if (item.job_id, item.attempt) in stopped:
+        # the stop in the same batch will look for it
+        tx.connection.execute(insert(attempts), row)
+    else:
+        tx.defer(attempts, row)
     for pod in item.pods:
         tx.defer(placements, _placement_row(item, pod))
     tx.connection.execute(_CLAIM, {"job": job.id, "number": item.attempt})
@@ -134,42 +143,57 @@ def _start(tx: Tx, item: StartItem) -> ItemResult:
 def _startable_job(tx: Tx, item: StartItem) -> Row[Any]:
     job = job_service.lock_job(tx, item.job_id)
     if job is None:
-        raise NotFound(f"there is no job {item.job_id}")
+        raise NotFound("there is no job {job_id}", job_id=item.job_id)
     check_move(JobState(job.state), JobState.STARTING, job.id)
     if item.attempt != job.attempt + 1:
-        raise WrongState(f"the next attempt of {job.id} is {job.attempt + 1}, not {item.attempt}")
+        raise WrongState(
+            "the next attempt of job {job_id} is {expected}, not {attempt}",
+            job_id=job.id,
+            expected=job.attempt + 1,
+            attempt=item.attempt,
+        )
     if job.not_before_ms is not None and job.not_before_ms > tx.now_ms:
-        raise WrongState(f"{job.id} waits for {job.not_before_ms - tx.now_ms} ms more after its last attempt")
+        raise WrongState(
+            "job {job_id} waits for {left_ms} ms more after its last attempt",
+            job_id=job.id,
+            left_ms=job.not_before_ms - tx.now_ms,
+        )
     asked = [(job.gpu_class, job.gpus_per_pod)] * job.pods
     placed = [(pod.gpu_class, pod.count) for pod in item.pods]
     indexes = [pod.index for pod in item.pods]
     if placed != asked or indexes != list(range(job.pods)):
         raise BadRequest(
-            f"the placement is not {job.pods} pods of {job.gpus_per_pod} {job.gpu_class} in order"
+            "the placement is not {pods} pods of {gpus_per_pod} {gpu_class} in order",
+            pods=job.pods,
+            gpus_per_pod=job.gpus_per_pod,
+            gpu_class=job.gpu_class,
         )
-    organization_id = job.organization_id
-    if tx.once(("frozen", organization_id), lambda: programs.is_frozen(tx.connection, organization_id)):
-        raise NotSchedulable(f"organization {job.organization_id} is frozen")
+    check_not_frozen(tx, job.organization_id)
     return job
 
 
-def _check_grant(tx: Tx, job: Row[Any], item: StartItem) -> None:
-    grant = tx.once(
+def _check_grant(tx: Tx, job: Row[Any], item: StartItem) -> Row[Any]:
+    grant: Row[Any] | None = tx.once(
         ("grant", item.grant_id),
         lambda: tx.connection.execute(select(grants).where(grants.c.id == item.grant_id)).one_or_none(),
     )
     if grant is None or job.grant_id not in (None, grant.id):
-        raise NotFound(f"job {job.id} may not draw on grant {item.grant_id}")
+        raise NotFound("job {job_id} may not draw on grant {grant_id}", job_id=job.id, grant_id=item.grant_id)
     if not grant.starts_at_ms <= tx.now_ms or tx.now_ms + job.walltime_ms > grant.ends_at_ms:
         fits_ms = max(0, grant.ends_at_ms - tx.now_ms)
         raise GrantNotActive(
-            f"grant {grant.id} ends before {job.id} would; a walltime of {fits_ms} ms fits",
+            "the grant ends before the job would; a walltime of {fitting_walltime_ms} ms fits",
             fitting_walltime_ms=fits_ms,
             starts_in_ms=max(0, grant.starts_at_ms - tx.now_ms),
         )
     paths = tx.once(("paths", grant.id), lambda: _open_paths(tx, grant))
     if (job.organization_id, item.account_path) not in paths:
-        raise NotFound(f"grant {grant.id} has no open account path {'/'.join(item.account_path)}")
+        raise NotFound(
+            "grant {grant_id} has no open account path {path}",
+            grant_id=grant.id,
+            path="/".join(item.account_path),
+        )
+    return grant
 
 
 def _open_paths(tx: Tx, grant: Row[Any]) -> set[tuple[str, tuple[str, ...]]]:
@@ -221,11 +245,14 @@ def _stop(tx: Tx, item: StopItem) -> ItemResult:
         .with_for_update()
     ).one_or_none()
     if job is None or row is None:
-        raise NotFound(f"there is no attempt {item.attempt} of job {item.job_id}")
+        raise NotFound(
+            "there is no attempt {attempt} of job {job_id}", attempt=item.attempt, job_id=item.job_id
+        )
     state = JobState(row.state)
     if state in (JobState.STOPPING, JobState.ENDED):
         return ItemResult(job_id=job.id, attempt=item.attempt, outcome="unchanged", code=state.value)
     check_move(state, JobState.STOPPING, job.id)
+    _check_stop(row, item)
     tx.connection.execute(
         update(attempts)
         .where(attempts.c.job_id == job.id, attempts.c.attempt == item.attempt)
@@ -244,3 +271,25 @@ def _stop(tx: Tx, item: StopItem) -> ItemResult:
     detail: dict[str, object] = {"attempt": item.attempt, "stop": item.reason.value, "for_job": item.for_job}
     audit.record(tx, ACTOR, "attempt.stop", job.id, detail=detail)
     return ItemResult(job_id=job.id, attempt=item.attempt, outcome="accepted")
+
+
+def _check_stop(row: Row[Any], item: StopItem) -> None:
+    """A stop that only the service may want must have been asked for; a time limit must be the present one."""
+    if item.reason in job_service.ASKED_STOPS and row.stop_asked != item.reason.value:
+        raise WrongState(
+            "nobody asked to stop attempt {attempt} of {job_id} as {reason}",
+            attempt=item.attempt,
+            job_id=item.job_id,
+            reason=item.reason.value,
+        )
+    if item.reason is StopReason.TIME_LIMIT and row.last_started_at_ms is not None:
+        ends_ms = row.last_started_at_ms + row.walltime_ms
+        # decided before the scheduler saw an extension
+        if item.stop_at < ends_ms:
+            raise WrongState(
+                "the time of attempt {attempt} of {job_id} ends at {ends_at_ms}, not at {stop_at_ms}",
+                attempt=item.attempt,
+                job_id=item.job_id,
+                ends_at_ms=ends_ms,
+                stop_at_ms=item.stop_at,
+            )

@@ -7,6 +7,7 @@ from sqlalchemy import bindparam, select, tuple_
 from quota.audit import service as audit
 from quota.db import Tx
 from quota.errors import Forbidden
+from quota.identity.rules import speaks_for
 from quota.jobs.tables import placements
 from quota.schemas.identity import Caller
 from quota.schemas.usage import EvidenceBatch, EvidenceReply
@@ -22,11 +23,15 @@ _PLACED = select(placements.c.job_id, placements.c.attempt, placements.c.node).w
 def deliver(tx: Tx, caller: Caller, batch: EvidenceBatch) -> EvidenceReply:
     """Store the newer rows. Rows of attempts that were not placed on that node are a finding, not usage.
 
-    Raises Forbidden when a token that is bound to a node speaks of another node.
+    Raises Forbidden when the token speaks of a node that it is not bound to; one bound to none speaks of none.
     """
-    strangers = {row.node for row in batch.rows} - {caller.node}
-    if caller.node is not None and strangers:
-        raise Forbidden(f"this token speaks for node {caller.node}, not {sorted(strangers)[0]}")
+    strangers = sorted({row.node for row in batch.rows if not speaks_for(caller.node, row.node)})
+    if strangers:
+        raise Forbidden(
+            "this token speaks for node {node}, not {stranger}",
+            node=caller.node or "(none: make a new one)",
+            stranger=strangers[0],
+        )
     keys = sorted({(row.job_id, row.attempt, row.node) for row in batch.rows})
     placed: set[tuple[str, int, str]] = set()
     for start in range(0, len(keys), 500):

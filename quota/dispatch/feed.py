@@ -38,7 +38,7 @@ def read_feed(database: Database, after: int, limit: int) -> FeedPage:
         row = connection.execute(select(feed_head).where(feed_head.c.id == 1)).one()
         if after > row.seq or after < row.oldest:
             raise CursorExpired(
-                f"cursor {after} is outside {row.oldest}..{row.seq}", oldest=row.oldest, head=row.seq
+                "the cursor is outside {oldest}..{head}", oldest=int(row.oldest), head=int(row.seq)
             )
         if after == row.seq:
             return FeedPage(cursor=after, items=())

@@ -24,12 +24,12 @@ def take_lease(tx: Tx, body: LeaseRequest, ttl_s: float) -> LeaseReply:
     lease = tx.connection.execute(select(scheduler_lease).where(scheduler_lease.c.id == 1)).one_or_none()
     mine = lease is not None and (lease.holder, lease.instance) == (body.holder, body.instance)
     if body.epoch is not None and (body.epoch != epoch or not mine):
-        raise StaleEpoch(f"epoch {body.epoch} was taken over, {epoch} is current", epoch=epoch)
+        raise StaleEpoch("this epoch was taken over; {epoch} is the current one", epoch=epoch)
     if body.epoch is None and not mine:
         if lease is not None and lease.holder != body.holder and lease.expires_wall_ms > now:
             left_ms = lease.expires_wall_ms - now
             raise LeaseHeld(
-                f"{lease.holder} holds the lease for {left_ms} ms more", holder=lease.holder, left_ms=left_ms
+                "{holder} holds the lease for {left_ms} ms more", holder=lease.holder, left_ms=left_ms
             )
         epoch += 1
         tx.connection.execute(update(scheduler_epoch).where(scheduler_epoch.c.id == 1).values(epoch=epoch))
@@ -45,7 +45,7 @@ def take_lease(tx: Tx, body: LeaseRequest, ttl_s: float) -> LeaseReply:
     still_mine = (scheduler_lease.c.holder == lease.holder, scheduler_lease.c.instance == lease.instance)
     statement = update(scheduler_lease).where(scheduler_lease.c.id == 1, *still_mine).values(**values)
     if not tx.connection.execute(statement).rowcount:
-        raise StaleEpoch(f"epoch {epoch} was taken over just now", epoch=epoch)
+        raise StaleEpoch("epoch {epoch} was taken over just now", epoch=epoch)
     return _granted(tx, epoch, ttl_s)
 
 
@@ -65,7 +65,7 @@ def check_epoch(tx: Tx, epoch: int) -> None:
         ).scalar_one()
     )
     if epoch != current:
-        raise StaleEpoch(f"epoch {epoch} is not the current one ({current})", epoch=current)
+        raise StaleEpoch("this epoch was taken over; {epoch} is the current one", epoch=current)
 
 
 def _streams(connection: Connection) -> dict[str, int]:

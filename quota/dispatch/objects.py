@@ -16,11 +16,10 @@ from quota.fleet.tables import clusters, gpu_classes, node_capacity, nodes, rate
 from quota.identity.tables import organizations
 from quota.jobs.tables import attempts, jobs, placements
 from quota.ledger.tables import accounts, holds
+from quota.programs.paths import account_paths
 from quota.programs.service import pace_of
 from quota.programs.tables import grants
 from quota.schemas.scheduling import (
-    AccountBalance,
-    AccountPath,
     AttemptObject,
     ClusterObject,
     FeedItem,
@@ -231,36 +230,6 @@ def _grants(connection: Connection, ids: Collection[str], now_ms: int) -> dict[s
         )
         for row in rows
     }
-
-
-def account_paths(organization_id: str, rows: list[Row[Any]]) -> tuple[AccountPath, ...]:
-    """The paths that holds may take through a grant's accounts: share of a party, released tranche, grant.
-
-    A grant without shares is its own organization's; one without tranches is released as a whole. A party's
-    tranches stand in the order in which they are drawn on.
-    """
-    grant = [row for row in rows if row.kind == "grant"]
-    shares = [(row.organization_id, [row]) for row in rows if row.kind == "share" and row.released]
-    tranches = sorted((row for row in rows if row.kind == "tranche"), key=lambda row: (row.position, row.id))
-    released = [[row] for row in tranches if row.released] if tranches else [[]]
-    parties = shares if any(row.kind == "share" for row in rows) else [(organization_id, [])]
-    return tuple(
-        AccountPath.model_construct(
-            accounts=tuple(_balance(row) for row in (*share, *tranche, *grant)), organization_id=party
-        )
-        for party, share in parties
-        for tranche in released
-    )
-
-
-def _balance(row: Row[Any]) -> AccountBalance:
-    return AccountBalance.model_construct(
-        id=row.id,
-        granted_gpu_us=row.granted_gpu_us,
-        held_gpu_us=row.held_gpu_us,
-        used_gpu_us=row.used_gpu_us,
-        overdraft_gpu_us=row.overdraft_gpu_us,
-    )
 
 
 def _jobs(connection: Connection, ids: Collection[str], now_ms: int) -> dict[str, BaseModel]:

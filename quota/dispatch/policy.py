@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from quota.jobs.outlook import CLUSTER_UNSEEN_WALL_S, START_LIMIT_WALL_S
 from quota.schemas.scheduling import PolicyObject
 
 ABANDONMENTS_LIMIT = 3
@@ -15,7 +16,7 @@ def policy_object(placement_paused: bool = False) -> PolicyObject:
         placement_paused=placement_paused,
         half_life_ms=7 * 24 * 3_600_000,
         lag_bound_thousandths=100,
-        cluster_unseen_wall_s=60,
-        start_limit_wall_s=600,
+        cluster_unseen_wall_s=CLUSTER_UNSEEN_WALL_S,
+        start_limit_wall_s=START_LIMIT_WALL_S,
         abandonments_limit=ABANDONMENTS_LIMIT,
     )

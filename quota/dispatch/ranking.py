@@ -13,7 +13,7 @@ from quota.dispatch import lease
 from quota.dispatch.tables import ranking
 from quota.errors import RankingBaseUnknown
 from quota.programs.tables import grants
-from quota.schemas.scheduling import RankingDocument, RankingReply, Waiting
+from quota.schemas.scheduling import RankingDocument, RankingReply, Waiting, WaitReason
 
 _PACE = (
     update(grants)
@@ -79,9 +79,18 @@ class StoredQueue:
             self._reasons = document["reasons"]
             self._version = (full.cycle, full.at_ms)
 
+    def ranked_at_ms(self) -> int | None:
+        """When the queue was ranked; None if never."""
+        return None if self._version is None else self._version[1]
+
     def position(self, job_id: str) -> int | None:
         """Place in the hub's queue, 1 = next; None if unranked."""
         return self._positions.get(job_id)
+
+    def code(self, job_id: str) -> WaitReason | None:
+        """The code alone of why a job waits, or None if no cycle has said."""
+        reason = self._reasons.get(job_id)
+        return None if reason is None else WaitReason(str(reason["code"]))
 
     def waiting(self, job_id: str) -> Waiting | None:
         """Why a job waits, or None if no cycle has said."""

@@ -82,9 +82,14 @@ _REQUEUE_JOB = (
 
 
 @dataclass
-class _Rows:
-    """What a batch speaks of, read once; `stale` names the jobs that an earlier item changed."""
+class _Report:
+    """A batch and what it speaks of, read once; `stale` names the jobs that an earlier item changed."""
 
+    cluster: str
+    observed_ms: int
+    clock_speed: int
+    evidence: str
+    """`report:<cluster>:<number>`: what its transfers rest on."""
     jobs: dict[str, Row[Any]] = field(default_factory=dict)
     attempts: dict[tuple[str, int], Row[Any]] = field(default_factory=dict)
     pods: dict[tuple[str, int], list[Row[Any]]] = field(default_factory=lambda: defaultdict(list))
@@ -106,15 +111,15 @@ def report(tx: Tx, batch: ReportBatch, body: bytes, clock_speed: int) -> ReportR
     if stored is not None:
         return stored
     if tx.connection.execute(select(clusters.c.id).where(clusters.c.id == batch.cluster)).first() is None:
-        raise NotFound(f"there is no cluster {batch.cluster}", field="cluster")
+        raise NotFound("there is no cluster {cluster}", field="cluster", cluster=batch.cluster)
     if batch.nodes is not None:
         fleet.store_nodes(tx, batch.cluster, batch.nodes)
-    rows = _lock_rows(tx, batch)
-    results = tuple(_item(tx, batch, item, rows, clock_speed) for item in batch.items)
+    seen = _lock_rows(tx, batch, clock_speed)
+    results = tuple(_item(tx, seen, item) for item in batch.items)
     # a watermark from the future would close slices that are not over
     through = min(batch.observed_through, tx.now_ms)
     fleet.advance_watermark(tx, batch.cluster, through)
-    settlement.settle_cluster(tx, batch.cluster, through)
+    settlement.settle_cluster(tx, batch.cluster, through, seen.evidence)
     seq = tx.publish() or 0
     reply = ReportReply(
         stream=batch.stream,
@@ -127,49 +132,50 @@ def report(tx: Tx, batch: ReportBatch, body: bytes, clock_speed: int) -> ReportR
     return reply
 
 
-def _lock_rows(tx: Tx, batch: ReportBatch) -> _Rows:
+def _lock_rows(tx: Tx, batch: ReportBatch, clock_speed: int) -> _Report:
     """The jobs and attempts that the batch speaks of, locked in the order of ids."""
     keys = sorted({(item.job_id, item.attempt) for item in batch.items})
-    rows = _Rows()
+    evidence = f"report:{batch.cluster}:{batch.seq}"
+    seen = _Report(batch.cluster, batch.observed_through, clock_speed, evidence)
     for start in range(0, len(keys), 300):
         part = keys[start : start + 300]
         ids = [job_id for job_id, _ in part]
         for job in tx.connection.execute(_JOBS, {"ids": ids}):
-            rows.jobs[job.id] = job
+            seen.jobs[job.id] = job
         for row in tx.connection.execute(_ATTEMPTS, {"keys": part}):
-            rows.attempts[(row.job_id, row.attempt)] = row
+            seen.attempts[(row.job_id, row.attempt)] = row
         for pod in tx.connection.execute(_PODS, {"keys": part}):
-            rows.pods[(pod.job_id, pod.attempt)].append(pod)
-    return rows
+            seen.pods[(pod.job_id, pod.attempt)].append(pod)
+    return seen
 
 
-def _item(tx: Tx, batch: ReportBatch, item: ReportItem, rows: _Rows, clock_speed: int) -> ItemResult:
+def _item(tx: Tx, seen: _Report, item: ReportItem) -> ItemResult:
     if isinstance(item, FindingItem):
         audit.find(tx, item.code, f"{item.job_id}-{item.attempt}", item.detail)
         return _result(item, "accepted")
     key = (item.job_id, item.attempt)
-    if item.job_id in rows.stale and key in rows.attempts:
-        rows.read_again(tx, key)
-    job, row = rows.jobs.get(item.job_id), rows.attempts.get(key)
-    if job is None or row is None or row.cluster != batch.cluster:
+    if item.job_id in seen.stale and key in seen.attempts:
+        seen.read_again(tx, key)
+    job, row = seen.jobs.get(item.job_id), seen.attempts.get(key)
+    if job is None or row is None or row.cluster != seen.cluster:
         audit.find(
-            tx, "unknown_attempt", f"{item.job_id}-{item.attempt}", f"reported {item.kind} by {batch.cluster}"
+            tx, "unknown_attempt", f"{item.job_id}-{item.attempt}", f"reported {item.kind} by {seen.cluster}"
         )
         return _result(item, "refused", "not_found")
-    rows.stale.add(item.job_id)
+    seen.stale.add(item.job_id)
     match item:
         case StartedItem():
-            return _result(item, _started(tx, job, row, item, batch.observed_through))
+            return _result(item, _started(tx, job, row, item, seen.observed_ms))
         case EndedItem():
-            return _result(item, _ended(tx, job, row, item, rows, batch.observed_through, clock_speed))
+            return _result(item, _ended(tx, job, row, item, seen))
         case LostItem():
-            return _result(item, _lost(tx, job, row, item, batch.observed_through, clock_speed))
+            return _result(item, _lost(tx, job, row, item, seen))
         case FreedItem():
             if row.state != JobState.ENDED.value:
                 subject = f"{row.job_id}-{row.attempt}"
                 audit.find(tx, "freed_before_its_end", subject, f"reported freed while {row.state}")
                 return _result(item, "refused", "wrong_state")
-            return _result(item, _freed(tx, row, rows, item.ended_at))
+            return _result(item, _freed(tx, row, seen, item.ended_at))
         case _:
             assert_never(item)
 
@@ -189,59 +195,55 @@ def _started(tx: Tx, job: Row[Any], row: Row[Any], item: StartedItem, observed_m
     return "accepted"
 
 
-def _ended(
-    tx: Tx,
-    job: Row[Any],
-    row: Row[Any],
-    item: EndedItem,
-    rows: _Rows,
-    observed_ms: int,
-    clock_speed: int,
-) -> Outcome:
+def _ended(tx: Tx, job: Row[Any], row: Row[Any], item: EndedItem, seen: _Report) -> Outcome:
     if row.state == JobState.ENDED.value:
         # an attempt reported lost whose pods are now known to be gone
-        return _freed(tx, row, rows, item.ended_at)
-    first, last, ended = _times(tx, row, item, item.ended_at, observed_ms)
+        return _freed(tx, row, seen, item.ended_at)
+    first, last, ended = _times(tx, row, item, item.ended_at, seen.observed_ms)
     started = first is not None
     end = AttemptEnd(
         succeeded=item.reason == "completed" and item.exit_code == 0,
         started=started,
         lost=item.reason == "node_lost",
-        stop_reason=None if row.stop_reason is None else StopReason(row.stop_reason),
+        stop_reason=_reason(row.stop_reason),
+        stop_asked=_reason(row.stop_asked),
     )
-    _end(tx, job, row, end, first, last, ended, item.exit_code, clock_speed)
-    _freed(tx, row, rows, None)
+    _end(tx, job, row, end, (first, last, ended), item.exit_code, seen)
+    _freed(tx, row, seen, None)
     return "accepted"
 
 
-def _lost(
-    tx: Tx, job: Row[Any], row: Row[Any], item: LostItem, observed_ms: int, clock_speed: int
-) -> Outcome:
+def _lost(tx: Tx, job: Row[Any], row: Row[Any], item: LostItem, seen: _Report) -> Outcome:
     if row.state == JobState.ENDED.value:
         return "unchanged"
-    first, last, ended = _times(tx, row, item, item.last_seen_at, observed_ms)
-    reason = None if row.stop_reason is None else StopReason(row.stop_reason)
-    end = AttemptEnd(succeeded=False, started=first is not None, lost=True, stop_reason=reason)
-    _end(tx, job, row, end, first, last, ended, None, clock_speed)
+    first, last, ended = _times(tx, row, item, item.last_seen_at, seen.observed_ms)
+    end = AttemptEnd(
+        succeeded=False,
+        started=first is not None,
+        lost=True,
+        stop_reason=_reason(row.stop_reason),
+        stop_asked=_reason(row.stop_asked),
+    )
+    _end(tx, job, row, end, (first, last, ended), None, seen)
     return "accepted"
 
 
-def _freed(tx: Tx, row: Row[Any], rows: _Rows, truth_ms: int | None) -> Outcome:
+def _freed(tx: Tx, row: Row[Any], seen: _Report, truth_ms: int | None) -> Outcome:
     """Free the capacity; of a lost attempt the true end may be known now, and the ledger follows it."""
     if not row.capacity_held:
         return "unchanged"
     if row.lost and row.first_started_at_ms is not None and truth_ms is not None:
         truth_ms = min(max(truth_ms, row.first_started_at_ms), tx.now_ms)
         if truth_ms < row.ended_at_ms:
-            settlement.correct_after(tx, row, truth_ms)
+            settlement.correct_after(tx, row, truth_ms, seen.evidence)
             tx.connection.execute(_TRUE_END, {"job": row.job_id, "number": row.attempt, "truth": truth_ms})
         elif truth_ms > row.ended_at_ms:
-            settlement.extend_lost(tx, row, truth_ms)
+            settlement.extend_lost(tx, row, truth_ms, seen.evidence)
     pods = [
         PodPlacement.model_construct(
             index=pod.pod_index, node=pod.node, gpu_class=pod.gpu_class, count=pod.gpus
         )
-        for pod in rows.pods[(row.job_id, row.attempt)]
+        for pod in seen.pods[(row.job_id, row.attempt)]
     ]
     fleet.give_back_capacity(tx, row.cluster, pods)
     tx.connection.execute(_FREE, {"job": row.job_id, "number": row.attempt})
@@ -254,13 +256,15 @@ def _end(
     job: Row[Any],
     row: Row[Any],
     end: AttemptEnd,
-    first: int | None,
-    last: int | None,
-    ended: int,
+    times: tuple[int | None, int | None, int],
     exit_code: int | None,
-    clock_speed: int,
+    seen: _Report,
 ) -> None:
-    """Record the attempt's end, take back what was settled after it, and move the job on."""
+    """Record the attempt's end, take back what was settled after it, and move the job on.
+
+    `times` are those of `_times`: first start, last start, end.
+    """
+    first, last, ended = times
     verdict = after_attempt(
         end,
         cancel_requested=job.cancel_requested_at_ms is not None,
@@ -269,7 +273,7 @@ def _end(
         abandonments=job.abandonments,
         limit=ABANDONMENTS_LIMIT,
     )
-    settlement.correct_after(tx, row, ended if first is not None else 0)
+    settlement.correct_after(tx, row, ended if first is not None else 0, seen.evidence)
     tx.connection.execute(
         _END,
         {
@@ -290,7 +294,7 @@ def _end(
             values = {"job": job.id, "why": reason.value, "ended": ended}
             tx.connection.execute(_END_JOB, values)
         case Requeue(abandoned=abandoned):
-            pause_ms = COOLDOWN_WALL_S * 1000 * 2**job.abandonments * clock_speed if abandoned else 0
+            pause_ms = COOLDOWN_WALL_S * 1000 * 2**job.abandonments * seen.clock_speed if abandoned else 0
             values = {
                 "job": job.id,
                 "wait": tx.now_ms + pause_ms if pause_ms else None,
@@ -358,6 +362,10 @@ def _change(tx: Tx, row: Row[Any], values: dict[str, Any]) -> None:
         .values(**values)
     )
     tx.touch("attempt", f"{row.job_id}-{row.attempt}")
+
+
+def _reason(stored: str | None) -> StopReason | None:
+    return None if stored is None else StopReason(stored)
 
 
 def _result(item: ReportItem, outcome: Outcome, code: str = "") -> ItemResult:

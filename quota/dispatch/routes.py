@@ -50,7 +50,10 @@ def _takes(model: type[BaseModel]) -> dict[str, Any]:
     openapi_extra=access(Role.SCHEDULER, scope=Scope.SCHEDULER),
 )
 def take_lease(request: Request, body: LeaseRequest) -> Response:
-    """Take or renew the scheduler lease; every new process start gets a greater epoch. 409 `lease_held`."""
+    """Take or renew the scheduler lease; every new process start gets a greater epoch.
+
+    409 `lease_held`, 409 `stale_epoch`.
+    """
     hub = hub_of(request)
     return answer(hub.database.write(lambda tx: lease.take_lease(tx, body, hub.settings.lease_ttl_s)))
 
@@ -127,7 +130,10 @@ def send_decisions(request: Request, raw: Raw) -> Response:
     openapi_extra=_takes(ReportBatch) | access(Role.SCHEDULER, scope=Scope.SCHEDULER),
 )
 def send_reports(request: Request, raw: Raw) -> Response:
-    """What one cluster shows, up to `observed_through`. 409 `stale_epoch`, 409 `stale_sequence`."""
+    """What one cluster shows, up to `observed_through`.
+
+    409 `stale_epoch`, 409 `stale_sequence`, 404 `not_found` for an unknown cluster.
+    """
     batch = parse(ReportBatch, raw)
     hub = hub_of(request)
     return answer(hub.database.write(lambda tx: reports.report(tx, batch, raw, hub.clock.speed)))
@@ -140,7 +146,7 @@ def send_reports(request: Request, raw: Raw) -> Response:
     openapi_extra=_takes(RankingDocument) | access(Role.SCHEDULER, scope=Scope.SCHEDULER),
 )
 def put_ranking(request: Request, raw: Raw) -> Response:
-    """The waiting jobs in order, with the reasons that changed; may come gzipped. 409 `ranking_base_unknown`."""
+    """The waiting jobs in order, with the reasons that changed; may come gzipped. 409 `ranking_base_unknown`, 409 `stale_epoch`."""
     document = parse(RankingDocument, raw)
     return answer(hub_of(request).database.write(lambda tx: ranking.put_ranking(tx, document)))
 

@@ -28,9 +28,11 @@ def replayed(tx: Tx, stream: str, seq: int, body: bytes, reply: type[R]) -> R | 
         return None
     if row is not None and seq == last:
         if row.body_sha256 != _digest(body):
-            raise StaleSequence(f"batch {seq} of {stream} was another one", last=last)
+            raise StaleSequence("batch {seq} of {stream} was another one", seq=seq, stream=stream, last=last)
         return reply.model_validate_json(row.reply)
-    raise StaleSequence(f"{stream} expects batch {last + 1}, this is {seq}", last=last)
+    raise StaleSequence(
+        "{stream} stands at batch {last}; {seq} is not the next", stream=stream, last=last, seq=seq
+    )
 
 
 def remember(tx: Tx, stream: str, seq: int, body: bytes, reply: BaseModel) -> None:

@@ -4,9 +4,23 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
 
-from quota.door import READERS, HubRoute, access, answer, caller_of, hub_of
+from quota.door import (
+    PAGE,
+    READERS,
+    After,
+    HubRoute,
+    IdempotencyKey,
+    IfMatch,
+    Limit,
+    access,
+    answer,
+    caller_of,
+    hub_of,
+    tagged,
+)
 from quota.errors import BadRequest
-from quota.fleet import service
+from quota.fleet import service, views
+from quota.identity.idempotency import once
 from quota.schemas.fleet import (
     Cluster,
     ClusterList,
@@ -14,12 +28,10 @@ from quota.schemas.fleet import (
     GpuClassList,
     NewCluster,
     NewGpuClass,
-    Node,
-    NodeChange,
     NodeList,
 )
 from quota.schemas.identity import Role, Scope
-from quota.schemas.values import ClassId, Id, NodeName
+from quota.schemas.values import ClassId, Id, NodeToken
 
 router = APIRouter(tags=["fleet"], route_class=HubRoute)
 
@@ -31,10 +43,15 @@ router = APIRouter(tags=["fleet"], route_class=HubRoute)
     response_model=Cluster,
     openapi_extra=access(Role.OPERATOR, scope=Scope.FLEET_WRITE),
 )
-def create_cluster(request: Request, body: NewCluster) -> Response:
-    """Register a cluster (operators); its nodes come with the scheduler's reports."""
+def create_cluster(request: Request, body: NewCluster, key: IdempotencyKey = None) -> Response:
+    """Register a cluster (operators); its nodes come with the scheduler's reports. 409 `already_exists`."""
     caller = caller_of(request)
-    return answer(hub_of(request).database.write(lambda tx: service.create_cluster(tx, caller, body)), 201)
+    made = hub_of(request).database.write(
+        lambda tx: once(
+            tx, caller, key, "create_cluster", body, Cluster, lambda: service.create_cluster(tx, caller, body)
+        )
+    )
+    return answer(made, 201)
 
 
 @router.get(
@@ -43,10 +60,10 @@ def create_cluster(request: Request, body: NewCluster) -> Response:
     response_model=ClusterList,
     openapi_extra=access(*READERS, scope=Scope.FLEET_READ),
 )
-def list_clusters(request: Request) -> Response:
-    """All clusters, and how far each has been observed."""
+def list_clusters(request: Request, after: After = None, limit: Limit = PAGE) -> Response:
+    """Clusters in order of id, and how far each has been observed."""
     with hub_of(request).database.read() as connection:
-        return answer(service.list_clusters(connection))
+        return answer(views.list_clusters(connection, after, limit))
 
 
 @router.put(
@@ -55,12 +72,21 @@ def list_clusters(request: Request) -> Response:
     response_model=GpuClass,
     openapi_extra=access(Role.OPERATOR, scope=Scope.FLEET_WRITE),
 )
-def put_gpu_class(request: Request, class_id: ClassId, body: NewGpuClass) -> Response:
-    """Add a GPU class, or give it a new rate version (operators). Running attempts keep the rate they pinned."""
+def put_gpu_class(
+    request: Request, class_id: ClassId, body: NewGpuClass, if_match: IfMatch = None
+) -> Response:
+    """Add a GPU class, or give it a new rate version (operators). Running attempts keep the rate they pinned.
+
+    The answer's ETag is the class's version; with If-Match the class is changed only if it still has that one,
+    else 412 `precondition_failed`.
+    """
     caller = caller_of(request)
     if class_id != body.id:
-        raise BadRequest(f"the path says {class_id!r}, the body {body.id!r}", field="id")
-    return answer(hub_of(request).database.write(lambda tx: service.put_gpu_class(tx, caller, body)))
+        raise BadRequest(
+            "the path says {in_path}, the body {in_body}", field="id", in_path=class_id, in_body=body.id
+        )
+    put = hub_of(request).database.write(lambda tx: service.put_gpu_class(tx, caller, body, if_match))
+    return tagged(put, put.etag)
 
 
 @router.get(
@@ -69,10 +95,10 @@ def put_gpu_class(request: Request, class_id: ClassId, body: NewGpuClass) -> Res
     response_model=GpuClassList,
     openapi_extra=access(*READERS, scope=Scope.FLEET_READ),
 )
-def list_gpu_classes(request: Request) -> Response:
-    """All GPU classes with their present rates and prices."""
+def list_gpu_classes(request: Request, after: After = None, limit: Limit = PAGE) -> Response:
+    """GPU classes with their present rates and prices, in order of id."""
     with hub_of(request).database.read() as connection:
-        return answer(service.list_gpu_classes(connection))
+        return answer(views.list_gpu_classes(connection, after, limit))
 
 
 @router.get(
@@ -81,21 +107,9 @@ def list_gpu_classes(request: Request) -> Response:
     response_model=NodeList,
     openapi_extra=access(Role.OPERATOR, Role.AUDITOR, scope=Scope.FLEET_READ),
 )
-def list_nodes(request: Request) -> Response:
-    """All nodes: total, foreign and used GPUs per class (operators, auditors)."""
+def list_nodes(
+    request: Request, cluster: Id | None = None, after: NodeToken | None = None, limit: Limit = PAGE
+) -> Response:
+    """Nodes: total, foreign and used GPUs per class (operators, auditors)."""
     with hub_of(request).database.read() as connection:
-        return answer(service.list_nodes(connection))
-
-
-@router.patch(
-    "/v1/nodes/{cluster}/{node}",
-    operation_id="change_node",
-    response_model=Node,
-    openapi_extra=access(Role.OPERATOR, scope=Scope.FLEET_WRITE),
-)
-def change_node(request: Request, cluster: Id, node: NodeName, body: NodeChange) -> Response:
-    """Keep new jobs off a node, or let them on again (operators)."""
-    caller = caller_of(request)
-    return answer(
-        hub_of(request).database.write(lambda tx: service.change_node(tx, caller, cluster, node, body))
-    )
+        return answer(views.list_nodes(connection, after, limit, cluster))

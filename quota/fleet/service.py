@@ -10,21 +10,13 @@ from sqlalchemy import Connection, Row, and_, bindparam, func, insert, select, u
 
 from quota.audit import service as audit
 from quota.db import Tx
-from quota.errors import AlreadyExists, CapacityTaken, NotFound, NotSchedulable, UnknownGpuClass
+from quota.door import check_match
+from quota.errors import AlreadyExists, CapacityTaken, NotSchedulable, PreconditionFailed, UnknownGpuClass
 from quota.fleet.rules import Rate
+from quota.fleet.switches import check_open, set_cordoned
 from quota.fleet.tables import clusters, gpu_classes, hub_switches, node_capacity, nodes, rates
-from quota.schemas.fleet import (
-    Cluster,
-    ClusterList,
-    GpuClass,
-    GpuClassList,
-    NewCluster,
-    NewGpuClass,
-    Node,
-    NodeCapacity,
-    NodeChange,
-    NodeList,
-)
+from quota.fleet.views import read_cluster, read_gpu_class, read_node
+from quota.schemas.fleet import Cluster, GpuClass, NewCluster, NewGpuClass, Node, NodeChange
 from quota.schemas.identity import Caller
 from quota.schemas.scheduling import NodeReport, PodPlacement
 
@@ -64,30 +56,27 @@ _AT = select(node_capacity).where(_SPOT)
 def create_cluster(tx: Tx, caller: Caller, body: NewCluster) -> Cluster:
     """Register a cluster; its nodes come with the scheduler's reports."""
     if tx.connection.execute(select(clusters.c.id).where(clusters.c.id == body.id)).first():
-        raise AlreadyExists(f"cluster {body.id} exists already", field="id")
+        raise AlreadyExists("cluster {cluster} exists already", field="id", cluster=body.id)
     tx.connection.execute(
         insert(clusters), {"id": body.id, "kind": body.kind, "paused": False, "observed_through_ms": None}
     )
     tx.touch("cluster", body.id)
     audit.record(tx, caller.token_id, "cluster.create", body.id, detail={"kind": body.kind})
-    return _cluster(tx.connection.execute(select(clusters).where(clusters.c.id == body.id)).one())
+    return read_cluster(tx.connection, body.id)
 
 
-def list_clusters(connection: Connection) -> ClusterList:
-    """All clusters in order of id."""
-    return ClusterList(
-        items=tuple(_cluster(row) for row in connection.execute(select(clusters).order_by(clusters.c.id)))
-    )
-
-
-def put_gpu_class(tx: Tx, caller: Caller, body: NewGpuClass) -> GpuClass:
-    """Add a class, or give it a new rate version; holds keep the one they pinned."""
+def put_gpu_class(tx: Tx, caller: Caller, body: NewGpuClass, if_match: str | None = None) -> GpuClass:
+    """Add a class, or give it a new rate version; holds keep the one they pinned. Raises PreconditionFailed."""
     known = tx.connection.execute(
         select(gpu_classes, rates.c.rate_thousandths, rates.c.price_krw)
         .join(rates, rates.c.id == gpu_classes.c.rate_id)
         .where(gpu_classes.c.id == body.id)
         .with_for_update(of=gpu_classes)
     ).one_or_none()
+    if known is not None:
+        check_match(if_match, read_gpu_class(tx.connection, body.id).etag)
+    elif if_match is not None:
+        raise PreconditionFailed("there is no GPU class {gpu_class} yet", gpu_class=body.id)
     same = known is not None and (known.rate_thousandths, known.price_krw, known.name) == (
         body.rate_thousandths,
         body.price_krw,
@@ -115,29 +104,7 @@ def put_gpu_class(tx: Tx, caller: Caller, body: NewGpuClass) -> GpuClass:
             tx.connection.execute(update(gpu_classes).where(gpu_classes.c.id == body.id).values(**values))
         tx.touch("gpu_class", body.id)
         audit.record(tx, caller.token_id, "gpu_class.put", body.id, detail=body.model_dump())
-    return next(item for item in list_gpu_classes(tx.connection).items if item.id == body.id)
-
-
-def list_gpu_classes(connection: Connection) -> GpuClassList:
-    """All classes with their present rates, in order of id."""
-    rows = connection.execute(
-        select(gpu_classes.c.id, gpu_classes.c.name, gpu_classes.c.rate_id, rates)
-        .join(rates, rates.c.id == gpu_classes.c.rate_id)
-        .order_by(gpu_classes.c.id)
-    )
-    return GpuClassList(
-        items=tuple(
-            GpuClass(
-                id=row.id,
-                name=row.name,
-                rate_id=row.rate_id,
-                rate_thousandths=row.rate_thousandths,
-                price_krw=row.price_krw,
-                valid_from=row.valid_from_ms,
-            )
-            for row in rows
-        )
-    )
+    return read_gpu_class(tx.connection, body.id)
 
 
 def read_rate(connection: Connection, gpu_class: str) -> Rate:
@@ -146,7 +113,12 @@ def read_rate(connection: Connection, gpu_class: str) -> Rate:
     if row is None:
         known = connection.execute(select(gpu_classes.c.id).order_by(gpu_classes.c.id)).scalars().all()
         listed = ", ".join(known) or "none yet"
-        raise UnknownGpuClass(f"the hub has no GPU class {gpu_class!r}; it has: {listed}", field="gpu_class")
+        raise UnknownGpuClass(
+            "the hub has no GPU class {gpu_class}; it has: {listed}",
+            field="gpu_class",
+            gpu_class=gpu_class,
+            listed=listed,
+        )
     return Rate(row.id, row.gpu_class, row.rate_thousandths, row.price_krw)
 
 
@@ -159,49 +131,19 @@ def largest_gangs(connection: Connection, gpu_class: str, gpus_per_pod: int) -> 
     return max(pods.values(), default=0)
 
 
-def list_nodes(connection: Connection) -> NodeList:
-    """All nodes with their capacity."""
-    capacities: dict[tuple[str, str], list[NodeCapacity]] = defaultdict(list)
-    for row in connection.execute(select(node_capacity).order_by(node_capacity.c.gpu_class)):
-        capacities[(row.cluster, row.node)].append(
-            NodeCapacity(gpu_class=row.gpu_class, total=row.total, foreign=row.foreign_used, used=row.used)
-        )
-    rows = connection.execute(select(nodes).order_by(nodes.c.cluster, nodes.c.node))
-    return NodeList(
-        items=tuple(
-            Node(
-                cluster=row.cluster,
-                node=row.node,
-                schedulable=row.schedulable,
-                cordoned=row.cordoned,
-                capacities=tuple(capacities[(row.cluster, row.node)]),
-            )
-            for row in rows
-        )
-    )
-
-
 def change_node(tx: Tx, caller: Caller, cluster: str, node: str, body: NodeChange) -> Node:
-    """Keep new jobs off a node, or let them on again."""
-    changed = tx.connection.execute(
-        update(nodes).where(nodes.c.cluster == cluster, nodes.c.node == node).values(cordoned=body.cordoned)
-    ).rowcount
-    if not changed:
-        raise NotFound(f"there is no node {node} on cluster {cluster}")
-    tx.touch("node", f"{cluster}/{node}")
-    action = "node.cordon" if body.cordoned else "node.uncordon"
-    audit.record(tx, caller.token_id, action, f"{cluster}/{node}", reason=body.reason)
-    return next(
-        item for item in list_nodes(tx.connection).items if (item.cluster, item.node) == (cluster, node)
-    )
+    """Keep new jobs off a node, or let them on again. Raises NotFound."""
+    set_cordoned(tx, caller, cluster, node, body.cordoned, body.reason)
+    return read_node(tx.connection, cluster, node)
 
 
 def take_capacity(tx: Tx, cluster: str, pods: Iterable[PodPlacement]) -> None:
     """Take GPUs on the nodes of one placement: `used + n + foreign <= total` on each, or none at all.
 
-    Raises CapacityTaken with numbers, NotSchedulable for a paused cluster or closed node.
+    Raises CapacityTaken with numbers, NotSchedulable for a closed node or where placement is paused.
     """
     needed = _per_node(pods)
+    check_open(tx, cluster, {gpu_class for _, gpu_class in needed})
     _must_be_open(tx, cluster, {node for node, _ in needed})
     for (node, gpu_class), count in sorted(needed.items()):
         spot: dict[str, Any] = {"in_cluster": cluster, "on_node": node, "of_class": gpu_class}
@@ -209,7 +151,11 @@ def take_capacity(tx: Tx, cluster: str, pods: Iterable[PodPlacement]) -> None:
             row = tx.connection.execute(_AT, spot).one_or_none()
             free = 0 if row is None else row.total - row.foreign_used - row.used
             raise CapacityTaken(
-                f"{node} has {free} free {gpu_class}, {count} are needed", node=node, needed=count, free=free
+                "{node} has {free} free {gpu_class}, {needed} are needed",
+                node=node,
+                gpu_class=gpu_class,
+                needed=count,
+                free=free,
             )
         tx.touch("node", f"{cluster}/{node}")
 
@@ -315,19 +261,18 @@ def _store_classes(tx: Tx, cluster: str, report: NodeReport, stored: dict[tuple[
 
 def _must_be_open(tx: Tx, cluster: str, names: set[str]) -> None:
     """Lock the nodes against being closed until this transaction ends, so that an answered cordon holds."""
-    paused = select(clusters.c.paused).where(clusters.c.id == cluster)
-    if tx.once(("paused", cluster), lambda: tx.connection.execute(paused).scalar_one_or_none()) is not False:
-        raise NotSchedulable(f"cluster {cluster} takes no jobs now")
-    opened: dict[str, bool] = tx.once(("open nodes", cluster), dict)
+    # a new dict each time: a savepoint that is undone forgets the nodes whose locks went with it
+    opened: dict[str, bool] = dict(tx.memo.get(("open nodes", cluster), {}))
     new = sorted(names - opened.keys())
     for start in range(0, len(new), 500):
         part = new[start : start + 500]
         opened |= dict.fromkeys(part, False)
         for row in tx.connection.execute(_NODES, {"in_cluster": cluster, "names": part}):
             opened[row.node] = row.schedulable and not row.cordoned
+    tx.memo[("open nodes", cluster)] = opened
     closed = sorted(name for name in names if not opened[name])
     if closed:
-        raise NotSchedulable(f"{', '.join(closed)} on {cluster} takes no jobs now", node=closed[0])
+        raise NotSchedulable("{node} on {cluster} takes no jobs now", node=closed[0], cluster=cluster)
 
 
 def _per_node(pods: Iterable[PodPlacement]) -> dict[tuple[str, str], int]:
@@ -335,10 +280,6 @@ def _per_node(pods: Iterable[PodPlacement]) -> dict[tuple[str, str], int]:
     for pod in pods:
         needed[(pod.node, pod.gpu_class)] += pod.count
     return needed
-
-
-def _cluster(row: Row[Any]) -> Cluster:
-    return Cluster(id=row.id, kind=row.kind, paused=row.paused, observed_through=row.observed_through_ms)
 
 
 def placement_paused(connection: Connection) -> bool:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 from pydantic import BaseModel
-from sqlalchemy import bindparam, delete, insert, select
+from sqlalchemy import Row, bindparam, delete, insert, select
 
 from quota.clock import wall_ms
 from quota.db import Tx
-from quota.errors import BadRequest, IdempotencyMismatch
+from quota.errors import BadRequest, IdempotencyMismatch, SecretAlreadyShown
 from quota.identity.tables import idempotency
 from quota.schemas.identity import Caller
 
@@ -23,6 +23,8 @@ _KNOWN = select(idempotency).where(
 )
 _NEW = insert(idempotency)
 
+SECRET_SHOWN = 409
+"""Stored as the status of a reply that held a secret; its `body` has only the names that `keep` gave."""
 KEPT_MS = 24 * 3_600_000
 """Wall time: repeating a request is a matter of the network, not of the hub's clock."""
 
@@ -32,11 +34,17 @@ def once(
     caller: Caller,
     key: str | None,
     operation: str,
-    body: BaseModel,
+    body: BaseModel | None,
     reply: type[R],
     work: Callable[[], R],
+    *,
+    keep: Callable[[R], Mapping[str, str]] | None = None,
 ) -> R:
     """Do `work` once per (caller, key); again with the same body answers the stored reply.
+
+    `operation` names the route and the ids in its path. A reply with a secret is not stored: `keep` says which
+    names of it are (`{"token_id": …}`), and the repeat raises SecretAlreadyShown with them. What `work` raises is
+    not kept: the request may be sent again under its key.
 
     Two requests at the same moment: the second's INSERT fails on the primary key and it is run again.
     Raises IdempotencyMismatch for another body or operation under the same key.
@@ -48,28 +56,40 @@ def once(
     fingerprint = hashlib.sha256(f"{operation}\n{_canonical(body)}".encode()).hexdigest()
     known = tx.connection.execute(_KNOWN, {"who": caller.token_id, "which": key}).one_or_none()
     if known is not None:
-        if known.fingerprint != fingerprint:
-            raise IdempotencyMismatch(
-                f"Idempotency-Key {key!r} was used with another request", field="Idempotency-Key"
-            )
-        return reply.model_validate_json(known.body)
+        return _repeated(known, key, fingerprint, reply)
     result = work()
+    _store(tx, caller, key, fingerprint, result, None if keep is None else keep(result))
+    return result
+
+
+def _repeated(known: Row[Any], key: str, fingerprint: str, reply: type[R]) -> R:
+    if known.fingerprint != fingerprint:
+        raise IdempotencyMismatch(
+            "Idempotency-Key {key} was used with another request", field="Idempotency-Key", key=key
+        )
+    if known.status == SECRET_SHOWN:
+        raise SecretAlreadyShown(**json.loads(known.body))
+    return reply.model_validate_json(known.body)
+
+
+def _store(
+    tx: Tx, caller: Caller, key: str, fingerprint: str, result: BaseModel, kept: Mapping[str, str] | None
+) -> None:
     tx.connection.execute(
         _NEW,
         {
             "principal": caller.token_id,
             "key": key,
             "fingerprint": fingerprint,
-            "status": 201,
-            "body": result.model_dump_json(),
+            "status": 201 if kept is None else SECRET_SHOWN,
+            "body": result.model_dump_json() if kept is None else json.dumps(dict(kept), sort_keys=True),
             "created_at_ms": wall_ms(),
         },
     )
-    return result
 
 
-def _canonical(body: BaseModel) -> str:
-    return json.dumps(body.model_dump(mode="json"), sort_keys=True)
+def _canonical(body: BaseModel | None) -> str:
+    return "" if body is None else json.dumps(body.model_dump(mode="json"), sort_keys=True)
 
 
 def forget_old(tx: Tx, wall_now_ms: int | None = None) -> int:

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 
-from quota.door import READERS, HubRoute, access, answer, caller_of, hub_of
+from quota.db import Tx
+from quota.door import READERS, After, HubRoute, IdempotencyKey, access, answer, caller_of, hub_of
 from quota.identity.idempotency import once
 from quota.jobs import service
+from quota.jobs.lists import JobFilter
+from quota.jobs.lists import list_jobs as list_page
+from quota.jobs.quoting import quote
 from quota.schemas.identity import Role, Scope
 from quota.schemas.jobs import Job, JobDetail, JobPage, JobSubmission
+from quota.schemas.quotes import Quote
 from quota.schemas.scheduling import JobState
-from quota.schemas.values import Id
+from quota.schemas.values import ClassId, Id, Instant
 
 router = APIRouter(tags=["jobs"], route_class=HubRoute)
 
@@ -22,23 +27,33 @@ router = APIRouter(tags=["jobs"], route_class=HubRoute)
     operation_id="submit_job",
     status_code=201,
     response_model=Job,
+    responses={200: {"model": Quote, "description": "With `dry_run`: a quote; nothing was stored."}},
     openapi_extra=access(Role.MEMBER, Role.OPERATOR, scope=Scope.JOBS_WRITE),
 )
 def submit_job(
     request: Request,
     body: JobSubmission,
-    key: Annotated[str | None, Header(alias="Idempotency-Key")] = None,
+    key: IdempotencyKey = None,
+    dry_run: Annotated[bool, Query(description="Answer a quote, and store nothing.")] = False,
 ) -> Response:
-    """Queue a job. Nothing is held before it starts.
+    """Queue a job. Nothing is held before it starts. With `dry_run=true` 200 and a quote: what it would cost, who
+    would pay, when it could start; what a submission would be refused for, the quote is refused for too.
 
     409 `insufficient_balance` (what is left, what was needed), 409 `no_grant`, 422 `unknown_gpu_class`,
-    422 `never_fits`, 422 `idempotency_key_reused`.
+    422 `never_fits`, 422 `idempotency_key_reused`, 409 `grant_cap`, 404 `not_found` for a grant or organization.
     """
     caller = caller_of(request)
-    job = hub_of(request).database.write(
-        lambda tx: once(tx, caller, key, "submit_job", body, Job, lambda: service.submit(tx, caller, body))
-    )
-    return answer(job, 201)
+    hub = hub_of(request)
+
+    def submit(tx: Tx) -> Job:
+        return once(tx, caller, key, "submit_job", body, Job, lambda: service.submit(tx, caller, body))
+
+    if not dry_run:
+        return answer(hub.database.write(submit), 201)
+    would_be = hub.database.preview(submit)
+    with hub.database.read() as connection:
+        hub.queue.refresh(connection)
+        return answer(quote(connection, would_be.organization_id, body, hub.queue, hub.clock))
 
 
 @router.get(
@@ -51,24 +66,23 @@ def list_jobs(
     request: Request,
     state: JobState | None = None,
     organization_id: Id | None = None,
-    before: Id | None = None,
-    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+    grant_id: Id | None = None,
+    gpu_class: ClassId | None = None,
+    submitted_from: Instant | None = None,
+    submitted_until: Instant | None = None,
+    after: After = None,
+    limit: Annotated[int, Query(ge=1, le=200, description="How many items a page has at most.")] = 50,
 ) -> Response:
-    """Jobs, newest first, each with why it waits; a member sees its organization's."""
+    """Jobs, newest first, each with why it waits; a member sees its organization's.
+
+    `grant_id` finds jobs that asked for the grant or ran on it; `submitted_until` itself is not within the period.
+    """
     caller = caller_of(request)
     hub = hub_of(request)
+    wanted = JobFilter(state, organization_id, grant_id, gpu_class, submitted_from, submitted_until)
     with hub.database.read() as connection:
         hub.queue.refresh(connection)
-        page = service.list_jobs(
-            connection,
-            caller,
-            hub.queue,
-            state=state,
-            organization_id=organization_id,
-            before=before,
-            limit=limit,
-        )
-    return answer(page)
+        return answer(list_page(connection, caller, hub.queue, wanted, after, limit))
 
 
 @router.get(

@@ -8,33 +8,37 @@ from typing import Any
 
 from sqlalchemy import Row, bindparam, func, or_, select, update
 
+from quota.clock import HOUR_MS
 from quota.db import Tx
 from quota.identity.tables import organizations
 from quota.jobs.charging import Times, close_slices
 from quota.jobs.tables import attempts, jobs
-from quota.ledger import refunds
-from quota.ledger import service as ledger
+from quota.ledger import holds, refunds, settling
 from quota.ledger.rules import Hold, Slice, hour_marks
 from quota.ledger.tables import slices, transfers
+from quota.programs import endings
+from quota.programs.policies import policy_of
 from quota.schemas.ledger import RefundKind
 
 ACTOR = "hub"
-FAULT_REFUND_LIMIT_MS = 4 * 3_600_000
-"""Most lost time given back per job after a platform fault (policy; ledger facts)."""
 _LOST_WORK = {"node_failed": RefundKind.FAULT, "preempted": RefundKind.PREEMPTED}
-HALF_LIFE_MS = 7 * 24 * 3_600_000
-
+HALF_LIFE_MS = 7 * 24 * HOUR_MS
 
 _SETTLED = (
     update(attempts)
     .where(attempts.c.job_id == bindparam("job"), attempts.c.attempt == bindparam("number"))
     .values(settled=bindparam("final"), settled_through_ms=bindparam("through"))
 )
+_SLICES = (
+    select(slices.c.starts_at_ms, slices.c.ends_at_ms, slices.c.payer)
+    .where(slices.c.job_id == bindparam("job"), slices.c.attempt == bindparam("number"))
+    .order_by(slices.c.starts_at_ms)
+)
 
 
-def settle_cluster(tx: Tx, cluster: str, observed_through_ms: int) -> None:
-    """Close slices of every unsettled attempt of a cluster up to its watermark."""
-    hour_start = observed_through_ms - observed_through_ms % 3_600_000
+def settle_cluster(tx: Tx, cluster: str, observed_through_ms: int, evidence: str) -> None:
+    """Close slices of every unsettled attempt of a cluster up to its watermark; `evidence` names what moved it."""
+    hour_start = observed_through_ms - observed_through_ms % HOUR_MS
     rows = tx.connection.execute(
         select(attempts)
         .where(
@@ -50,81 +54,89 @@ def settle_cluster(tx: Tx, cluster: str, observed_through_ms: int) -> None:
     ).all()
     if not rows:
         return
-    held = ledger.read_holds(tx, [row.hold_id for row in rows])
+    held = holds.read_holds(tx, [row.hold_id for row in rows])
     usage: dict[str, int] = defaultdict(int)
     for row in rows:
-        usage[row.organization_id] += _settle_attempt(tx, row, held[row.hold_id], observed_through_ms)
+        usage[row.organization_id] += _settle_attempt(
+            tx, row, held[row.hold_id], observed_through_ms, evidence
+        )
     for organization_id, amount in sorted(usage.items()):
         if amount:
             count_usage(tx, organization_id, amount)
+    endings.sweep(tx, {row.grant_id for row in rows})
 
 
-def _settle_attempt(tx: Tx, row: Row[Any], held: Hold, observed_through_ms: int) -> int:
+def _settle_attempt(tx: Tx, row: Row[Any], held: Hold, observed_through_ms: int, evidence: str) -> int:
     """Close what can close of one attempt; answers what its grant was charged less what was given back."""
     parts, final = close_slices(_times(row), observed_through_ms)
     if not parts and not final:
         return 0
-    charged = ledger.settle(tx, held, parts, actor=ACTOR) if parts else 0
+    charged = settling.settle(tx, held, parts, actor=ACTOR, evidence=evidence) if parts else 0
     if final:
         settled = held.settled_gpu_us + charged
-        ledger.release(tx, held, settled, actor=ACTOR, reason="attempt ended")
+        settling.release(tx, held, settled, actor=ACTOR, reason="attempt ended", evidence=evidence)
     through = parts[-1].ends_at_ms if parts else row.settled_through_ms
     tx.connection.execute(
         _SETTLED, {"job": row.job_id, "number": row.attempt, "final": final, "through": through}
     )
-    returned = _refund_lost_work(tx, row, held, parts) if final else 0
+    returned = _refund_lost_work(tx, row, held, parts, evidence) if final else 0
     tx.touch("grant", row.grant_id)
     return charged - returned
 
 
-def correct_after(tx: Tx, row: Row[Any], truth_ms: int) -> None:
+def correct_after(tx: Tx, row: Row[Any], truth_ms: int, evidence: str) -> None:
     """Refund what was settled after `truth_ms`: that time was never occupied.
 
     What the platform paid of it, from the start or by an earlier refund, comes back to the platform.
     """
     if row.settled_through_ms is None or row.settled_through_ms <= truth_ms:
         return
-    held = ledger.read_hold(tx, row.hold_id)
+    held = holds.read_hold(tx, row.hold_id)
+    kind, reason = RefundKind.CORRECTION, "the attempt had ended before"
     returned = 0
-    for part in _slices(tx, row):
-        for begin, end in _uncorrected(tx, held, part, truth_ms):
+    for part in slices_of(tx, row.job_id, row.attempt):
+        for begin, end in refunds.refundable(tx, held, part, truth_ms, part.ends_at_ms, kind):
             returned += refunds.refund(
-                tx,
-                held,
-                part,
-                begin,
-                end,
-                RefundKind.CORRECTION,
-                actor=ACTOR,
-                reason="the attempt had ended before",
+                tx, held, part, begin, end, kind, actor=ACTOR, reason=reason, evidence=evidence
             )
     if returned:
         count_usage(tx, row.organization_id, -returned)
+        endings.sweep(tx, [row.grant_id])
     tx.touch("grant", row.grant_id)
 
 
-def _uncorrected(tx: Tx, held: Hold, part: Slice, truth_ms: int) -> list[tuple[int, int]]:
-    """The stretches of a slice after `truth_ms` that were not corrected yet, cut where their payer changes."""
-    begin = max(part.starts_at_ms, truth_ms)
-    if begin >= part.ends_at_ms:
-        return []
-    known = refunds.given_back(tx, held, part)
-    bounds = {bound for entry in known for bound in (entry.starts_at_ms, entry.ends_at_ms)}
-    cuts = sorted({begin, part.ends_at_ms} | {bound for bound in bounds if begin < bound < part.ends_at_ms})
-    corrected = [entry for entry in known if entry.kind is RefundKind.CORRECTION]
-    return [
-        (left, right)
-        for left, right in itertools.pairwise(cuts)
-        if not any(entry.starts_at_ms <= left and right <= entry.ends_at_ms for entry in corrected)
-    ]
-
-
-def extend_lost(tx: Tx, row: Row[Any], ended_ms: int) -> None:
+def extend_lost(tx: Tx, row: Row[Any], ended_ms: int, evidence: str) -> None:
     """A lost attempt's pods are known to have run longer than they were seen: the platform pays that time."""
-    held = ledger.read_hold(tx, row.hold_id)
+    held = holds.read_hold(tx, row.hold_id)
     marks = [row.ended_at_ms, *hour_marks(row.ended_at_ms, ended_ms), ended_ms]
     parts = [Slice(left, right, "platform") for left, right in itertools.pairwise(marks)]
-    ledger.settle(tx, held, parts, actor=ACTOR)
+    settling.settle(tx, held, parts, actor=ACTOR, evidence=evidence)
+
+
+def fault_time_left_ms(tx: Tx, job_id: str, grant_id: str) -> int:
+    """How much of a job's time may still be given back after platform faults, over all its attempts."""
+    return max(0, fault_cap_ms(tx, grant_id) - faults_ms(tx, job_id))
+
+
+def fault_cap_ms(tx: Tx, grant_id: str) -> int:
+    """Most time given back per job after platform faults, by the policy of the grant that paid."""
+    return tx.once(("fault cap", grant_id), lambda: policy_of(tx.connection, grant_id).refund_cap_ms)
+
+
+def faults_ms(tx: Tx, job_id: str) -> int:
+    """How much time of a job was given back after platform faults, this transaction included."""
+    return tx.once(("faults", job_id), lambda: _stored_faults_ms(tx, job_id))
+
+
+def count_faults(tx: Tx, job_id: str, milliseconds: int) -> None:
+    """Remember a fault refund that this transaction has not inserted yet."""
+    tx.memo[("faults", job_id)] = faults_ms(tx, job_id) + milliseconds
+
+
+def slices_of(tx: Tx, job_id: str, attempt: int) -> list[Slice]:
+    """The slices of an attempt that earlier transactions settled, in order."""
+    rows = tx.connection.execute(_SLICES, {"job": job_id, "number": attempt})
+    return [Slice(part.starts_at_ms, part.ends_at_ms, part.payer) for part in rows]
 
 
 def count_usage(tx: Tx, organization_id: str, amount_gpu_us: int) -> None:
@@ -132,7 +144,7 @@ def count_usage(tx: Tx, organization_id: str, amount_gpu_us: int) -> None:
     row = tx.connection.execute(
         select(organizations.c.decayed_usage_gpu_us, organizations.c.decayed_as_of_ms)
         .where(organizations.c.id == organization_id)
-        .with_for_update()
+        .with_for_update(key_share=True)  # a start that relies on the row does not wait for it
     ).one()
     age_ms = max(0, tx.now_ms - row.decayed_as_of_ms)
     usage = row.decayed_usage_gpu_us * 2.0 ** (-age_ms / HALF_LIFE_MS) + amount_gpu_us
@@ -144,31 +156,42 @@ def count_usage(tx: Tx, organization_id: str, amount_gpu_us: int) -> None:
     tx.touch("organization", organization_id)
 
 
-def _refund_lost_work(tx: Tx, row: Row[Any], held: Hold, fresh: list[Slice]) -> int:
+def _refund_lost_work(tx: Tx, row: Row[Any], held: Hold, fresh: list[Slice], evidence: str) -> int:
     """Give back the charged time whose work a failed node or a preemption destroyed; the platform pays it.
 
     Lost is what came after the last checkpoint mark the job declared, else all since the start; after a fault
-    at most FAULT_REFUND_LIMIT_MS per job over all its attempts. `fresh` are the slices closed just now.
+    the latest of it up to the cap of the job. `fresh` are the slices closed just now.
     """
     kind = _LOST_WORK.get(row.end_reason)
     if kind is None or row.last_started_at_ms is None:
         return 0
-    job = tx.connection.execute(select(jobs.c.checkpoint_interval_ms).where(jobs.c.id == row.job_id)).one()
-    since = row.last_started_at_ms
-    if job.checkpoint_interval_ms:
-        since += max(0, row.ended_at_ms - since) // job.checkpoint_interval_ms * job.checkpoint_interval_ms
+    since, reason = _work_lost_since(tx, row), f"work lost: {row.end_reason}"
+    left = row.ended_at_ms - since
     if kind is RefundKind.FAULT:
-        left = FAULT_REFUND_LIMIT_MS - tx.once(("faults", row.job_id), lambda: _faults_ms(tx, row.job_id))
-        since = max(since, row.ended_at_ms - max(0, left))
+        left = fault_time_left_ms(tx, row.job_id, row.grant_id)
     returned = 0
-    for part in [*_slices(tx, row), *fresh]:
-        begin, end = max(part.starts_at_ms, since), min(part.ends_at_ms, row.ended_at_ms)
-        if part.payer == "grant" and begin < end:
-            reason = f"work lost: {row.end_reason}"
-            returned += refunds.refund(tx, held, part, begin, end, kind, actor=ACTOR, reason=reason)
+    for part in reversed([*slices_of(tx, row.job_id, row.attempt), *fresh]):
+        for begin, end in reversed(refunds.refundable(tx, held, part, since, row.ended_at_ms, kind)):
+            begin = max(begin, end - left)
+            if begin == end:
+                continue
+            left -= end - begin
             if kind is RefundKind.FAULT:
-                tx.memo[("faults", row.job_id)] += end - begin
+                count_faults(tx, row.job_id, end - begin)
+            returned += refunds.refund(
+                tx, held, part, begin, end, kind, actor=ACTOR, reason=reason, evidence=evidence
+            )
     return returned
+
+
+def _work_lost_since(tx: Tx, row: Row[Any]) -> int:
+    """The last checkpoint mark before an attempt's end, else its start."""
+    job = tx.connection.execute(select(jobs.c.checkpoint_interval_ms).where(jobs.c.id == row.job_id)).one()
+    start: int = row.last_started_at_ms
+    if not job.checkpoint_interval_ms:
+        return start
+    ran_ms: int = max(0, row.ended_at_ms - start)
+    return start + ran_ms - ran_ms % int(job.checkpoint_interval_ms)
 
 
 def _times(row: Row[Any]) -> Times:
@@ -183,17 +206,7 @@ def _times(row: Row[Any]) -> Times:
     )
 
 
-def _slices(tx: Tx, row: Row[Any]) -> list[Slice]:
-    rows = tx.connection.execute(
-        select(slices.c.starts_at_ms, slices.c.ends_at_ms, slices.c.payer)
-        .where(slices.c.job_id == row.job_id, slices.c.attempt == row.attempt)
-        .order_by(slices.c.starts_at_ms)
-    )
-    return [Slice(part.starts_at_ms, part.ends_at_ms, part.payer) for part in rows]
-
-
-def _faults_ms(tx: Tx, job_id: str) -> int:
-    """How much time of a job was given back after platform faults, in milliseconds."""
+def _stored_faults_ms(tx: Tx, job_id: str) -> int:
     rows = tx.connection.execute(
         select(transfers.c.starts_at_ms, transfers.c.ends_at_ms).where(
             transfers.c.job_id == job_id,

@@ -28,6 +28,8 @@ class AttemptEnd:
     started: bool
     lost: bool
     stop_reason: StopReason | None
+    stop_asked: StopReason | None = None
+    """A stop that the service had asked for; the attempt may end before the scheduler recorded one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,14 +51,20 @@ def check_move(before: JobState, after: JobState, job_id: str) -> None:
     """Raise WrongState unless the table allows it."""
     if after not in MOVES[before]:
         raise WrongState(
-            f"job {job_id} is {before.value}; it cannot become {after.value}", state=before.value
+            "job {job_id} is {state}; it cannot become {after}",
+            job_id=job_id,
+            state=before.value,
+            after=after.value,
         )
 
 
 def after_attempt(
     end: AttemptEnd, *, cancel_requested: bool, restartable: bool, attempt: int, abandonments: int, limit: int
 ) -> Requeue | End:
-    """Succeeded if it did, else cancelled if asked, else the stop's reason, else lost or failed."""
+    """Succeeded if it did, else cancelled if asked, else the stop's reason, else lost or failed.
+
+    What an operator sent back into the queue waits again, whether or not it was restartable.
+    """
     if end.succeeded:
         return End(EndReason.SUCCEEDED)
     if cancel_requested:
@@ -68,7 +76,7 @@ def after_attempt(
                 return End(EndReason.ABANDONED)
             return Requeue(reason, abandoned=True)
         case EndReason.PREEMPTED | EndReason.NODE_FAILED:
-            if restartable and attempt < RESTARTS_LIMIT:
+            if end.stop_asked is StopReason.REQUEUED or (restartable and attempt < RESTARTS_LIMIT):
                 return Requeue(reason, abandoned=False)
             return End(reason)
         case EndReason.REQUEUED:

@@ -23,6 +23,10 @@ _ADD = {
     "used_gpu_us": accounts.c.used_gpu_us + bindparam("d_used"),
 }
 _GIVE = update(accounts).where(accounts.c.id == bindparam("account")).values(_ADD)
+_GRANTED = accounts.c.granted_gpu_us + bindparam("d_granted")
+_THOUSANDTHS = accounts.c.overdraft_thousandths
+# granted x thousandths / 1000 without the product of both, which 64 bits do not hold
+_OVERDRAFT = _GRANTED // 1000 * _THOUSANDTHS + (_GRANTED - _GRANTED // 1000 * 1000) * _THOUSANDTHS // 1000
 _ROOM = (
     accounts.c.granted_gpu_us
     + accounts.c.overdraft_gpu_us
@@ -30,7 +34,10 @@ _ROOM = (
     - accounts.c.used_gpu_us
     - bindparam("needed", type_=BigInteger)
 )
-_TAKE = _GIVE.where(or_(_ROOM >= 0, accounts.c.kind.in_((TREASURY, PLATFORM))))
+_HAS_ROOM = or_(_ROOM >= 0, accounts.c.kind.in_((TREASURY, PLATFORM)))
+_TAKE = _GIVE.where(_HAS_ROOM)
+_GRANT = _GIVE.values(overdraft_gpu_us=_OVERDRAFT)
+_UNGRANT = _GRANT.where(_HAS_ROOM)
 _KNOWN = select(transfers).where(transfers.c.id == bindparam("transfer"))
 _KNOWN_LEGS = select(transfer_legs).where(transfer_legs.c.transfer_id == bindparam("transfer"))
 
@@ -44,9 +51,13 @@ def post(
     *,
     actor: str,
     reason: str,
+    evidence: str | None = None,
     **columns: Any,
 ) -> bool:
     """Do a transfer once: change its accounts in the order of their ids. False if it was done before.
+
+    `evidence` names what it rests on, such as `report:<cluster>:<number>`; like actor and reason it belongs to
+    the telling, not to the transfer: another one under a known id is no other transfer.
 
     Raises InsufficientBalance, and TransferMismatch for another content under a known id.
     """
@@ -56,7 +67,9 @@ def post(
         return False
     for leg in sorted(legs, key=lambda leg: leg.account_id):
         change(tx, leg)
-    queue(tx, transfer_id, kind, amount_gpu_us, legs, actor=actor, reason=reason, **columns)
+    queue(
+        tx, transfer_id, kind, amount_gpu_us, legs, actor=actor, reason=reason, evidence=evidence, **columns
+    )
     return True
 
 
@@ -82,9 +95,15 @@ def _check_same(
     if (known.type, known.amount_gpu_us, stored) == (kind.value, amount_gpu_us, set(legs)) and not differs:
         return
     raise TransferMismatch(
-        f"transfer {known.id} exists as {known.type} of {known.amount_gpu_us} GPU-us "
-        f"on {', '.join(sorted(leg.account_id for leg in stored))}; "
-        f"{kind.value} of {amount_gpu_us} on {', '.join(sorted(leg.account_id for leg in legs))} is another one"
+        "transfer {transfer} exists as {known_type} of {known_gpu_us} GPU-us on {known_accounts}; "
+        "{asked_type} of {asked_gpu_us} on {asked_accounts} is another one",
+        transfer=known.id,
+        known_type=known.type,
+        known_gpu_us=known.amount_gpu_us,
+        known_accounts=", ".join(sorted(leg.account_id for leg in stored)),
+        asked_type=kind.value,
+        asked_gpu_us=amount_gpu_us,
+        asked_accounts=", ".join(sorted(leg.account_id for leg in legs)),
     )
 
 
@@ -97,6 +116,7 @@ def queue(
     *,
     actor: str,
     reason: str,
+    evidence: str | None = None,
     **columns: Any,
 ) -> None:
     """Write a transfer and its legs when the transaction is published; the caller has changed the accounts."""
@@ -109,6 +129,7 @@ def queue(
         "at_ms": tx.now_ms,
         "actor": actor,
         "reason": reason,
+        "evidence": evidence,
         "amount_gpu_us": amount_gpu_us,
     }
     tx.defer(transfers, empty | row | columns)
@@ -135,13 +156,14 @@ def change(tx: Tx, leg: Leg) -> None:
         "d_used": leg.d_used,
     }
     takes = leg.d_held + leg.d_used > 0 or leg.d_granted < 0
-    statement, values = (_TAKE, values | {"needed": needed}) if takes else (_GIVE, values)
+    give, take = (_GRANT, _UNGRANT) if leg.d_granted else (_GIVE, _TAKE)
+    statement, values = (take, values | {"needed": needed}) if takes else (give, values)
     changed = tx.connection.execute(statement, values).rowcount
     if changed != 1:
         row = _account(tx, leg.account_id)
         left = row.granted_gpu_us + row.overdraft_gpu_us - row.held_gpu_us - row.used_gpu_us
         raise InsufficientBalance(
-            f"{leg.account_id} has {left} GPU-us left, {needed} are needed",
+            "{account} has {left_gpu_us} GPU-us left, {needed_gpu_us} are needed",
             account=leg.account_id,
             needed_gpu_us=needed,
             left_gpu_us=left,

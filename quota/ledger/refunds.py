@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 from sqlalchemy import bindparam, select, update
@@ -32,6 +33,7 @@ _FROM_PLATFORM = (
 )
 _REFUNDS = (
     select(
+        transfers.c.id,
         transfers.c.refund_of,
         transfers.c.refund_kind,
         transfers.c.starts_at_ms,
@@ -51,6 +53,7 @@ _REFUNDS = (
 class GivenBack:
     """A stretch of one slice that was refunded, and who got it back."""
 
+    transfer_id: str
     slice_id: str
     starts_at_ms: int
     ends_at_ms: int
@@ -63,6 +66,27 @@ def given_back(tx: Tx, held: Hold, part: Slice) -> tuple[GivenBack, ...]:
     return tuple(entry for entry in _of_attempt(tx, held) if entry.slice_id == part.id_of(held))
 
 
+def refundable(
+    tx: Tx, held: Hold, part: Slice, starts_at_ms: int, ends_at_ms: int, kind: RefundKind
+) -> list[tuple[int, int]]:
+    """The stretches of a slice in [starts, ends) that `kind` can still give back, cut where their payer changes.
+
+    A correction takes back whatever somebody still pays, the other kinds only what the grant still pays.
+    """
+    begin, end = max(part.starts_at_ms, starts_at_ms), min(part.ends_at_ms, ends_at_ms)
+    if begin >= end:
+        return []
+    known = list(given_back(tx, held, part))
+    bounds = {bound for entry in known for bound in (entry.starts_at_ms, entry.ends_at_ms)}
+    cuts = sorted({begin, end} | {bound for bound in bounds if begin < bound < end})
+    payers = {"grant", "platform"} if kind is RefundKind.CORRECTION else {"grant"}
+    return [
+        (left, right)
+        for left, right in itertools.pairwise(cuts)
+        if _payer_of_piece(part, known, left, right) in payers
+    ]
+
+
 def refund(
     tx: Tx,
     held: Hold,
@@ -73,6 +97,7 @@ def refund(
     *,
     actor: str,
     reason: str,
+    evidence: str | None = None,
 ) -> int:
     """Give back the part [starts, ends) of one slice. Answers the amount that its payer got.
 
@@ -96,14 +121,16 @@ def refund(
         assert kind is RefundKind.CORRECTION, "the platform cannot owe itself"
         legs = [Leg(PLATFORM, d_used=-amount)]
     first = not any(entry.kind is kind for entry in known)
+    transfer_id = f"{slice_id}:{kind.value}" if first else f"{slice_id}:{kind.value}:{starts_at_ms}"
     done = post(
         tx,
-        f"{slice_id}:{kind.value}" if first else f"{slice_id}:{kind.value}:{starts_at_ms}",
+        transfer_id,
         TransferType.REFUND,
         amount,
         tuple(legs),
         actor=actor,
         reason=reason,
+        evidence=evidence,
         job_id=held.job_id,
         attempt=held.attempt,
         slice_id=slice_id,
@@ -116,12 +143,22 @@ def refund(
     )
     if not done:
         return 0
-    entry = GivenBack(slice_id, starts_at_ms, ends_at_ms, kind, payer)
+    entry = GivenBack(transfer_id, slice_id, starts_at_ms, ends_at_ms, kind, payer)
     tx.memo[("given back", held.id)] = (*_of_attempt(tx, held), entry)
     to_platform = -amount if payer == "platform" else (amount if kind is not RefundKind.CORRECTION else 0)
     to_grant = amount if payer == "grant" else 0
     tx.connection.execute(_REFUND, {"hold": held.id, "to_grant": to_grant, "to_platform": to_platform})
     return to_grant
+
+
+def _payer_of_piece(part: Slice, known: list[GivenBack], starts_at_ms: int, ends_at_ms: int) -> str | None:
+    """Who pays a stretch that no earlier refund cuts; None once it was corrected: it never was."""
+    kinds = {
+        entry.kind for entry in known if entry.starts_at_ms <= starts_at_ms and ends_at_ms <= entry.ends_at_ms
+    }
+    if RefundKind.CORRECTION in kinds:
+        return None
+    return "platform" if kinds else part.payer
 
 
 def _payer_now(part: Slice, known: list[GivenBack], starts_at_ms: int, ends_at_ms: int) -> str:
@@ -147,5 +184,5 @@ def _stored_refunds(tx: Tx, held: Hold) -> tuple[GivenBack, ...]:
     for row in rows:
         kind = RefundKind(row.refund_kind)
         payer = "platform" if row.from_platform else "grant"
-        found.append(GivenBack(row.refund_of, row.starts_at_ms, row.ends_at_ms, kind, payer))
+        found.append(GivenBack(row.id, row.refund_of, row.starts_at_ms, row.ends_at_ms, kind, payer))
     return tuple(found)

@@ -32,6 +32,8 @@ class Hold:
     resolved: bool
     gpus: int
     rate: Rate
+    extensions: int = 0
+    """How often it was extended; `amount` includes them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,6 +38,8 @@ accounts = Table(
     Column("held_gpu_us", BigInteger, nullable=False),
     Column("used_gpu_us", BigInteger, nullable=False),
     Column("overdraft_gpu_us", BigInteger, nullable=False),
+    # overdraft = granted x this / 1000, kept with every change of what is granted
+    Column("overdraft_thousandths", Integer, nullable=False, server_default=text("0")),
     # for people: which milestone a tranche waits for
     Column("label", String(200)),
     # the order in which tranches are released and drawn on
@@ -163,6 +165,8 @@ statements = Table(
     metadata,
     Column("id", String(60), primary_key=True),
     Column("grant_id", String(60), nullable=False),
+    # the grant's account, or a party's share of it
+    Column("account_id", String(80), ForeignKey("accounts.id"), nullable=False),
     # the audit seal that the statement stands at, and the one that its opening balance stands at
     Column("seal", BigInteger, nullable=False),
     Column("since_seal", BigInteger, nullable=False),
@@ -172,6 +176,6 @@ statements = Table(
     Column("size_bytes", BigInteger, nullable=False),
     Column("issued_at_ms", BigInteger, nullable=False),
     Column("issued_by", String(60), nullable=False),
-    UniqueConstraint("grant_id", "seal", "since_seal", "format", "language"),
+    UniqueConstraint("account_id", "seal", "since_seal", "format", "language"),
     CheckConstraint("format IN ('json','csv','html')", name="format"),
 )

@@ -55,6 +55,9 @@ grants = Table(
     Column("policy", Text, nullable=False, server_default=text("'{}'")),
     # when its free remainder expired
     Column("expired_at_ms", BigInteger),
+    # how many EXPIRE transfers took from it, and how many TRANSFERs carried that over: the next ones' numbers
+    Column("expiries", Integer, nullable=False, server_default=text("0")),
+    Column("carry_overs", Integer, nullable=False, server_default=text("0")),
     CheckConstraint("max_gpus > 0", name="max_gpus"),
     CheckConstraint("ends_at_ms > starts_at_ms", name="term"),
 )

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from quota.schemas.values import NO_NUL, ClassId, Instant, Reason, Reply, Request, Slug, Thousandths
+from quota.schemas.values import NO_NUL, ClassId, Flag, Instant, Reason, Reply, Request, Slug, Thousandths
 
 PriceKrw = Annotated[int, Field(strict=True, ge=0, le=10_000_000)]
 
@@ -28,9 +28,10 @@ class Cluster(Reply):
 
 
 class ClusterList(Reply):
-    """Clusters in order of id."""
+    """Clusters in order of id; pass `next` as `after` for the following page."""
 
     items: tuple[Cluster, ...]
+    next: str | None = None
 
 
 class NewGpuClass(Request):
@@ -53,12 +54,15 @@ class GpuClass(Reply):
     rate_thousandths: int
     price_krw: int
     valid_from: Instant
+    etag: str = ""
+    """Its version, for If-Match: changes with name, rate and price."""
 
 
 class GpuClassList(Reply):
-    """GPU classes in order of id."""
+    """GPU classes in order of id; pass `next` as `after` for the following page."""
 
     items: tuple[GpuClass, ...]
+    next: str | None = None
 
 
 class NodeCapacity(Reply):
@@ -78,16 +82,19 @@ class Node(Reply):
     schedulable: bool
     cordoned: bool
     capacities: tuple[NodeCapacity, ...]
+    etag: str = ""
+    """Its version, for If-Match: changes with `cordoned` only."""
 
 
 class NodeList(Reply):
-    """Nodes in order of cluster and name."""
+    """Nodes in order of cluster and name; pass `next` as `after` for the following page."""
 
     items: tuple[Node, ...]
+    next: str | None = None
 
 
 class NodeChange(Request):
     """Keep new jobs off a node, or let them on again."""
 
-    cordoned: bool
+    cordoned: Flag
     reason: Reason

@@ -3,8 +3,22 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Annotated
 
-from quota.schemas.values import Instant, Name, NodeName, Reply, Request, Slug, Text
+from pydantic import Field
+
+from quota.schemas.values import Instant, Name, Reason, Reply, Request, Slug, Text
+
+NodeBinding = Annotated[
+    str,
+    Field(
+        pattern=r"^[a-z0-9][a-z0-9.-]{0,251}[a-z0-9*]$|^[a-z0-9]$",
+        description="A node's name; with `*` at its end all nodes whose names begin so (one agent of a simulated "
+        "cluster).",
+        examples=["sim-0", "sim-*"],
+    ),
+]
+LONGEST_OVERLAP_S = 30 * 86_400
 
 
 class Role(StrEnum):
@@ -30,7 +44,7 @@ class Scope(StrEnum):
     GRANTS_READ = "grants:read"
     """Grants, balances, statements."""
     GRANTS_WRITE = "grants:write"
-    """Programmes, awards, changes of grants, corrections."""
+    """Programmes, awards, changes of grants, corrections; for a member: how its firms share its grant."""
     FLEET_READ = "fleet:read"
     FLEET_WRITE = "fleet:write"
     """Clusters, GPU classes, nodes, and the switches that pause placement."""
@@ -71,14 +85,42 @@ class Organization(Reply):
     created_at: Instant
 
 
+class OrganizationChange(Request):
+    """Correct an organization's name or kind; what is left out stays."""
+
+    name: Name | None = None
+    kind: OrganizationKind | None = None
+    reason: Reason
+
+
 class NewToken(Request):
-    """Make a token; members need `organization_id`, agents may be bound to a node."""
+    """Make a token; members need `organization_id`, agents `node`."""
 
     role: Role
     organization_id: Slug | None = None
-    node: NodeName | None = None
+    node: NodeBinding | None = None
     label: Text = ""
+    """Whose it is; shown to operators and auditors."""
+    scopes: Annotated[tuple[Scope, ...], Field(max_length=len(Scope))] = ()
+    """Empty: everything that the role may do."""
     expires_at: Instant | None = None
+    """Absent: until it is revoked."""
+
+
+class TokenRotation(Request):
+    """Take a token over into a new one of the same rights."""
+
+    overlap_s: Annotated[int, Field(strict=True, ge=0, le=LONGEST_OVERLAP_S)] = 86_400
+    """How long the old secret stays good, in seconds of the hub's clock; 0 ends it at once."""
+    expires_at: Instant | None = None
+    """Operators: when the new one ends. Absent: when the old one would have."""
+    reason: Reason
+
+
+class TokenRevocation(Request):
+    """End every token of an organization."""
+
+    reason: Reason
 
 
 class Token(Reply):
@@ -90,9 +132,15 @@ class Token(Reply):
     node: str | None
     label: str
     prefix: str
+    scopes: tuple[Scope, ...] = ()
+    """Empty: everything that the role may do."""
     created_at: Instant
     expires_at: Instant | None
     revoked_at: Instant | None
+    last_used_at: Instant | None = None
+    """To the minute; absent: never used."""
+    replaces: str | None = None
+    """The token that this one took over from."""
 
 
 class TokenWithSecret(Token):
@@ -115,31 +163,21 @@ class Caller(Reply):
 
 
 class OrganizationList(Reply):
-    """Organizations in order of id."""
+    """Organizations in order of id; pass `next` as `after` for the following page."""
 
     items: tuple[Organization, ...]
+    next: str | None = None
 
 
 class TokenList(Reply):
-    """Tokens in order of creation."""
+    """Tokens in order of creation; pass `next` as `after` for the following page."""
 
     items: tuple[Token, ...]
+    next: str | None = None
 
 
-class AuditRow(Reply):
-    """One mutation: who did what to what."""
+class RevokedTokens(Reply):
+    """The tokens that this call ended, in order of creation."""
 
-    id: int
-    at: Instant
-    actor: str
-    action: str
-    subject: str
-    reason: str
-    detail: dict[str, object]
-
-
-class AuditPage(Reply):
-    """Audit rows, oldest first; pass `next` as `after` for the following page."""
-
-    items: tuple[AuditRow, ...]
-    next: int | None
+    organization_id: str
+    items: tuple[Token, ...]

@@ -40,6 +40,18 @@ class JobSubmission(Request):
     """Only for operators who submit for an organization."""
 
 
+class Extension(Reply):
+    """More time that an attempt was given while it ran, and what was held for it."""
+
+    number: int
+    transfer_id: str
+    at: Instant
+    actor: str
+    reason: str
+    walltime_s: int
+    held_gpu_us: GpuUs
+
+
 class Attempt(Reply):
     """One try of a job on a cluster, with its charge."""
 
@@ -49,6 +61,9 @@ class Attempt(Reply):
     pods: tuple[PodPlacement, ...]
     grant_id: str
     hold_id: str
+    walltime_s: int
+    """Its time limit, extensions included."""
+    extensions: tuple[Extension, ...] = ()
     held_gpu_us: GpuUs
     settled_gpu_us: GpuUs
     refunded_gpu_us: GpuUs
@@ -113,7 +128,7 @@ class JobDetail(Job):
 
 
 class JobPage(Reply):
-    """Jobs, newest first; pass `next` as `before` for the following page."""
+    """Jobs, newest first; pass `next` as `after` for the following page."""
 
     items: tuple[Job, ...]
     next: str | None

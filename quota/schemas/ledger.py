@@ -1,10 +1,10 @@
-"""Transfers and the statement of a grant."""
+"""Transfers: their types, and the arithmetic of a charge."""
 
 from __future__ import annotations
 
 from enum import StrEnum
 
-from quota.schemas.values import GpuHoursOut, GpuUs, Instant, Reply
+from quota.schemas.values import Instant, Reply
 
 
 class TransferType(StrEnum):
@@ -44,42 +44,3 @@ class SliceArithmetic(Reply):
     rate_id: str
     rate_thousandths: int
     price_krw: int
-
-
-class StatementLine(Reply):
-    """One transfer on one account, with what it changed and why."""
-
-    transfer_id: str
-    seq: int
-    at: Instant
-    type: TransferType
-    actor: str
-    reason: str
-    job_id: str | None
-    attempt: int | None
-    granted_gpu_us: GpuUs
-    held_gpu_us: GpuUs
-    used_gpu_us: GpuUs
-    krw: int
-    """Won for what was used, rounded half up; negative for a refund."""
-    slice: SliceArithmetic | None
-
-
-class Statement(Reply):
-    """Every transfer of a grant in order, and the balance they add up to."""
-
-    grant_id: str
-    organization_id: str
-    program_id: str
-    as_of: Instant
-    seq: int
-    lines: tuple[StatementLine, ...]
-    granted_gpu_us: GpuUs
-    held_gpu_us: GpuUs
-    used_gpu_us: GpuUs
-    available_gpu_us: GpuUs
-    granted_gpu_hours: GpuHoursOut
-    held_gpu_hours: GpuHoursOut
-    used_gpu_hours: GpuHoursOut
-    available_gpu_hours: GpuHoursOut
-    total_krw: int

@@ -22,12 +22,14 @@ from quota.schemas.values import (
     Milliseconds,
     Name,
     NodeName,
+    Numbers,
     Reply,
     Request,
     Sequence,
     ShortId,
     Text,
     Thousandths,
+    wrong,
 )
 
 
@@ -193,7 +195,7 @@ class AccountPath(Reply):
 class Pace(Reply):
     """How far a grant is behind the pace it needs; positive = behind. Bounded, see the scheduler's policy."""
 
-    lag_ms: int
+    lag_ms: Annotated[int, Field(strict=True)]
     as_of: Instant
     spent_gpu_us: GpuUs | None = None
     """Used and held at that moment; the lag goes on from there."""
@@ -389,7 +391,7 @@ class ItemResult(Reply):
     outcome: Literal["accepted", "unchanged", "refused"]
     code: str = ""
     detail: str = ""
-    numbers: dict[str, int | str] = Field(default_factory=dict)
+    numbers: Numbers = Field(default_factory=dict)
 
 
 class DecisionReply(Reply):
@@ -497,7 +499,7 @@ class ReportBatch(Request):
     @model_validator(mode="after")
     def _stream_is_the_clusters(self) -> ReportBatch:
         if self.stream != f"cluster:{self.cluster}":
-            raise ValueError(f"stream {self.stream} is not cluster {self.cluster}'s")
+            raise wrong("stream must be cluster:<cluster>, of the cluster that is reported")
         return self
 
     @field_validator("nodes")
@@ -506,7 +508,7 @@ class ReportBatch(Request):
         names = [report.node for report in nodes or ()]
         if len(set(names)) < len(names):
             twice = next(name for name in names if names.count(name) > 1)
-            raise ValueError(f"node {twice} is named twice")
+            raise wrong("node {node} is named twice", node=twice)
         return nodes
 
 
@@ -527,7 +529,7 @@ class Waiting(Request):
     """Why a job waits: a code and the numbers behind it."""
 
     code: WaitReason
-    numbers: dict[str, int | str] = Field(default_factory=dict)
+    numbers: Numbers = Field(default_factory=dict)
 
 
 class RankingDocument(Request):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from quota.schemas.values import Instant, Reply
+from quota.schemas.values import Instant, Numbers, Reply
 
 
 class Problem(Reply):
@@ -15,7 +15,8 @@ class Problem(Reply):
     status: int
     code: str
     detail: str = ""
-    numbers: dict[str, int | str] = Field(default_factory=dict)
+    numbers: Numbers = Field(default_factory=dict)
+    """What the code is about, for programs; amounts (`*_gpu_us`) are decimal strings in JSON."""
     errors: list[dict[str, str]] = Field(default_factory=list)
 
 
@@ -33,3 +34,18 @@ class Health(Reply):
 
     status: str
     checks: dict[str, str] = Field(default_factory=dict)
+
+
+class TaskState(Reply):
+    """A periodic task: what it did last, `running` while it does it, `failed: …` when it could not."""
+
+    name: str
+    period_s: int
+    last_run_at: Instant | None
+    result: str | None
+
+
+class TaskList(Reply):
+    """All periodic tasks."""
+
+    items: tuple[TaskState, ...]

@@ -17,6 +17,7 @@ from quota.schemas.values import (
     Request,
     Sequence,
     ShortId,
+    wrong,
 )
 
 GpuUuid = Annotated[str, Field(pattern=r"^[A-Za-z0-9-]{4,80}$")]
@@ -44,9 +45,9 @@ class EvidenceRow(Request):
     @model_validator(mode="after")
     def _lies_within_its_hour(self) -> EvidenceRow:
         if self.hour % HOUR_MS:
-            raise ValueError("hour must be the start of an hour")
+            raise wrong("hour must be the start of an hour")
         if self.busy_ms > self.observed_ms:
-            raise ValueError(f"busy_ms {self.busy_ms} is more than observed_ms {self.observed_ms}")
+            raise wrong("busy_ms must not be more than observed_ms")
         return self
 
 
@@ -72,6 +73,7 @@ class Finding(Reply):
     code: str
     subject: str
     detail: str
+    numbers: dict[str, int | str] = Field(default_factory=dict)
 
 
 class FindingPage(Reply):

@@ -8,10 +8,12 @@ JavaScript's numbers end at 2^53.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from decimal import ROUND_HALF_EVEN, Decimal, localcontext
 from typing import Annotated
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema
+from pydantic_core import PydanticCustomError
 
 from quota.clock import HOUR_MS, instant_ms, instant_text
 
@@ -27,51 +29,77 @@ BIGGEST_GPU_US = 9_000_000_000_000_000_000
 LAST_INSTANT_MS = 253_402_300_799_999
 """9999-12-31T23:59:59.999Z: the last time that RFC 3339 can write."""
 
+_DIGITS = re.compile(r"-?[0-9]{1,19}")
 _HOURS = re.compile(r"-?[0-9]{1,15}(\.[0-9]{1,60})?")
 
 
+def wrong(template: str, **values: int | str) -> PydanticCustomError:
+    """A value's error with a text that exists in every language: English with named fields, never the input itself."""
+    return PydanticCustomError("wrong_value", template, {"template": template} | values)
+
+
 def _parse_instant(value: object) -> int:
-    if isinstance(value, bool):
-        raise ValueError("a time is RFC 3339 text, not a boolean")
-    if not isinstance(value, int | str):
-        raise ValueError("a time is RFC 3339 text such as 2026-11-22T09:00:00.000Z")
-    moment = instant_ms(value) if isinstance(value, str) else value
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise wrong("a time is RFC 3339 text such as 2026-11-22T09:00:00.000Z")
+    try:
+        moment = instant_ms(value) if isinstance(value, str) else value
+    except ValueError as error:
+        raise wrong(
+            "a time is RFC 3339 text such as 2026-11-22T09:00:00.000Z, with a zone and at most three decimals"
+        ) from error
     if not 0 <= moment <= LAST_INSTANT_MS:
-        raise ValueError("a time lies in the years 1970 to 9999")
+        raise wrong("a time lies in the years 1970 to 9999")
     return moment
 
 
 def _parse_gpu_us(value: object) -> int:
-    if isinstance(value, bool):
-        raise ValueError("an amount is a decimal string, not a boolean")
-    if isinstance(value, int):
+    if isinstance(value, int) and not isinstance(value, bool):
         amount = value
-    elif isinstance(value, str) and value.lstrip("-").isdecimal() and len(value) <= 20:
+    elif isinstance(value, str) and _DIGITS.fullmatch(value):
         amount = int(value)
     else:
-        raise ValueError("an amount is a string of digits: whole GPU-microseconds of the reference GPU")
+        raise wrong("an amount is a string of digits: whole GPU-microseconds of the reference GPU")
     if abs(amount) > BIGGEST_GPU_US:
-        raise ValueError(f"an amount is at most {BIGGEST_GPU_US} GPU-microseconds")
+        raise wrong("an amount is at most {most_gpu_us} GPU-microseconds", most_gpu_us=str(BIGGEST_GPU_US))
     return amount
 
 
 def _parse_gpu_hours(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int | str):
-        raise ValueError("GPU hours are a decimal string such as '1500' or '0.5'")
+        raise wrong("GPU hours are a decimal string such as '1500' or '0.5'")
     if isinstance(value, str) and not _HOURS.fullmatch(value):
-        raise ValueError("GPU hours are a decimal string such as '1500' or '0.5'")
+        raise wrong("GPU hours are a decimal string such as '1500' or '0.5'")
     with localcontext(prec=100):  # exact: rounding would accept more decimals than an amount has
         amount = Decimal(value) * GPU_US_PER_HOUR
     if abs(amount) > BIGGEST_AWARD_GPU_US:
-        raise ValueError("GPU hours must be finite and at most 25,000,000 at once")
+        raise wrong("GPU hours must be finite and at most 25,000,000 at once")
     whole = int(amount)
     if whole != amount:
-        raise ValueError("GPU hours must come to a whole number of GPU-microseconds (at most 9 decimals)")
+        raise wrong("GPU hours must come to a whole number of GPU-microseconds (at most 9 decimals)")
     return whole
 
 
 def _read_gpu_hours(value: object) -> int:
     return value if isinstance(value, int) else _parse_gpu_hours(value)
+
+
+def _read_numbers(value: object) -> object:
+    if not isinstance(value, dict):
+        return value
+    return {
+        name: int(number)
+        if isinstance(number, str) and str(name).endswith("_gpu_us") and _DIGITS.fullmatch(number)
+        else number
+        for name, number in value.items()
+    }
+
+
+def numbers_json(numbers: Mapping[str, int | str]) -> dict[str, int | str]:
+    """Numbers beside a code, as JSON has them: amounts (`*_gpu_us`) are decimal strings."""
+    return {
+        name: str(value) if name.endswith("_gpu_us") and isinstance(value, int) else value
+        for name, value in numbers.items()
+    }
 
 
 def _exact_hours_text(amount_gpu_us: int) -> str:
@@ -117,6 +145,23 @@ GpuHoursOut = Annotated[
 ]
 """GPU-microseconds shown to people as hours, rounded to six decimals; the exact amount stands beside it."""
 
+Number = Annotated[int, Field(strict=True)] | str
+Numbers = Annotated[
+    dict[str, Number],
+    BeforeValidator(_read_numbers),
+    PlainSerializer(numbers_json, return_type=dict[str, int | str], when_used="json"),
+    WithJsonSchema(
+        {
+            "type": "object",
+            "additionalProperties": {"anyOf": [{"type": "integer"}, {"type": "string"}]},
+            "examples": [{"needed_gpu_us": "39600000000", "left_gpu_us": "36000000000"}],
+        }
+    ),
+]
+"""Numbers and names beside a code. Amounts (`*_gpu_us`) are ints in Python and decimal strings in JSON."""
+
+Flag = Annotated[bool, Field(strict=True)]
+"""True or false, and nothing that could be meant for one."""
 Count = Annotated[int, Field(strict=True, ge=0, le=1_000_000)]
 Milliseconds = Annotated[int, Field(strict=True, ge=0, le=10_000_000_000_000)]
 Thousandths = Annotated[int, Field(strict=True, ge=1, le=1_000_000)]
@@ -128,10 +173,22 @@ ClassId = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]{0,62}$", examples=[
 NodeName = Annotated[
     str, Field(pattern=r"^[a-z0-9][a-z0-9.-]{0,251}[a-z0-9]$|^[a-z0-9]$", examples=["sim-0"])
 ]
-Id = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9:_.-]{0,127}$")]
+Id = Annotated[
+    str, Field(pattern=r"^[a-z0-9][a-z0-9:_.-]{0,127}$", examples=["job-01jd8x2m9q4t6v8w0y2z4b6d8f"])
+]
+NodeToken = Annotated[
+    str,
+    Field(
+        pattern=r"^[a-z0-9][a-z0-9:_.-]{0,127}/[a-z0-9][a-z0-9.-]{0,252}$",
+        description="The `next` of the page before: `<cluster>/<node>`.",
+        examples=["sim/sim-0"],
+    ),
+]
 NO_NUL = r"^[^\x00]*$"
 """PostgreSQL's texts hold any character but this one."""
-ShortId = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,59}$")]
+ShortId = Annotated[
+    str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,59}$", examples=["job-01jd8x2m9q4t6v8w0y2z4b6d8f"])
+]
 """The id of a job or a grant."""
 AttemptNumber = Annotated[int, Field(strict=True, ge=1, le=10_000)]
 RowNumber = Annotated[int, Field(ge=0, le=BIGGEST_GPU_US)]

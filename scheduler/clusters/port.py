@@ -62,6 +62,7 @@ class ObjectSpec:
     attempt: int
     pods: tuple[PodPlacement, ...]
     walltime_ms: int
+    """As it was at the start. It may be extended since: the scheduler ends attempts, a cluster only has a net."""
     grace_ms: int
     organization_id: str = ""
     image: str = ""

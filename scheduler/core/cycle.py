@@ -5,12 +5,13 @@ from itertools import chain
 
 from scheduler.core.entitlement import GrantBook
 from scheduler.core.fit import Shape
+from scheduler.core.groups import Group, Leaf
 from scheduler.core.model import Change, Plan, Reason, Start, WaitReason
 from scheduler.core.order import Branch, Tree
 from scheduler.core.placement import Room, place, pods_of
 from scheduler.core.reasons import explain
 from scheduler.core.state import Knowledge, State
-from scheduler.core.waiting import Group, Leaf
+from scheduler.core.waiting import Queue
 
 
 def decide(state: State, changes: Iterable[Change], now_ms: int) -> tuple[Plan, State]:
@@ -43,7 +44,7 @@ class _Cycle:
         self._reach = known.reach()
         self._keeps = known.keeps()
         self._behind: dict[Shape, Reason] = {}  # shapes that fitted until a pick of this cycle
-        self._picked: list[tuple[Group, GrantBook, tuple[str, ...]]] = []
+        self._picked: list[tuple[Group, GrantBook, tuple[str, ...]]] = []  # with the path
         self._touched: set[str] = set()  # organizations whose balances this cycle changed
 
     def fill(self) -> None:
@@ -112,6 +113,7 @@ class _Cycle:
             group.told = None
             book.charge(-group.cost_gpu_us)
             known.balances.charge(path, -group.cost_gpu_us)
+            known.caps.charge(book.grant.id, -group.gpus)
         known.gone = set()
         known.dirty |= self._touched
 
@@ -134,22 +136,28 @@ class _Cycle:
         leaf.take(group)
         self._picked.append((group, book, path))
         known.balances.charge(path, group.cost_gpu_us)
+        known.caps.charge(book.grant.id, group.gpus)
         self.tree.pick(branch, book, group.cost_gpu_us)
-        concerned = known.organizations_on(path)
-        queue = branch.queue
-        if len(concerned) > 1 or known.balances.on(path) < queue.dearest_gpu_us:
+        concerned = known.organizations_on(book.grant.id, path)
+        if len(concerned) > 1 or self._may_change(branch.queue, book, path):
             for organization_id in concerned:
                 known.judge(organization_id)
         self._touched.update(concerned)
         for organization_id in concerned:
             self.tree.refresh(organization_id)
 
+    def _may_change(self, queue: Queue, book: GrantBook, path: tuple[str, ...]) -> bool:
+        """Whether after a pick another of the organization's verdicts could differ."""
+        gpus_left = self.known.caps.left(book.grant)
+        short = gpus_left is not None and gpus_left < queue.widest_gpus
+        return short or self.known.balances.on(path) < queue.dearest_gpu_us
+
     def _take(self, shape: Shape) -> Room:
         """The room of this shape's next job. Kept room that it leaves over stays kept for this cycle."""
         fleet, kept = self.known.fleet, self._keeps.get(shape.kept_for)
         if kept:
             fleet.take(kept.gpu_class, kept.cluster, kept.gpus_by_node, sign=-1)
-        room = place(shape, fleet.shelves(shape.gpu_class, self._reach.live))
+        room = place(shape, fleet.shelves(shape.gpu_class, self._reach.open_to(shape.gpu_class)))
         assert room, f"{shape} fitted a moment ago"
         fleet.take(room.gpu_class, room.cluster, room.gpus_by_node)
         if kept:
@@ -174,9 +182,9 @@ class _Cycle:
     def _fits(self, shape: Shape) -> bool:
         fleet, kept = self.known.fleet, self._keeps.get(shape.kept_for)
         if not kept:
-            return fleet.fits(shape, self._reach.live)
+            return fleet.fits(shape, self._reach.open_to(shape.gpu_class))
         fleet.take(kept.gpu_class, kept.cluster, kept.gpus_by_node, sign=-1)
-        fits = fleet.fits(shape, self._reach.live)
+        fits = fleet.fits(shape, self._reach.open_to(shape.gpu_class))
         fleet.take(kept.gpu_class, kept.cluster, kept.gpus_by_node)
         return fits
 
@@ -193,7 +201,7 @@ class _Cycle:
             for shape, reason in found.items():
                 if reason.code is WaitReason.ROOM_RESERVED:
                     continue
-                if known.fleet.fits(shape, self._reach.live):
+                if known.fleet.fits(shape, self._reach.open_to(shape.gpu_class)):
                     others = [id for id in reversed(given) if id != shape.kept_for]
                     assert others, f"{shape} fits and was not started"
                     found[shape] = Reason(WaitReason.ROOM_RESERVED, {"job": others[0]})

@@ -1,17 +1,18 @@
-"""What a grant is entitled to now: how far it is behind its pace, and what its accounts have left.
+"""What a grant is entitled to now: how far it is behind its pace, what its accounts and its cap have left.
 
 The pace is that of docs/scheduling-core.md ("Order"), after facts/scheduling.md 2.9 "Lag and hoarding".
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 
-from scheduler.core.model import Account, Grant, Organization, Pace
+from scheduler.core.model import Account, Attempt, Grant, Organization, Pace
 from scheduler.core.policy import Policy
 
 
 class GrantBook:
-    """The working copy of one grant: what was spent, and how far it is behind."""
+    """The working copy of one grant: what was spent, and how far it is behind. Its parties share both."""
 
     __slots__ = (
         "_lag_ms",
@@ -21,8 +22,9 @@ class GrantBook:
         "bound_ms",
         "grant",
         "granted",
-        "held",
-        "paths",
+        "held_by",
+        "parties",
+        "paths_of",
         "spent",
         "term_ms",
     )
@@ -36,16 +38,25 @@ class GrantBook:
         if grant.pace and (self._pace is None or grant.pace.as_of_ms > self._pace.as_of_ms):
             self._pace = grant.pace
         self.grant = grant
-        self.paths = tuple(tuple(account.id for account in path.accounts) for path in grant.paths)
+        self.parties = grant.parties
+        self.paths_of: dict[str, list[tuple[str, ...]]] = {party: [] for party in self.parties}
+        for path in grant.paths:
+            self.paths_of[path.organization_id].append(tuple(account.id for account in path.accounts))
         own = {path.accounts[-1].id: path.accounts[-1] for path in grant.paths if path.accounts}
+        held = sum(account.held_gpu_us for account in own.values())
+        self.held_by = _held_by(grant, self.parties, held)
         self.granted = sum(account.granted_gpu_us for account in own.values())
-        self.held = sum(account.held_gpu_us for account in own.values())
-        self.spent = self.held + sum(account.used_gpu_us for account in own.values())
+        self.spent = held + sum(account.used_gpu_us for account in own.values())
         self.term_ms = max(1, grant.ends_at_ms - grant.starts_at_ms)
         self.bound_ms = int(self.term_ms * policy.lag_bound_share)
         self._lag_ms = 0
         self._spent_at_start = self.spent
         self._spent_ms = self._in_term(self.spent)
+
+    @property
+    def accounts(self) -> list[str]:
+        """Every account on its paths."""
+        return [account for paths in self.paths_of.values() for path in paths for account in path]
 
     def runs(self, now_ms: int) -> bool:
         """Whether the term has begun and not ended."""
@@ -130,6 +141,57 @@ class Balances:
         copies = self._copies.setdefault(account.id, {})
         copies[grant_id] = min(account.left_gpu_us, copies.get(grant_id, account.left_gpu_us))
         self.left[account.id] = min(copies.values())
+
+
+class Caps:
+    """How many GPUs the attempts on each grant keep, this cycle's picks counted."""
+
+    __slots__ = ("_attempts", "in_use")
+
+    def __init__(self) -> None:
+        self._attempts: dict[str, tuple[str, int]] = {}
+        self.in_use: Counter[str] = Counter()
+
+    def put(self, attempt: Attempt) -> tuple[str, ...]:
+        """Count an attempt as it is now. Returns the grants whose count changed."""
+        before = self._attempts.get(attempt.id)
+        if attempt.gpus_held:
+            self._attempts[attempt.id] = now = (attempt.grant_id, attempt.gpus_held)
+        else:
+            self._attempts.pop(attempt.id, None)
+            now = None
+        return self._move(before, now)
+
+    def drop(self, attempt_id: str) -> tuple[str, ...]:
+        """The attempt is no more. Returns the grants whose count changed."""
+        return self._move(self._attempts.pop(attempt_id, None), None)
+
+    def charge(self, grant_id: str, gpus: int) -> None:
+        """Count a pick of this cycle (negative: give it back)."""
+        self.in_use[grant_id] += gpus
+
+    def left(self, grant: Grant) -> int | None:
+        """How many GPUs more may be in use; negative when the cap was lowered since. None: there is no cap."""
+        return None if grant.max_gpus is None else grant.max_gpus - self.in_use[grant.id]
+
+    def _move(self, before: tuple[str, int] | None, now: tuple[str, int] | None) -> tuple[str, ...]:
+        if before == now:
+            return ()
+        for counted, sign in ((before, -1), (now, 1)):
+            if counted:
+                self.in_use[counted[0]] += sign * counted[1]
+        return tuple(counted[0] for counted in (before, now) if counted)
+
+
+def _held_by(grant: Grant, parties: Sequence[str], held_gpu_us: int) -> Mapping[str, int]:
+    """What each party holds: of several, what stands on the first accounts of its own paths, its share."""
+    if len(parties) == 1:
+        return {parties[0]: held_gpu_us}
+    firsts: dict[str, dict[str, int]] = {party: {} for party in parties}
+    for path in grant.paths:
+        for account in path.accounts[:1]:
+            firsts[path.organization_id][account.id] = account.held_gpu_us
+    return {party: sum(held.values()) for party, held in firsts.items()}
 
 
 def usage_gpu_us(organization: Organization, now_ms: int, half_life_ms: int) -> float:

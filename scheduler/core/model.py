@@ -35,7 +35,11 @@ class WaitReason(StrEnum):
     GRANT_ENDS_FIRST = "grant_ends_first"
     """(grant, ends_at_ms, walltime_ms): the walltime that would fit, in whole `Policy.walltime_step_ms`"""
     GRANT_EXHAUSTED = "grant_exhausted"
-    """(grant, needed_gpu_us, left_gpu_us)"""
+    """(grant, account, needed_gpu_us, left_gpu_us): the account that is short, "" when no path is open"""
+    GRANT_CAP = "grant_cap"
+    """(grant, cap, in_use, needed): GPUs; a job larger than the cap waits until people change it"""
+    PLACEMENT_PAUSED = "placement_paused"
+    """(what, name): "hub" with no name, or the "gpu_class" or "cluster" of this name"""
     BEHIND_IN_ORDER = "behind_in_order"
     """(position, organization, job): the start of this plan, counted from 1, that took the room. Told to the first
     job in order of each shape only: for the jobs behind it, it is not that start that keeps them waiting."""
@@ -57,6 +61,8 @@ class GpuClass:
 
     id: str
     rate_thousandths: int
+    paused: bool = False
+    """Whether people let none of its jobs start."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +117,8 @@ class Path:
     """Accounts that one hold charges together, from the party's share up to the grant's own, the last."""
 
     accounts: tuple[Account, ...]
+    organization_id: str
+    """Whose jobs may take it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +133,7 @@ class Pace:
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """GPU time awarded to an organization for a term."""
+    """GPU time awarded for a term; a consortium's grant has paths for several organizations."""
 
     id: str
     program_id: str
@@ -133,7 +141,15 @@ class Grant:
     starts_at_ms: int
     ends_at_ms: int
     paths: tuple[Path, ...]
+    """Per party in the order in which they are drawn on."""
     pace: Pace | None = None
+    max_gpus: int | None = None
+    """How many GPUs its attempts may keep at once."""
+
+    @property
+    def parties(self) -> tuple[str, ...]:
+        """The organizations whose jobs may draw on it; its own while no path is open to anybody."""
+        return tuple(sorted({path.organization_id for path in self.paths})) or (self.organization_id,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,6 +208,7 @@ class Attempt:
 
     job_id: str
     attempt: int
+    grant_id: str
     state: JobState
     cluster: str
     pods: tuple[PodPlacement, ...]
@@ -204,6 +221,11 @@ class Attempt:
     @property
     def id(self) -> str:
         return f"{self.job_id}-{self.attempt}"
+
+    @property
+    def gpus_held(self) -> int:
+        """How many GPUs it keeps."""
+        return sum(pod.count for pod in self.pods) if self.capacity_held else 0
 
 
 class Kind(StrEnum):

@@ -1,5 +1,7 @@
 """Who is next: programme, then organization, then grant, the one furthest behind its pace first.
 
+A consortium's grant stands under each of its parties with one and the same lag.
+
 Equal lags are told apart by usage (decayed, plus what is held), then by the job that waits longest, then
 by its id. A programme's or organization's lag is the mean of the lags of its running grants, weighted by
 what was granted, so that a pick always moves it down and never up.
@@ -11,8 +13,8 @@ from math import fsum
 
 from scheduler.core.entitlement import GrantBook
 from scheduler.core.fit import Shape
-from scheduler.core.model import Grant
-from scheduler.core.waiting import Entry, Group, Leaf, Queue
+from scheduler.core.groups import Entry, Group, Leaf
+from scheduler.core.waiting import Queue
 
 Key = tuple[int, float, Entry]
 """(-lag, usage, first job); smaller is served sooner, and no two at one level are equal."""
@@ -29,7 +31,7 @@ class Usage:
 
 
 class Branch:
-    """One organization inside one programme."""
+    """One organization inside one programme, with every running grant there that is open to it."""
 
     __slots__ = (
         "books",
@@ -80,11 +82,22 @@ class Branch:
 
 
 class Program:
-    """A funding call with the organizations that have running grants in it."""
+    """A funding call with the organizations that its running grants are open to."""
 
-    __slots__ = ("branches", "by_first", "contest", "decayed", "held", "key", "lag_weighted", "weight")
+    __slots__ = (
+        "branches",
+        "by_first",
+        "contest",
+        "decayed",
+        "held",
+        "key",
+        "lag_weighted",
+        "shared",
+        "weight",
+    )
 
     def __init__(self) -> None:
+        self.shared: list[GrantBook] = []  # grants of several parties
         self.branches: list[Branch] = []
         self.contest: list[
             tuple[Key, int, Branch]
@@ -93,6 +106,19 @@ class Program:
         self.lag_weighted = self.weight = self.held = 0
         self.decayed = 0.0
         self.key: Key | None = None
+
+    def begin(self, usages: Mapping[str, Usage]) -> None:
+        """A new cycle: lags and usage as they are now. A grant of several parties counts once."""
+        for branch in self.branches:
+            branch.begin(usages)
+        self.weight = sum(branch.weight for branch in self.branches)
+        self.lag_weighted = sum(branch.lag_weighted for branch in self.branches)
+        for book in self.shared:
+            weight = _weight(book) * (len(book.parties) - 1)
+            self.weight -= weight
+            self.lag_weighted -= book.rank_lag_ms * weight
+        self.decayed = fsum(branch.usage.decayed for branch in self.branches)
+        self.held = sum(branch.usage.held for branch in self.branches)
 
     def refresh(self) -> None:
         """Its key, this cycle's picks counted."""
@@ -111,18 +137,20 @@ class Tree:
         self._serial = 0  # keeps the heaps from comparing branches
         self._programs: dict[str, Program] = {}
         self._branches: dict[str, dict[str, Branch]] = {}  # organization: programme
+        self._branches_of: dict[str, list[Branch]] = {}  # grant: one per party
         for book in books:
-            self._grow(book.grant, queues).books.append(book)
+            program_id = book.grant.program_id
+            branches = [self._grow(program_id, party, queues) for party in book.parties]
+            for branch in branches:
+                branch.books.append(book)
+            if len(branches) > 1:
+                self._programs[program_id].shared.append(book)
+            self._branches_of[book.grant.id] = branches
 
     def begin(self, usages: Mapping[str, Usage]) -> None:
         """A new cycle: lags and usage as they are now. The grants are the same, or there is a new tree."""
         for program in self._programs.values():
-            for branch in program.branches:
-                branch.begin(usages)
-            program.weight = sum(branch.weight for branch in program.branches)
-            program.lag_weighted = sum(branch.lag_weighted for branch in program.branches)
-            program.decayed = fsum(branch.usage.decayed for branch in program.branches)
-            program.held = sum(branch.usage.held for branch in program.branches)
+            program.begin(usages)
 
     def start(self) -> None:
         """Make ready for `next`: only a cycle that has room needs it."""
@@ -152,11 +180,15 @@ class Tree:
         return None
 
     def pick(self, branch: Branch, book: GrantBook, cost_gpu_us: int) -> None:
-        """Count a pick's cost as spent by its grant and as used by its organization, in every programme."""
+        """Count a pick's cost as spent by its grant and as used by its organization, in every programme.
+
+        The grant's lag moves for all its parties: `refresh` each of them.
+        """
         before = book.rank_lag_ms
         book.charge(cost_gpu_us)
         moved = (book.rank_lag_ms - before) * _weight(book)
-        branch.lag_weighted += moved
+        for party in self._branches_of[book.grant.id]:
+            party.lag_weighted += moved
         branch.program.lag_weighted += moved
         branch.usage.held += cost_gpu_us
         for other in self._branches[branch.organization].values():
@@ -193,14 +225,14 @@ class Tree:
                     leaves += sorted(branch.leaves(), key=_leaf_key)
         return leaves
 
-    def _grow(self, grant: Grant, queues: Mapping[str, Queue]) -> Branch:
-        """The branch of a grant, new with its programme where it is the first there."""
-        program = self._programs.setdefault(grant.program_id, Program())
-        of_organization = self._branches.setdefault(grant.organization_id, {})
-        branch = of_organization.get(grant.program_id)
+    def _grow(self, program_id: str, organization_id: str, queues: Mapping[str, Queue]) -> Branch:
+        """The branch of a party, new with its programme where it is the first there."""
+        program = self._programs.setdefault(program_id, Program())
+        of_organization = self._branches.setdefault(organization_id, {})
+        branch = of_organization.get(program_id)
         if branch is None:
-            branch = Branch(program, grant.organization_id, queues[grant.organization_id])
-            of_organization[grant.program_id] = branch
+            branch = Branch(program, organization_id, queues[organization_id])
+            of_organization[program_id] = branch
             program.branches.append(branch)
         return branch
 

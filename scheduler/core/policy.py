@@ -15,5 +15,7 @@ class Policy:
     """A grant is ranked as at most this share of its term behind or ahead of its pace."""
     cluster_unseen_ms: int = 60_000
     """A cluster not seen for longer receives nothing. 60 s of wall time, so scale it by the clock's speed."""
+    placement_paused: bool = False
+    """Whether people let nothing start anywhere."""
     walltime_step_ms: int = 60_000
     """The walltime that would fit a grant is told in whole steps, so that it does not change every cycle."""

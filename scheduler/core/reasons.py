@@ -1,64 +1,123 @@
 """Why a job that could pay for its start finds no room. One reason, the first that binds."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 
-from scheduler.core.fit import Fleet, Shape
+from scheduler.core.fit import Fleet, Shape, Shelf
 from scheduler.core.model import Cluster, Reason, WaitReason
+from scheduler.core.policy import Policy
 
 
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """Which clusters a cycle may use, and which it may not. Sorted ids."""
+    """Which clusters and classes a cycle may use, and which it may not. Sorted ids."""
 
     live: tuple[str, ...]
     paused: tuple[str, ...]
     unseen: tuple[str, ...]
+    hub_paused: bool = False
+    classes_paused: Set[str] = frozenset()
+
+    def open_to(self, gpu_class: str) -> tuple[str, ...]:
+        """The clusters in which a job of this class may start now."""
+        return () if self.hub_paused or gpu_class in self.classes_paused else self.live
 
 
-def reach(clusters: Iterable[Cluster], known: Iterable[str], unseen_ms: int, now_ms: int) -> Reach:
+def reach(
+    clusters: Iterable[Cluster],
+    known: Iterable[str],
+    classes_paused: Set[str],
+    policy: Policy,
+    now_ms: int,
+) -> Reach:
     """Sort the clusters; one that has nodes (`known`) but was never seen itself is unseen."""
+    unseen_ms = policy.cluster_unseen_ms
     seen = {cluster.id: cluster for cluster in clusters if now_ms - cluster.last_seen_ms <= unseen_ms}
     return Reach(
         live=tuple(sorted(c.id for c in seen.values() if not c.paused)),
         paused=tuple(sorted(c.id for c in seen.values() if c.paused)),
         unseen=tuple(sorted(set(known) - set(seen))),
+        hub_paused=policy.placement_paused,
+        classes_paused=classes_paused,
     )
 
 
 def explain(shape: Shape, fleet: Fleet, reach: Reach) -> Reason:
-    """Why `shape` does not fit into what the live clusters have free now."""
-    size, pods = shape.gpus_per_pod, shape.pods
-    opened, shut = fleet.open.get(shape.gpu_class, {}), fleet.shut.get(shape.gpu_class, {})
+    """Why `shape` does not fit into what the live clusters have free now, or may not."""
+    if reach.hub_paused:
+        return _paused("hub", "")
+    if shape.gpu_class in reach.classes_paused:
+        return _paused("gpu_class", shape.gpu_class)
+    look = _Look(shape, fleet)
+    return _out_of_reach(look, reach) or _no_room(look, reach)
 
-    def free(cluster: str, *, all_nodes: bool) -> int:
-        sides = (opened, shut) if all_nodes else (opened,)
-        return sum(side[cluster].fitting(size) for side in sides if cluster in side)
 
-    def could(clusters: Sequence[str], *, all_nodes: bool) -> str | None:
-        sides = (opened, shut) if all_nodes else (opened,)
+class _Look:
+    """The nodes as one shape sees them, cluster by cluster."""
+
+    def __init__(self, shape: Shape, fleet: Fleet) -> None:
+        self.shape = shape
+        self._opened: dict[str, Shelf] = fleet.open.get(shape.gpu_class, {})
+        self._shut: dict[str, Shelf] = fleet.shut.get(shape.gpu_class, {})
+
+    def free(self, cluster: str, *, all_nodes: bool) -> int:
+        """How many pods fit on what is free."""
+        return sum(shelf.fitting(self.shape.gpus_per_pod) for shelf in self._shelves(cluster, all_nodes))
+
+    def has(self, clusters: Sequence[str], *, all_nodes: bool) -> str | None:
+        """The first cluster with enough free."""
+        return next((c for c in clusters if self.free(c, all_nodes=all_nodes) >= self.shape.pods), None)
+
+    def could(self, clusters: Sequence[str], *, all_nodes: bool) -> str | None:
+        """The first cluster that would have enough if all its nodes were empty."""
         for cluster in clusters:
-            if sum(side[cluster].holding(size) for side in sides if cluster in side) >= pods:
+            shelves = self._shelves(cluster, all_nodes)
+            if sum(shelf.holding(self.shape.gpus_per_pod) for shelf in shelves) >= self.shape.pods:
                 return cluster
         return None
 
+    def gpus(self, clusters: Sequence[str]) -> int:
+        """Free GPUs on schedulable nodes."""
+        return sum(self._opened[cluster].free for cluster in clusters if cluster in self._opened)
+
+    def _shelves(self, cluster: str, all_nodes: bool) -> list[Shelf]:
+        sides = (self._opened, self._shut) if all_nodes else (self._opened,)
+        return [side[cluster] for side in sides if cluster in side]
+
+
+def _out_of_reach(look: _Look, reach: Reach) -> Reason | None:
+    """The clusters or nodes that have the room but may not be used."""
+    seen = (*reach.live, *reach.paused)
     # when even empty nodes in reach would be too few, what is out of reach binds, free or not
-    never = could(reach.live, all_nodes=False) is None
-    dark = next((c for c in reach.unseen if free(c, all_nodes=False) >= pods), None)
-    if dark is None and could((*reach.live, *reach.paused), all_nodes=True) is None:
-        dark = could(reach.unseen, all_nodes=True)
+    never = look.could(reach.live, all_nodes=False) is None
+    dark = look.has(reach.unseen, all_nodes=False)
+    if dark is None and look.could(seen, all_nodes=True) is None:
+        dark = look.could(reach.unseen, all_nodes=True)
     if dark is not None:
         return Reason(WaitReason.CLUSTER_UNSEEN, {"cluster": dark})
-    seen = (*reach.live, *reach.paused)
-    if any(free(c, all_nodes=True) >= pods for c in seen) or (never and could(seen, all_nodes=True)):
-        return Reason(WaitReason.NODES_UNAVAILABLE, {"gpu_class": shape.gpu_class, "gpus": size * pods})
-    total = sum(opened[cluster].free for cluster in reach.live if cluster in opened)
+    held = look.has(reach.paused, all_nodes=False)
+    if held is None and never:
+        held = look.could(reach.paused, all_nodes=False)
+    if held is not None:
+        return _paused("cluster", held)
+    if look.has(seen, all_nodes=True) or (never and look.could(seen, all_nodes=True)):
+        gpus = look.shape.gpus_per_pod * look.shape.pods
+        return Reason(WaitReason.NODES_UNAVAILABLE, {"gpu_class": look.shape.gpu_class, "gpus": gpus})
+    return None
+
+
+def _no_room(look: _Look, reach: Reach) -> Reason:
+    """Too few are free, or they are scattered."""
+    gpu_class, size, pods, _ = look.shape
+    total = look.gpus(reach.live)
     if total < size * pods:
-        return Reason(
-            WaitReason.NO_FREE_GPU, {"gpu_class": shape.gpu_class, "needed": size * pods, "free": total}
-        )
-    most = max((free(cluster, all_nodes=False) for cluster in reach.live), default=0)
+        return Reason(WaitReason.NO_FREE_GPU, {"gpu_class": gpu_class, "needed": size * pods, "free": total})
+    most = max((look.free(cluster, all_nodes=False) for cluster in reach.live), default=0)
     return Reason(
         WaitReason.NO_NODE_FITS,
-        {"gpu_class": shape.gpu_class, "gpus_per_pod": size, "pods": pods, "pods_fit": most},
+        {"gpu_class": gpu_class, "gpus_per_pod": size, "pods": pods, "pods_fit": most},
     )
+
+
+def _paused(what: str, name: str) -> Reason:
+    return Reason(WaitReason.PLACEMENT_PAUSED, {"what": what, "name": name})

@@ -3,8 +3,9 @@
 from collections.abc import Callable, Iterable, Sequence
 from typing import assert_never
 
-from scheduler.core.entitlement import Balances, GrantBook, usage_gpu_us
+from scheduler.core.entitlement import Balances, Caps, GrantBook, usage_gpu_us
 from scheduler.core.fit import Fleet, Shape
+from scheduler.core.groups import Entry, Group
 from scheduler.core.model import (
     Attempt,
     Change,
@@ -23,7 +24,7 @@ from scheduler.core.order import Tree, Usage
 from scheduler.core.placement import Room, keep
 from scheduler.core.policy import Policy
 from scheduler.core.reasons import Reach, reach
-from scheduler.core.waiting import Entry, Group, Queue
+from scheduler.core.waiting import Queue
 
 
 class State:
@@ -52,6 +53,7 @@ class Knowledge:
         self.jobs: dict[str, Job] = {}
         self.queues: dict[str, Queue] = {}
         self.balances = Balances()
+        self.caps = Caps()
         self.by_shape: dict[Shape, dict[Group, None]] = {}  # groups that could pay, an ordered set
         self.reasons: dict[str, Reason] = {}  # as last told, by job
         self.shape_reasons: dict[Shape, Reason] = {}  # as last told
@@ -59,10 +61,11 @@ class Knowledge:
         self.gone: set[str] = set()  # jobs that stopped waiting since the last cycle
         self.dirty: set[str] = set()  # organizations to judge anew
         self._rates: dict[str, int] = {}
+        self._classes_paused: frozenset[str] = frozenset()
         self._clusters: dict[str, Cluster] = {}
         self._organizations: dict[str, Organization] = {}
         self._books: dict[str, GrantBook] = {}
-        self._books_of: dict[str, dict[str, GrantBook]] = {}  # by organization
+        self._books_of: dict[str, dict[str, GrantBook]] = {}  # by party
         self._attempts: dict[str, Attempt] = {}
         self._stops_for: dict[str, dict[str, Attempt]] = {}  # by the job that the room is freed for
         self._tree: Tree | None = None  # while the same grants run
@@ -107,6 +110,7 @@ class Knowledge:
             list(self._books_of.get(organization_id, {}).values()),
             self._rates,
             self.balances,
+            self.caps,
             self.policy.walltime_step_ms,
             self.now_ms,
         )
@@ -122,12 +126,19 @@ class Knowledge:
         books, paces = [], {}
         for grant_id, book in sorted(self._books.items()):
             if book.runs(self.now_ms):
-                queue = self.queues.get(book.grant.organization_id)
-                leaf = queue.leaves.get(grant_id) if queue else None
-                since_ms = leaf.first[0] if leaf and leaf.first else None
                 books.append(book)
-                paces[grant_id] = book.advance(self.now_ms, since_ms)
+                paces[grant_id] = book.advance(self.now_ms, self._waiting_since_ms(book))
         return books, paces
+
+    def _waiting_since_ms(self, book: GrantBook) -> int | None:
+        """When the first job was submitted that would draw on this grant, whichever party's it is."""
+        since_ms, grant_id = None, book.grant.id
+        for party in book.parties:
+            queue = self.queues.get(party)
+            leaf = queue.leaves.get(grant_id) if queue else None
+            if leaf and leaf.first and (since_ms is None or leaf.first[0] < since_ms):
+                since_ms = leaf.first[0]
+        return since_ms
 
     def tree(self, books: list[GrantBook]) -> Tree:
         """The running grants as they rank now."""
@@ -138,27 +149,28 @@ class Knowledge:
         return self._tree
 
     def _usages(self, books: Iterable[GrantBook]) -> dict[str, Usage]:
-        """What each organization with a running grant used of late and holds."""
+        """What each party of a running grant used of late and holds."""
         usages: dict[str, Usage] = {}
         for book in books:
-            id = book.grant.organization_id
-            usage = usages.get(id)
-            if usage is None:
-                organization = self._organizations.get(id)
-                decayed = (
-                    usage_gpu_us(organization, self.now_ms, self.policy.half_life_ms) if organization else 0.0
-                )
-                usage = usages[id] = Usage(decayed)
-                self.queues.setdefault(id, Queue())
-            usage.held += book.held
+            for id, held_gpu_us in book.held_by.items():
+                usage = usages.get(id)
+                if usage is None:
+                    usage = usages[id] = Usage(self._decayed_gpu_us(id))
+                    if id not in self.queues:
+                        self.queues[id] = Queue(id)
+                usage.held += held_gpu_us
         return usages
 
+    def _decayed_gpu_us(self, organization_id: str) -> float:
+        organization = self._organizations.get(organization_id)
+        return usage_gpu_us(organization, self.now_ms, self.policy.half_life_ms) if organization else 0.0
+
     def reach(self) -> Reach:
-        """The clusters that may and may not be used now."""
+        """The clusters and classes that may and may not be used now."""
         known = {
             c for side in (self.fleet.open, self.fleet.shut) for clusters in side.values() for c in clusters
         }
-        return reach(self._clusters.values(), known, self.policy.cluster_unseen_ms, self.now_ms)
+        return reach(self._clusters.values(), known, self._classes_paused, self.policy, self.now_ms)
 
     def keeps(self) -> dict[str, Room]:
         """Room kept for jobs that others stop for, longest waiting first; taken till the fleet rolls back."""
@@ -172,10 +184,10 @@ class Knowledge:
                     keeps[job.id] = room
         return keeps
 
-    def organizations_on(self, accounts: Sequence[str]) -> list[str]:
-        """Every organization that could draw on one of these accounts."""
-        grants = self.balances.grants_on(accounts)
-        return sorted({self._books[grant].grant.organization_id for grant in grants})
+    def organizations_on(self, grant_id: str, accounts: Sequence[str]) -> list[str]:
+        """The grant's parties, and every organization with a grant over one of these accounts."""
+        grants = self.balances.grants_on(accounts) | {grant_id}
+        return sorted({party for grant in grants for party in self._books[grant].parties})
 
     def tail(self) -> list[Entry]:
         """The jobs that may not start for another reason than room, in order of submission, then id."""
@@ -196,6 +208,11 @@ class Knowledge:
         group.listed = payable
 
     def _put_class(self, gpu_class: GpuClass) -> None:
+        self._classes_paused = (
+            self._classes_paused | {gpu_class.id}
+            if gpu_class.paused
+            else self._classes_paused - {gpu_class.id}
+        )
         if self._rates.get(gpu_class.id) != gpu_class.rate_thousandths:
             self._rates[gpu_class.id] = gpu_class.rate_thousandths
             self.dirty.update(self.queues)
@@ -211,23 +228,25 @@ class Knowledge:
 
     def _put_grant(self, grant: Grant) -> None:
         book = self._books.get(grant.id)
-        if book and (book.grant.program_id, book.grant.organization_id) != (
-            grant.program_id,
-            grant.organization_id,
-        ):
-            self._tree = None
-        before = [account for path in book.paths for account in path] if book else []
+        before = book.accounts if book else []
         if book:
-            self.balances.drop(book.grant)
-            self._books_of[book.grant.organization_id].pop(grant.id)
-            self.dirty.add(book.grant.organization_id)
+            if (book.grant.program_id, book.parties) != (grant.program_id, grant.parties):
+                self._tree = None
+            self._close(book)
             book.rewrite(grant, self.policy)
         else:
             book = self._books[grant.id] = GrantBook(grant, self.policy)
-        self._books_of.setdefault(grant.organization_id, {})[grant.id] = book
+        for party in book.parties:
+            self._books_of.setdefault(party, {})[grant.id] = book
         self.balances.put(grant)
-        self.dirty.update(self.organizations_on(before + [a for path in book.paths for a in path]))
-        self.dirty.add(grant.organization_id)
+        self.dirty.update(self.organizations_on(grant.id, before + book.accounts))
+
+    def _close(self, book: GrantBook) -> None:
+        """Nobody may draw on the grant as it was."""
+        self.balances.drop(book.grant)
+        for party in book.parties:
+            del self._books_of[party][book.grant.id]
+        self.dirty.update(book.parties)
 
     def _put_organization(self, organization: Organization) -> None:
         before = self._organizations.get(organization.id)
@@ -247,19 +266,31 @@ class Knowledge:
         if job.waits:
             queue = self.queues.get(job.organization_id)
             if queue is None:
-                queue = self.queues[job.organization_id] = Queue()
+                queue = self.queues[job.organization_id] = Queue(job.organization_id)
             queue.add(job, job.id in self._stops_for, self.now_ms)
             self.dirty.add(job.organization_id)
             self.gone.discard(job.id)
 
     def _put_attempt(self, attempt: Attempt) -> None:
-        self._drop_attempt(attempt.id)
+        self._forget_stop(attempt.id)
+        self._look_at_caps(self.caps.put(attempt))
         self._attempts[attempt.id] = attempt
         if attempt.stop and attempt.stop.for_job:
             self._stops_for.setdefault(attempt.stop.for_job, {})[attempt.id] = attempt
             self._requeue(attempt.stop.for_job)
 
     def _drop_attempt(self, attempt_id: str) -> None:
+        self._forget_stop(attempt_id)
+        self._look_at_caps(self.caps.drop(attempt_id))
+
+    def _look_at_caps(self, grant_ids: Iterable[str]) -> None:
+        """The GPUs in use on these grants changed."""
+        for grant_id in grant_ids:
+            book = self._books.get(grant_id)
+            if book and book.grant.max_gpus is not None:
+                self.dirty.update(book.parties)
+
+    def _forget_stop(self, attempt_id: str) -> None:
         attempt = self._attempts.pop(attempt_id, None)
         if attempt and attempt.stop and attempt.stop.for_job:
             stops = self._stops_for[attempt.stop.for_job]
@@ -281,6 +312,7 @@ class Knowledge:
         id = tombstone.id
         match tombstone.kind:
             case Kind.GPU_CLASS:
+                self._classes_paused -= {id}
                 if self._rates.pop(id, None) is not None:
                     self.dirty.update(self.queues)
             case Kind.NODE:
@@ -304,10 +336,9 @@ class Knowledge:
                 assert_never(tombstone.kind)
 
     def _bury_grant(self, grant_id: str) -> None:
-        book = self._books.pop(grant_id, None)
+        book = self._books.get(grant_id)
         if book is None:
             return
-        del self._books_of[book.grant.organization_id][grant_id]
-        self.balances.drop(book.grant)
-        self.dirty.update(self.organizations_on([account for path in book.paths for account in path]))
-        self.dirty.add(book.grant.organization_id)
+        self._close(book)
+        self.dirty.update(self.organizations_on(grant_id, book.accounts))
+        del self._books[grant_id]

@@ -26,7 +26,9 @@ def run() -> list[dict[str, Any]]:
     """One row `submit`: submissions/s, the empty endpoint's as its limit."""
     with tempfile.TemporaryDirectory() as folder:
         world = World(databases.new_sqlite(Path(folder)))
-        app = create_app(Settings(database=world.url, tasks=False))
+        app = create_app(
+            Settings(database=world.url, tasks=False, member_requests_per_s=0, staff_requests_per_s=0)
+        )
 
         @app.post("/bench/empty")
         def empty(request: Request, body: JobSubmission) -> Response:

@@ -154,7 +154,8 @@ def _incremental(world: list[Change], plan: Plan, state: State, size: Size) -> l
 
 def _charged(grant: Grant, cost: int) -> Grant:
     account = grant.paths[0].accounts[0]
-    return replace(grant, paths=(Path((replace(account, held_gpu_us=account.held_gpu_us + cost),)),))
+    charged = replace(account, held_gpu_us=account.held_gpu_us + cost)
+    return replace(grant, paths=(Path((charged,), grant.organization_id),))
 
 
 def _used(node: Node, gpu_class: str, gpus: int) -> Node:
@@ -182,7 +183,7 @@ def _world(size: Size) -> list[Change]:
                     f"o{i}",
                     starts,
                     starts + TERM_MS,
-                    (Path((account,)),),
+                    (Path((account,), f"o{i}"),),
                     pace,
                 )
             )
@@ -208,7 +209,16 @@ def _nodes_and_attempts(rng: random.Random, size: Size) -> list[Change]:
             )
             pods = (PodPlacement(f"n{i}", gpu_class, gpus),)
             found.append(
-                Attempt(job_id, 1, JobState.RUNNING, f"c{i % 2}", pods, HOUR_MS * gpus * 1000, NOW_MS)
+                Attempt(
+                    job_id,
+                    1,
+                    f"g{organization[1:]}-0",
+                    JobState.RUNNING,
+                    f"c{i % 2}",
+                    pods,
+                    HOUR_MS * gpus * 1000,
+                    NOW_MS,
+                )
             )
         found.append(Node(f"c{i % 2}", f"n{i}", True, {gpu_class: Capacity(8, 0, used)}))
     return found

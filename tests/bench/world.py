@@ -18,9 +18,10 @@ from quota.db import Database
 from quota.dispatch import decisions, lease, reports
 from quota.fleet import service as fleet
 from quota.identity import service as identity
+from quota.identity import tokens
 from quota.jobs import service as jobs
 from quota.ledger.tables import holds
-from quota.programs import service as programs
+from quota.programs import awards
 from quota.schemas import scheduling as wire
 from quota.schemas.fleet import NewCluster, NewGpuClass
 from quota.schemas.identity import Caller, NewOrganization, NewToken, Role
@@ -48,8 +49,8 @@ class World:
                 tx, self.caller, NewOrganization(id="alpha-lab", name="Alpha")
             )
         )
-        opened = NewProgram(id="ax", name="AX", budget_gpu_hours=10_000_000)
-        write(lambda tx: programs.create_program(tx, self.caller, opened))
+        opened = NewProgram(id="ax", name="AX", budget_gpu_hours=24_000_000)
+        write(lambda tx: awards.create_program(tx, self.caller, opened))
         award = Award(
             program_id="ax",
             organization_id="alpha-lab",
@@ -57,9 +58,9 @@ class World:
             ends_at=self.database.clock.now_ms() + 90 * DAY_MS,
             reason="benchmark",
         )
-        self.grant = write(lambda tx: programs.award(tx, self.caller, award))
+        self.grant = write(lambda tx: awards.award(tx, self.caller, award))
         self.secrets = {
-            role: write(lambda tx, role=role: identity.create_token(tx, "bench", NewToken(role=role))).secret
+            role: write(lambda tx, role=role: tokens.create_token(tx, "bench", NewToken(role=role))).secret
             for role in (Role.OPERATOR, Role.SCHEDULER)
         }
         request = wire.LeaseRequest(holder="bench", instance="instance-1")
@@ -134,7 +135,9 @@ class World:
     @contextmanager
     def serve(self, app: FastAPI | None = None) -> Iterator[QuotaClient]:
         """The real service on a free port of loopback."""
-        application = app or create_app(Settings(database=self.url, tasks=False))
+        application = app or create_app(
+            Settings(database=self.url, tasks=False, member_requests_per_s=0, staff_requests_per_s=0)
+        )
         config = uvicorn.Config(application, port=0, log_level="warning", access_log=False)
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run)

@@ -257,8 +257,9 @@ class Hub:
             client.award_grant(award, f"grant-{name}")
             made = client.create_token(NewToken(role=Role.MEMBER, organization_id=name, label="test"))
             self.tokens[name] = made.secret
-        for role in (Role.SCHEDULER, Role.AGENT):
-            self.tokens[role.value] = client.create_token(NewToken(role=role, label="test")).secret
+        for role, nodes in ((Role.SCHEDULER, None), (Role.AGENT, "sim-*")):
+            made = client.create_token(NewToken(role=role, node=nodes, label="test"))
+            self.tokens[role.value] = made.secret
 
     def _one_shot(self, *arguments: str) -> dict[str, str]:
         log = self.folder / f"{arguments[1]}.out"

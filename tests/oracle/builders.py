@@ -141,7 +141,7 @@ class World:
         hold = {"id": hold_id, "job_id": job, "attempt": number, "grant_id": "g1", "amount_gpu_us": amount}
         hold |= dict.fromkeys(["settled_gpu_us", "released_gpu_us", "refunded_gpu_us", "platform_gpu_us"], 0)
         hold |= {"resolved": 0, "gpu_class": gpu_class, "gpus": gpus, "rate_id": f"{gpu_class}:1"}
-        hold |= {"rate_thousandths": RATES[gpu_class], "price_krw": 3000}
+        hold |= {"rate_thousandths": RATES[gpu_class], "price_krw": 3000, "extensions": 0}
         self.rows["holds"].append(hold)
         self.rows["hold_accounts"] += [{"hold_id": hold_id, "account_id": account} for account in path]
         row: dict[str, Any] = dict.fromkeys(ATTEMPT_BLANKS)
@@ -179,6 +179,16 @@ class World:
         legs = {account: (0, held, used) for account in attempt.path} if held or used else {}
         legs |= {"platform": (0, 0, platform)} if platform else {}
         self.transfer(key, kind, amount, legs, job_id=attempt.job, attempt=attempt.number, **more)
+
+    def extend(self, attempt: Attempt, walltime_min: float) -> None:
+        """More time, held at the attempt's rate on its whole path."""
+        more, hold = round(walltime_min * MINUTE), attempt.hold
+        amount = more * attempt.gpus * attempt.rate
+        hold["extensions"] += 1
+        hold["amount_gpu_us"] += amount
+        attempt.row["walltime_ms"] += more
+        key = f"{attempt.job}:{attempt.number}:extend:{hold['extensions']}"
+        self.move(attempt, "extend", key, amount, held=amount, hold_id=hold["id"])
 
     def start(self, attempt: Attempt, index: int, minute: float, numbers: list[int]) -> None:
         node, _ = attempt.pods[index]
@@ -299,11 +309,28 @@ def _open_accounts(world: World) -> None:
     world.transfer("tranche", "transfer", award // 2, {"tranche:g1:1": (award // 2, 0, 0)})
     world.transfer("share", "transfer", award // 4, {"share:g1:lab": (award // 4, 0, 0)})
     world.transfer("cut", "pullback", HOUR, {GRANT: (-HOUR, 0, 0), "program:p1": (HOUR, 0, 0)})
+    _earlier_grant(world)
     world.rows["grants"].append(
         {"id": "g1", "program_id": "p1", "organization_id": "lab", "account_id": GRANT, "starts_at_ms": DAY}
         | {"ends_at_ms": at(90_000), "created_at_ms": DAY, "pace_lag_ms": None, "pace_as_of_ms": None}
         | {"pace_spent_gpu_us": None}
     )
+
+
+def _earlier_grant(world: World) -> None:
+    """It gave some of its hours away, the rest expired with it, and a part of that was carried over."""
+    old, over, fund = "grant:g0", "expired:p1", "program:p1"
+    world.account(old, "grant", grant="g0")
+    world.account(over, "expired")
+    for key, kind, hours, source, target in (
+        ("first", "deposit", 50, fund, old),
+        ("moved", "transfer", 10, old, GRANT),
+        ("adjusted", "adjust", 2, old, fund),
+        ("g0:expire:1", "expire", 38, old, over),
+        ("g0:carry-over:1", "transfer", 15, over, GRANT),
+    ):
+        amount = hours * HOUR * 1000
+        world.transfer(key, kind, amount, {source: (-amount, 0, 0), target: (amount, 0, 0)})
 
 
 def _normal_job(world: World) -> None:
@@ -319,8 +346,10 @@ def _normal_job(world: World) -> None:
 
 
 def _job_past_its_walltime(world: World) -> None:
-    delta = world.claim("delta", 619, [("sim-0", 2)], 30)
+    delta = world.claim("delta", 619, [("sim-0", 2)], 20)
     world.start(delta, 0, 620, [4, 5])
+    world.extend(delta, 4)
+    world.extend(delta, 6)
     world.event(at(650), "object_suspended", name="delta-1", abandoned=False, grace_ms=30_000)
     world.stop(delta, 0, 650.3, "stopped", 143)
     world.slice(delta, 620, 650)

@@ -20,13 +20,12 @@ CREATE TABLE device AS SELECT value->>'gpu_uuid', node, value->>'gpu_class' AS g
 CREATE TABLE pod AS SELECT s.*, e.t AS ended, e.body->>'exit_code' IS 0 AS good, o.n AS object_n, claimed,
   IIF(e.body->>'reason' = 'node_lost', e.t, NULL) AS died, json_array_length(s.body, '$.gpu_uuids') AS gpus,
   json_array_length(o.body, '$.pods') AS all_pods, (SELECT SUM(value->>'count') FROM json_each(o.body, '$.pods')) AS
-  all_gpus, json_array(json_array_length(s.body, '$.gpu_uuids'), s.gpu_class, s.node) AS got,
-  (SELECT json_array(value->>'count', value->>'gpu_class', value->>'node') FROM json_each(o.body, '$.pods')
-  WHERE value->>'index' = s.pod_index) AS asked, json_array(d.gpus, d.gpu_class, d.node) AS decided
-  FROM line s LEFT JOIN line e ON (e.event, e.name, e.pod_index) = ('pod_ended', s.name, s.pod_index)
-  LEFT JOIN line o ON (o.event, o.name) = ('object_created', s.name)
-  LEFT JOIN placements d ON (d.job_id, d.attempt, d.pod_index) = (s.job_id, s.attempt, s.pod_index)
-  LEFT JOIN attempts a ON (a.job_id, a.attempt) = (s.job_id, s.attempt) WHERE s.event = 'pod_started';
+  all_gpus, json_array(json_array_length(s.body, '$.gpu_uuids'), s.gpu_class, s.node) AS got, (SELECT
+  json_array(value->>'count', value->>'gpu_class', value->>'node') FROM json_each(o.body, '$.pods') WHERE
+  value->>'index' = s.pod_index) AS asked, json_array(d.gpus, d.gpu_class, d.node) AS decided FROM line s LEFT JOIN line
+  e ON (e.event, e.name, e.pod_index) = ('pod_ended', s.name, s.pod_index) LEFT JOIN line o ON (o.event, o.name) =
+  ('object_created', s.name) LEFT JOIN placements d ON (d.job_id, d.attempt, d.pod_index) = (s.job_id, s.attempt,
+  s.pod_index) LEFT JOIN attempts a ON (a.job_id, a.attempt) = (s.job_id, s.attempt) WHERE s.event = 'pod_started';
 CREATE TABLE stay AS SELECT pod.*, value AS gpu_uuid, IFNULL(ended, 9e18) AS until, MAX(IFNULL(ended, 9e18)) OVER
   (PARTITION BY value ORDER BY t, n ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS taken
   FROM pod, json_each(body, '$.gpu_uuids');
@@ -41,18 +40,17 @@ CREATE TABLE moved AS SELECT t.*, l.*, kind, SUM(kind <> 'platform') OVER (PARTI
   (SELECT COUNT(*) FROM hold_accounts WHERE hold_id = h.id) AS path FROM transfers t JOIN transfer_legs l
   ON transfer_id = t.id JOIN accounts a ON a.id = account_id LEFT JOIN holds h USING (job_id, attempt);
 CREATE TABLE booked AS SELECT job_id, attempt, SUM(own * (type = 'hold')) AS holds, SUM(own * d_held) AS left_held,
-  SUM(own * (type = 'release')) AS releases, SUM(own * (type IN ('hold', 'extend')) * d_held) AS took,
+  SUM(own * (type = 'release')) AS releases, SUM(own * MAX(d_held, 0)) AS took, SUM(own * (type = 'extend')) AS extends,
   SUM(own * MAX(d_used, 0)) AS charged, SUM(own * (type = 'release') * -d_held) AS freed,
   SUM(own * MAX(-d_used, 0)) AS returned, SUM((kind = 'platform') * d_used) AS borne FROM moved GROUP BY 1, 2;
-CREATE TABLE run AS SELECT *, IIF(pods = all_pods, MIN(full + walltime, IFNULL(stop + stop_grace, 9e18),
-  IIF(settled, MIN(finish, ended), 9e18)), NULL) AS bound, MAX(IIF(lost, 0, IIF(running, 9e18, gone))) OVER
-  (PARTITION BY job_id ORDER BY attempt ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS earlier FROM (SELECT *,
-  IIF(lost AND capacity_held, ended, gone) AS finish, (SELECT observed_through FROM clusters
-  WHERE id = cluster) AS seen FROM attempts LEFT JOIN (
-  SELECT job_id, attempt, MIN(t) AS began, MAX(t) AS full, MAX(ended) AS gone, SUM(good) AS good, MIN(died) AS died,
-  MAX(died) AS died_last, COUNT(*) AS pods, COUNT(DISTINCT pod_index) AS places, COUNT(*) - COUNT(ended) AS running,
-  MAX(all_pods) AS all_pods, MAX(all_gpus) AS all_gpus FROM pod GROUP BY 1, 2) USING (job_id, attempt)
-  LEFT JOIN booked USING (job_id, attempt) LEFT JOIN (SELECT id AS hold_id, rate FROM holds) USING (hold_id));
+CREATE TABLE run AS SELECT *, IIF(pods = all_pods, MIN(full + walltime, IFNULL(stop + stop_grace, 9e18), IIF(settled,
+  MIN(finish, ended), 9e18)), NULL) AS bound, MAX(IIF(lost, 0, IIF(running, 9e18, gone))) OVER (PARTITION BY job_id
+  ORDER BY attempt ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS earlier FROM (SELECT *, IIF(lost AND
+  capacity_held, ended, gone) AS finish, (SELECT observed_through FROM clusters WHERE id = cluster) AS seen FROM
+  attempts LEFT JOIN ( SELECT job_id, attempt, MIN(t) AS began, MAX(t) AS full, MAX(ended) AS gone, SUM(good) AS good,
+  MIN(died) AS died, MAX(died) AS died_last, COUNT(*) AS pods, COUNT(DISTINCT pod_index) AS places, COUNT(*) -
+  COUNT(ended) AS running, MAX(all_pods) AS all_pods, MAX(all_gpus) AS all_gpus FROM pod GROUP BY 1, 2) USING (job_id,
+  attempt) LEFT JOIN booked USING (job_id, attempt) LEFT JOIN (SELECT id AS hold_id, rate FROM holds) USING (hold_id));
 CREATE TABLE cut AS SELECT *, LAG(ends, 1, starts) OVER (PARTITION BY job_id, attempt ORDER BY starts) AS before,
   ends - starts - IFNULL(back / (gpus * s.rate), 0) AS kept FROM slices s LEFT JOIN run USING (job_id, attempt)
   LEFT JOIN (SELECT c.slice_id AS id, SUM(r.amount) AS back FROM transfers r JOIN transfers c ON c.id = r.refund_of
@@ -92,7 +90,7 @@ charge_bounds cover: not the occupied time IF begins IS NOT began OR covered IS 
 charge_bounds cover: the grant pays not its due IF paid <> due AND (paid OR stop_reason IS NOT 'abandoned')
 charge_bounds pledge: more is charged than held IF charged > amount
 hold_once run: no hold of its own IF hold_id <> job_id || ':' || attempt || ':hold' OR rate IS NULL
-hold_once pledge: not held once, or released twice IF holds IS NOT 1 OR releases > 1
+hold_once pledge: held, extended or released otherwise IF holds IS NOT 1 OR releases > 1 OR extends <> extensions
 hold_once pledge: not walltime x GPUs x rate IF amount IS NOT walltime * gpus * rate OR (rate_id, gpu_class, rate,
   price_krw) NOT IN (SELECT id, gpu_class, rate, price_krw FROM rates)
 hold_once pledge: resolved too early or too late IF done AND NOT resolved OR resolved AND (state <> 'ended'
@@ -108,6 +106,8 @@ balances accounts a: legs add up otherwise IF (granted, held, used) IS NOT (SELE
 balances accounts: overdrawn IF held + used > granted + overdraft AND kind NOT IN ('treasury', 'platform')
 balances transfers: GPU time from nowhere IF id IN (SELECT id FROM moved WHERE kind NOT IN ('tranche', 'share')
   GROUP BY id HAVING SUM(d_granted) <> 0)
+balances moved: hours expire otherwise IF type = 'expire' AND kind = 'program' OR kind = 'expired' AND (d_held OR d_used
+  OR d_granted <> amount * ((type = 'expire') - (type = 'transfer')))
 transfers transfers: no legs, or not the only one of its id IF id NOT IN (SELECT transfer_id FROM transfer_legs)
   OR id IN (SELECT id FROM transfers GROUP BY id HAVING COUNT(*) > 1)
 transfers transfer_legs: of no transfer, seq or account IF (transfer_id, seq) NOT IN (SELECT id, seq FROM transfers)
@@ -182,7 +182,7 @@ def load(database: str, journal: str) -> sqlite3.Connection:
         source.execute("BEGIN")
     for table in TABLES.split():
         rows = source.execute(f"SELECT * FROM {table}")
-        names = [re.sub("(_at)?_ms$|_gpu_us$|_thousandths$", "", name) for name, *_ in rows.description]
+        names = [re.sub("(_at)?_ms$|_gpu_us$|(?<=e)_thousandths$", "", name) for name, *_ in rows.description]
         world.execute(f"CREATE TABLE {table} ({', '.join(names)})")
         world.executemany(f"INSERT INTO {table} VALUES ({', '.join('?' * len(names))})", rows)
     source.close()

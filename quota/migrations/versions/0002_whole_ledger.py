@@ -19,6 +19,7 @@ def upgrade() -> None:
     _new_columns()
     _new_tables()
     _indexes()
+    _forbid_changes()
     _first_rows()
 
 
@@ -42,6 +43,8 @@ def _reasons() -> None:
         grants.add_column(sa.Column("max_gpus", sa.Integer(), nullable=True))
         grants.add_column(sa.Column("policy", sa.Text(), server_default=sa.text("'{}'"), nullable=False))
         grants.add_column(sa.Column("expired_at_ms", sa.BigInteger(), nullable=True))
+        grants.add_column(sa.Column("expiries", sa.Integer(), server_default=sa.text("0"), nullable=False))
+        grants.add_column(sa.Column("carry_overs", sa.Integer(), server_default=sa.text("0"), nullable=False))
         grants.create_check_constraint(op.f("ck_grants_max_gpus"), "max_gpus > 0")
 
 
@@ -50,6 +53,10 @@ def _new_columns() -> None:
     for table, column in (
         ("accounts", sa.Column("label", sa.String(length=200), nullable=True)),
         ("accounts", sa.Column("position", sa.Integer(), nullable=True)),
+        (
+            "accounts",
+            sa.Column("overdraft_thousandths", sa.Integer(), server_default=sa.text("0"), nullable=False),
+        ),
         ("transfers", sa.Column("evidence", sa.String(length=500), nullable=True)),
         ("holds", sa.Column("extensions", sa.Integer(), server_default=sa.text("0"), nullable=False)),
         (
@@ -115,6 +122,7 @@ def _new_tables() -> None:
         "statements",
         sa.Column("id", sa.String(length=60), nullable=False),
         sa.Column("grant_id", sa.String(length=60), nullable=False),
+        sa.Column("account_id", sa.String(length=80), nullable=False),
         sa.Column("seal", sa.BigInteger(), nullable=False),
         sa.Column("since_seal", sa.BigInteger(), nullable=False),
         sa.Column("format", sa.String(length=10), nullable=False),
@@ -124,14 +132,15 @@ def _new_tables() -> None:
         sa.Column("issued_at_ms", sa.BigInteger(), nullable=False),
         sa.Column("issued_by", sa.String(length=60), nullable=False),
         sa.CheckConstraint("format IN ('json','csv','html')", name=op.f("ck_statements_format")),
+        sa.ForeignKeyConstraint(["account_id"], ["accounts.id"], name=op.f("fk_statements_account_id")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_statements")),
         sa.UniqueConstraint(
-            "grant_id",
+            "account_id",
             "seal",
             "since_seal",
             "format",
             "language",
-            name=op.f("uq_statements_grant_id_seal_since_seal_format_language"),
+            name=op.f("uq_statements_account_id_seal_since_seal_format_language"),
         ),
     )
     op.create_table(
@@ -157,6 +166,28 @@ def _indexes() -> None:
     op.create_index("ix_findings_code", "findings", ["code", "id"])
     op.create_index("ix_grants_ends_at_ms", "grants", ["ends_at_ms"])
     op.create_index("ix_seals_at_ms", "seals", ["at_ms"])
+
+
+def _forbid_changes() -> None:
+    """Seals and issued statements are written once as well; and on PostgreSQL no table of these is emptied."""
+    if op.get_bind().dialect.name == "sqlite":
+        for table in ("seals", "statements"):
+            for verb in ("UPDATE", "DELETE"):
+                op.execute(
+                    f"CREATE TRIGGER {table}_no_{verb.lower()} BEFORE {verb} ON {table} "
+                    f"BEGIN SELECT RAISE(ABORT, '{table} rows are never changed'); END"
+                )
+        return
+    for table in ("seals", "statements"):
+        op.execute(
+            f"CREATE TRIGGER {table}_written_once BEFORE UPDATE OR DELETE ON {table} "
+            "FOR EACH ROW EXECUTE FUNCTION hub_written_once()"
+        )
+    for table in ("transfers", "transfer_legs", "slices", "audit", "seals", "statements"):
+        op.execute(
+            f"CREATE TRIGGER {table}_never_emptied BEFORE TRUNCATE ON {table} "
+            "FOR EACH STATEMENT EXECUTE FUNCTION hub_written_once()"
+        )
 
 
 def _first_rows() -> None:

@@ -87,6 +87,12 @@ class TestEnding:
         assert pod.exit_code == exit_code
         assert pod.ended_ms == pod.started_ms + 60_000
 
+    def test_walltime_that_the_object_was_created_with_ends_nothing(self, subject):
+        spec = replace(subject.spec(duration_s=60), walltime_ms=1_000)
+        subject.cluster.start(spec)
+        (pod,) = subject.until_phases(spec, SUCCEEDED).pods
+        assert pod.ended_ms == pod.started_ms + 60_000
+
     def test_failing_pod_ends_its_gang(self, subject):
         spec = subject.spec((0, subject.nodes[0], 8), (1, subject.nodes[1], 8))
         subject.cluster.start(spec)

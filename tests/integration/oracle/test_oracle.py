@@ -201,6 +201,11 @@ LIES: dict[str, dict[str, Lie]] = {
     "hold_once": {
         "held twice": copied_transfer("alpha:1:hold"),
         "released twice": copied_transfer("alpha:1:release"),
+        "extended twice under one name": copied_transfer("delta:1:extend:2"),
+        "an extension that was never made": "UPDATE holds SET extensions = 3 WHERE job_id = 'delta'",
+        "an extension that nobody holds for": "DELETE FROM transfer_legs WHERE transfer_id = 'delta:1:extend:1'",
+        "extended in the hold alone": "UPDATE attempts SET walltime_ms = walltime_ms - 360000 WHERE job_id = 'delta'",
+        "an extension at another rate": legs("delta:1:extend:1", "d_held = d_held - 1"),
         "never held": "DELETE FROM transfers WHERE id = 'alpha:1:hold'",
         "not resolved at the end": "UPDATE holds SET resolved = 0 WHERE job_id = 'alpha'",
         "resolved while it runs": "UPDATE holds SET resolved = 1 WHERE job_id = 'golf'",
@@ -233,6 +238,24 @@ LIES: dict[str, dict[str, Lie]] = {
         "GPU time that vanished": (
             "DELETE FROM transfer_legs WHERE transfer_id = 'cut' AND account_id = 'program:p1'",
             f"UPDATE accounts SET granted_gpu_us = granted_gpu_us - {HOUR} WHERE kind = 'program'",
+        ),
+        "a transfer that gives more than it takes": (
+            legs("moved", "d_granted = d_granted + 7", "grant:g1"),
+            "UPDATE accounts SET granted_gpu_us = granted_gpu_us + 7 WHERE id = 'grant:g1'",
+        ),
+        "expired hours that came to less": (
+            legs("g0:expire:1", "d_granted = d_granted - 7", "expired:%"),
+            "UPDATE accounts SET granted_gpu_us = granted_gpu_us - 7 WHERE kind = 'expired'",
+        ),
+        "hours that expired back into the budget": (
+            legs("g0:expire:1", "account_id = 'program:p1'", "expired:%"),
+            f"UPDATE accounts SET granted_gpu_us = granted_gpu_us - {38 * HOUR * 1000} WHERE kind = 'expired'",
+            f"UPDATE accounts SET granted_gpu_us = granted_gpu_us + {38 * HOUR * 1000} WHERE kind = 'program'",
+        ),
+        "expired hours taken by an award": "UPDATE transfers SET type = 'deposit' WHERE id = 'g0:carry-over:1'",
+        "expired hours that somebody used": (
+            legs("g0:expire:1", "d_used = 1", "expired:%"),
+            "UPDATE accounts SET used_gpu_us = 1 WHERE kind = 'expired'",
         ),
     },
     "transfers": {
@@ -442,7 +465,7 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
 def test_the_program_says_ok_with_what_it_looked_at(consistent: Files) -> None:
     done = run("--database", consistent.database, "--journal", consistent.journal, "--final")
     lines = consistent.journal.read_text().count("\n")
-    assert done.stdout == f"oracle: ok (6 attempts, 6 pods, 26 transfers, {lines} events)\n"
+    assert done.stdout == f"oracle: ok (6 attempts, 6 pods, 33 transfers, {lines} events)\n"
     assert (done.returncode, done.stderr) == (0, "")
 
 

@@ -77,7 +77,7 @@ def test_a_refused_item_leaves_no_trace_among_good_ones(hub: Hub) -> None:
         hub.start_item(good, grant), hub.start_item(bad, grant), hub.start_item(other, grant, "n1")
     )
     assert [result.outcome for result in reply.results] == ["accepted", "refused", "accepted"]
-    assert reply.results[1].numbers == {"node": "n0", "needed": 4, "free": 2}
+    assert reply.results[1].numbers == {"node": "n0", "gpu_class": "h100", "needed": 4, "free": 2}
     assert {row.job_id for row in hub.rows(transfers, type="hold")} == {good.id, other.id}
     assert {row.job_id for row in hub.rows(holds)} == {good.id, other.id}
     assert {row.subject for row in hub.rows(audit, action="attempt.start")} == {good.id, other.id}
@@ -184,7 +184,7 @@ def test_a_start_is_refused_on_a_closed_node(hub: Hub) -> None:
     body = NodeChange(cordoned=True, reason="fan")
     hub.database.write(lambda tx: fleet.change_node(tx, OPERATOR, "sim", "n0", body))
     result = hub.try_start(job, grant)
-    assert (result.code, result.numbers) == ("not_schedulable", {"node": "n0"})
+    assert (result.code, result.numbers) == ("not_schedulable", {"node": "n0", "cluster": "sim"})
     assert hub.try_start(job, grant, "n7").code == "not_schedulable"
     hub.start(job, grant, "n1")
 
@@ -218,14 +218,20 @@ def test_a_start_leaves_room_for_what_others_use(hub: Hub) -> None:
     job = hub.submit(gpus_per_pod=6)
     hub.report(nodes=node_reports({"n0": {"h100": 8}}, foreign=3))
     result = hub.try_start(job, grant)
-    assert (result.code, result.numbers) == ("capacity_taken", {"node": "n0", "needed": 6, "free": 5})
+    assert (result.code, result.numbers) == (
+        "capacity_taken",
+        {"node": "n0", "gpu_class": "h100", "needed": 6, "free": 5},
+    )
 
 
 def test_a_start_is_refused_on_a_node_without_the_class(hub: Hub) -> None:
     grant = hub.award()
     job = hub.submit()
     result = hub.try_start(job, grant, "a0")
-    assert (result.code, result.numbers) == ("capacity_taken", {"node": "a0", "needed": 1, "free": 0})
+    assert (result.code, result.numbers) == (
+        "capacity_taken",
+        {"node": "a0", "gpu_class": "h100", "needed": 1, "free": 0},
+    )
 
 
 def test_a_gang_that_fits_on_no_node_alone_is_refused_whole(hub: Hub) -> None:

@@ -16,6 +16,7 @@ from quota.dispatch import feed
 from quota.errors import BadRequest, CursorExpired, HubError
 from quota.fleet import service as fleet
 from quota.identity import service as identity
+from quota.identity import tokens
 from quota.schemas.fleet import NewGpuClass, NodeChange
 from quota.schemas.identity import NewOrganization, NewToken, Role
 from quota.schemas.jobs import Job
@@ -229,7 +230,7 @@ def test_cursors_outside_the_feed_are_expired_on_both_ends(hub: Hub) -> None:
 def test_changes_that_the_feed_does_not_show_still_move_its_head(hub: Hub) -> None:
     """An audit row carries a sequence of its own."""
     cursor = hub.snapshot()[0]
-    hub.database.write(lambda tx: identity.create_token(tx, "op", NewToken(role=Role.AUDITOR)))
+    hub.database.write(lambda tx: tokens.create_token(tx, "op", NewToken(role=Role.AUDITOR)))
     page = feed.read_feed(hub.database, cursor, 10)
     assert (page.cursor, page.items) == (cursor + 1, ())
 
@@ -382,7 +383,7 @@ class _World:
         self.hub.database.write(lambda tx: fleet.put_gpu_class(tx, OPERATOR, body))
 
     def _token(self, rng: random.Random) -> None:
-        self.hub.database.write(lambda tx: identity.create_token(tx, "op", NewToken(role=Role.AGENT)))
+        self.hub.database.write(lambda tx: tokens.create_token(tx, "op", NewToken(role=Role.AUDITOR)))
 
     def _organization(self, rng: random.Random) -> None:
         body = NewOrganization(id=f"firm-{rng.randrange(10**6)}", name="F")

@@ -230,7 +230,10 @@ def test_an_agent_speaks_for_its_node_only(hub: Hub) -> None:
     with pytest.raises(Forbidden):
         _deliver(hub, _row(job), _row(job, node="n1"))
     assert hub.contents() == before
-    anywhere = AGENT.model_copy(update={"node": None})
+    with pytest.raises(Forbidden):
+        _deliver(hub, _row(job), caller=AGENT.model_copy(update={"node": None}))
+    assert hub.contents() == before
+    anywhere = AGENT.model_copy(update={"node": "n*"})
     assert _deliver(hub, _row(job), caller=anywhere).accepted == 1
     stored = hub.rows(evidence)
     reply = _deliver(hub, _row(job, node="n1", seq=99), caller=anywhere)

@@ -211,6 +211,7 @@ def test_a_job_that_may_not_restart_ends_with_its_stops_reason(
     hub: Hub, reason: StopReason, end_reason: str
 ) -> None:
     job = _running(hub)
+    hub.clock.advance(job.walltime_s * 1000)
     hub.stop(job, reason)
     hub.report(ended(job, hub.now, reason="stopped", exit_code=143))
     assert hub.job(job.id).end_reason == end_reason

@@ -345,7 +345,7 @@ def test_pages_of_jobs_go_back_in_time_without_gaps(api: Api) -> None:
         seen += [job.id for job in page.items]
         if page.next is None:
             break
-        page = api.firms["alpha"].list_jobs(limit=3, before=page.next)
+        page = api.firms["alpha"].list_jobs(limit=3, after=page.next)
     assert seen == sorted(made, reverse=True)
 
 

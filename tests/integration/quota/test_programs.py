@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from quota.errors import InsufficientBalance
+from quota.programs import awards
 from quota.programs import service as programs
 from quota.schemas.identity import Caller, Role
 from quota.schemas.programs import NewProgram
@@ -18,7 +19,7 @@ def test_all_budgets_together_stay_within_64_bits(database_url: str) -> None:
 
     def open_program(number: int) -> None:
         body = NewProgram(id=f"large-{number}", name="Large", budget_gpu_hours=25_000_000)
-        hub.database.write(lambda tx: programs.create_program(tx, OPERATOR, body))
+        hub.database.write(lambda tx: awards.create_program(tx, OPERATOR, body))
 
     for number in range(99):
         open_program(number)

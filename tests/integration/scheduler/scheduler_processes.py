@@ -200,6 +200,29 @@ def open_hub(folder: Path, speed: int = 1, lease_ttl_s: float = 15.0) -> Iterato
         hub.close()
 
 
+def check_against_journal(hub: Hub, job: JobDetail) -> None:
+    """One run per attempt, and the charge is what the journal says, to the millisecond."""
+    for attempt in job.attempts:
+        started = pods(hub, "pod_started", f"{job.id}-{attempt.attempt}")
+        ended = pods(hub, "pod_ended", f"{job.id}-{attempt.attempt}")
+        assert len(started) == len(ended) <= job.pods
+        if not started:
+            assert attempt.settled_gpu_us == 0
+            continue
+        assert attempt.first_started_at == min(int(str(line["t"])) for line in started)
+        assert attempt.ended_at == max(int(str(line["t"])) for line in ended)
+        assert attempt.last_started_at is not None
+        occupied_ms = attempt.ended_at - attempt.first_started_at
+        whole = occupied_ms * job.pods * job.gpus_per_pod * 1000
+        assert attempt.settled_gpu_us - attempt.refunded_gpu_us + attempt.platform_gpu_us == whole
+        assert attempt.hold_resolved
+
+
+def pods(hub: Hub, event: str, name: str) -> list[dict[str, object]]:
+    """What the cluster's journal says of one object's pods."""
+    return [line for line in hub.journal() if line["event"] == event and line.get("name") == name]
+
+
 def until(true: Callable[[], bool], what: str, timeout_s: float = 40.0) -> None:
     """Ask until it is so; fails with `what` after `timeout_s`."""
     deadline_s = time.monotonic() + timeout_s

@@ -9,10 +9,16 @@ from urllib.request import urlopen
 
 import pytest
 
-from quota.schemas.jobs import JobDetail
 from quota.schemas.scheduling import EndReason, JobState, WaitReason
 from scheduler.crash import POINTS
-from tests.integration.scheduler.scheduler_processes import Hub, free_port, open_hub, until
+from tests.integration.scheduler.scheduler_processes import (
+    Hub,
+    check_against_journal,
+    free_port,
+    open_hub,
+    pods,
+    until,
+)
 
 SLOW_TO_STOP = {"simulate.gpuhub/duration_s": "3000", "simulate.gpuhub/stop_s": "0.2"}
 
@@ -32,32 +38,9 @@ def hub(shared: Hub) -> Iterator[Hub]:
     assert taken(shared) == 0, "something was started and never freed"
 
 
-def pods(hub: Hub, event: str, name: str) -> list[dict[str, object]]:
-    """What the cluster's journal says of one object's pods."""
-    return [line for line in hub.journal() if line["event"] == event and line.get("name") == name]
-
-
 def taken(hub: Hub) -> int:
     """GPUs that quota has given away."""
     return sum(capacity.used for node in hub.operator.list_nodes().items for capacity in node.capacities)
-
-
-def check_against_journal(hub: Hub, job: JobDetail) -> None:
-    """One run per attempt, and the charge is what the journal says, to the millisecond."""
-    for attempt in job.attempts:
-        started = pods(hub, "pod_started", f"{job.id}-{attempt.attempt}")
-        ended = pods(hub, "pod_ended", f"{job.id}-{attempt.attempt}")
-        assert len(started) == len(ended) <= job.pods
-        if not started:
-            assert attempt.settled_gpu_us == 0
-            continue
-        assert attempt.first_started_at == min(int(str(line["t"])) for line in started)
-        assert attempt.ended_at == max(int(str(line["t"])) for line in ended)
-        assert attempt.last_started_at is not None
-        occupied_ms = attempt.ended_at - attempt.first_started_at
-        whole = occupied_ms * job.pods * job.gpus_per_pod * 1000
-        assert attempt.settled_gpu_us - attempt.refunded_gpu_us + attempt.platform_gpu_us == whole
-        assert attempt.hold_resolved
 
 
 @pytest.mark.e2e

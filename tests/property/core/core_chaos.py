@@ -21,6 +21,7 @@ from scheduler.core.model import (
     Path,
     Plan,
     PodPlacement,
+    Start,
     Stop,
     Tombstone,
 )
@@ -39,9 +40,9 @@ CLASSES = ("h100", "mig")
 def a_random_world(rng: Random, stops: bool = False) -> World:
     """Few of everything, so that ties, shared accounts and full nodes are normal."""
     world: World = {}
-    for id, rate in zip(CLASSES, (1000, 250), strict=True):
-        put(world, GpuClass(id, rate))
-    put(world, Policy(cluster_unseen_ms=5000, lag_bound_share=rng.choice((0.1, 0.5))))
+    for id in CLASSES:
+        put(world, _class(rng, id))
+    put(world, _policy(rng))
     for id in ("c1", "c2"):
         put(world, Cluster(id, START_MS))
     for _ in range(rng.randrange(1, 7)):
@@ -52,6 +53,8 @@ def a_random_world(rng: Random, stops: bool = False) -> World:
         put(world, _grant(rng, f"g{id}"))
     for id in range(rng.randrange(1, 17)):
         put(world, _job(rng, f"j{id}", START_MS))
+    for id in range(rng.randrange(3)):
+        put(world, _running(rng, f"r{id}"))
     if stops:
         for id in range(rng.randrange(3)):
             put(world, _attempt(rng, world, f"v{id}"))
@@ -98,13 +101,13 @@ def a_random_change(rng: Random, world: World, now_ms: int, stops: bool) -> Chan
     if roll < 13:
         return put(world, _node(rng))
     if roll < 14:
-        return put(world, _organization(rng, rng.choice(ORGANIZATIONS)))
+        return put(world, rng.choice((_organization(rng, rng.choice(ORGANIZATIONS)), _running(rng, "r0"))))
     if roll < 16:
         return put(world, Cluster(rng.choice(("c1", "c2")), now_ms, rng.random() < 0.2))
     if roll < 17 and stops:
         return put(world, _attempt(rng, world, f"v{rng.randrange(3)}"))
     if roll < 18:
-        return put(world, Policy(cluster_unseen_ms=5000, lag_bound_share=rng.choice((0.1, 0.5))))
+        return put(world, rng.choice((_policy(rng), _class(rng, rng.choice(CLASSES)))))
     kind, id = rng.choice(sorted((k, i) for k, i in world if k is not None))
     return put(world, Tombstone(kind, id))
 
@@ -118,6 +121,7 @@ def accept(rng: Random, world: World, plan: Plan) -> list[Change]:
         job = world[Kind.JOB, start.job_id]
         assert isinstance(job, Job)
         changes.append(put(world, replace(job, state=JobState.STARTING, attempt=start.attempt)))
+        changes.append(put(world, _claimed(start)))
         for pod in start.pods:
             node = world[Kind.NODE, f"{start.cluster}/{pod.node}"]
             assert isinstance(node, Node)
@@ -134,12 +138,26 @@ def accept(rng: Random, world: World, plan: Plan) -> list[Change]:
     return changes
 
 
+def _claimed(start: Start) -> Attempt:
+    return Attempt(
+        start.job_id,
+        start.attempt,
+        start.grant_id,
+        JobState.STARTING,
+        start.cluster,
+        start.pods,
+        start.cost_gpu_us,
+        START_MS,
+    )
+
+
 def _charged(grant: Grant, accounts: tuple[str, ...], cost: int) -> Grant:
     paths = tuple(
         Path(
             tuple(
                 replace(a, held_gpu_us=a.held_gpu_us + cost) if a.id in accounts else a for a in path.accounts
-            )
+            ),
+            path.organization_id,
         )
         for path in grant.paths
     )
@@ -150,6 +168,18 @@ def _stale(grant: Grant, world: World) -> Grant:
     """A grant comes back from the feed with the pace that was stored last."""
     before = world.get((Kind.GRANT, grant.id))
     return replace(grant, pace=before.pace) if isinstance(before, Grant) else grant
+
+
+def _policy(rng: Random) -> Policy:
+    return Policy(
+        cluster_unseen_ms=5000,
+        lag_bound_share=rng.choice((0.1, 0.5)),
+        placement_paused=rng.random() < 0.05,
+    )
+
+
+def _class(rng: Random, id: str) -> GpuClass:
+    return GpuClass(id, 1000 if id == "h100" else 250, rng.random() < 0.1)
 
 
 def _node(rng: Random) -> Node:
@@ -175,15 +205,40 @@ def _grant(rng: Random, id: str) -> Grant:
     pace = rng.choice(
         (None, None, Pace(rng.randrange(-5, 6) * HOUR_MS, START_MS - HOUR_MS, rng.choice((None, 0))))
     )
+    lead = rng.choice(ORGANIZATIONS)
     return Grant(
         id,
         rng.choice(("p1", "p2")),
-        rng.choice(ORGANIZATIONS),
+        lead,
         starts,
         ends,
-        tuple(Path(tuple(accounts)) for accounts in paths),
+        _opened(rng, lead, paths),
         pace,
+        rng.choice((None, None, None, 0, 2, 5, 12)),
     )
+
+
+def _opened(rng: Random, lead: str, paths: list[list[Account]]) -> tuple[Path, ...]:
+    """Mostly the lead's alone; sometimes a consortium's, with a share for each party; seldom open to nobody."""
+    roll = rng.random()
+    if roll < 0.05:
+        return ()
+    if roll < 0.6:
+        return tuple(Path(tuple(accounts), lead) for accounts in paths)
+    parties = rng.choice((("o1", "o2"), ("o2", "o3"), ORGANIZATIONS))
+    shares = {party: _account(rng, f"s-{paths[0][-1].id}-{party}") for party in parties}
+    return tuple(
+        Path((shares[party], *accounts[: rng.choice((0, 1, 2))]), party)
+        for party in parties
+        for accounts in paths
+    )
+
+
+def _running(rng: Random, job_id: str) -> Attempt:
+    """An attempt that keeps GPUs of a grant, or did."""
+    pods = tuple(PodPlacement("n0", "h100", rng.choice((1, 2, 4))) for _ in range(rng.choice((1, 1, 2))))
+    grant, state = f"g{rng.randrange(6)}", rng.choice((JobState.RUNNING, JobState.ENDED))
+    return Attempt(job_id, 1, grant, state, "c1", pods, 0, START_MS, None, rng.random() < 0.8)
 
 
 def _account(rng: Random, id: str) -> Account:
@@ -220,4 +275,5 @@ def _attempt(rng: Random, world: World, job_id: str) -> Attempt:
     )
     state = JobState.STOPPING if held else JobState.ENDED
     stop = Stop("preempted", rng.choice((None, f"j{rng.randrange(12)}", f"j{rng.randrange(12)}")))
-    return Attempt(job_id, 1, state, "c1", pods, 0, START_MS - HOUR_MS, stop, held)
+    grant = f"g{rng.randrange(6)}"
+    return Attempt(job_id, 1, grant, state, "c1", pods, 0, START_MS - HOUR_MS, stop, held)

@@ -3,12 +3,23 @@
 It knows nothing of room kept for a job that others stop for; worlds with such stops are judged by invariants.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from fractions import Fraction
 from math import floor, fsum
 
-from scheduler.core.model import Capacity, Change, Cluster, GpuClass, Grant, Job, Node, Organization, Pace
+from scheduler.core.model import (
+    Attempt,
+    Capacity,
+    Change,
+    Cluster,
+    GpuClass,
+    Grant,
+    Job,
+    Node,
+    Organization,
+    Pace,
+)
 from scheduler.core.policy import Policy
 
 Placement = tuple[str, dict[str, int]]
@@ -23,6 +34,8 @@ class Answer:
     order: tuple[str, ...]
     paces: dict[str, Pace]
     codes: dict[str, str]
+    money: dict[str, dict[str, int | str]]
+    """The numbers beside GRANT_CAP and GRANT_EXHAUSTED."""
 
 
 @dataclass
@@ -31,15 +44,19 @@ class Hub:
 
     now_ms: int
     policy: Policy = field(default_factory=Policy)
-    rates: dict[str, int] = field(default_factory=dict)
+    classes: dict[str, GpuClass] = field(default_factory=dict)
     nodes: dict[str, Node] = field(default_factory=dict)
     clusters: dict[str, Cluster] = field(default_factory=dict)
     grants: dict[str, Grant] = field(default_factory=dict)
     organizations: dict[str, Organization] = field(default_factory=dict)
     jobs: dict[str, Job] = field(default_factory=dict)
+    attempts: dict[str, Attempt] = field(default_factory=dict)
     taken: dict[tuple[str, str, str], int] = field(default_factory=dict)
     charged: dict[str, int] = field(default_factory=dict)
-    spent_on: dict[str, int] = field(default_factory=dict)
+    spent_on: dict[tuple[str, str], int] = field(default_factory=dict)
+    """By grant and party."""
+    given: dict[str, int] = field(default_factory=dict)
+    """GPUs by grant."""
     lags: dict[str, int] = field(default_factory=dict)
 
 
@@ -49,7 +66,7 @@ def reference(objects: Iterable[Change], now_ms: int) -> Answer:
     waiting = {id: job for id, job in hub.jobs.items() if job.waits}
     paces = {id: _pace(hub, grant, waiting) for id, grant in hub.grants.items() if _runs(hub, grant)}
     hub.lags = {id: pace.lag_ms for id, pace in paces.items()}
-    answer = Answer([], (), paces, {})
+    answer = Answer([], (), paces, {}, {})
     fitted = {id for id in waiting if _place(hub, waiting[id])}
     while True:
         ranked = _ranked(hub, waiting)
@@ -58,11 +75,15 @@ def reference(objects: Iterable[Change], now_ms: int) -> Answer:
             break
         job, placement = turn
         assert placement is not None
-        grant_id, path = _draw(hub, job)  # type: ignore[misc]
+        drawn = _draw(hub, job)
+        assert isinstance(drawn, tuple)
+        grant_id, path = drawn
         cost = _cost(hub, job)
         answer.starts.append((job.id, grant_id, path, *placement))
         del waiting[job.id]
-        hub.spent_on[grant_id] = hub.spent_on.get(grant_id, 0) + cost
+        spent_by = (grant_id, job.organization_id)
+        hub.spent_on[spent_by] = hub.spent_on.get(spent_by, 0) + cost
+        hub.given[grant_id] = hub.given.get(grant_id, 0) + job.gpus_per_pod * job.pods
         for account in path:
             hub.charged[account] = hub.charged.get(account, 0) + cost
         for node, gpus in placement[1].items():
@@ -78,6 +99,8 @@ def reference(objects: Iterable[Change], now_ms: int) -> Answer:
         first = id in able and id in fitted and shape not in lost
         lost |= {shape} if id in able else set()
         answer.codes[id] = _code(hub, job, first)
+        if answer.codes[id] in ("grant_cap", "grant_exhausted"):
+            answer.money[id] = _money_numbers(hub, job)
     return answer
 
 
@@ -88,7 +111,7 @@ def _hub(objects: Iterable[Change], now_ms: int) -> Hub:
             case Policy():
                 hub.policy = each
             case GpuClass():
-                hub.rates[each.id] = each.rate_thousandths
+                hub.classes[each.id] = each
             case Node():
                 hub.nodes[each.id] = each
             case Cluster():
@@ -99,6 +122,8 @@ def _hub(objects: Iterable[Change], now_ms: int) -> Hub:
                 hub.organizations[each.id] = each
             case Job():
                 hub.jobs[each.id] = each
+            case Attempt():
+                hub.attempts[each.id] = each
     return hub
 
 
@@ -110,7 +135,7 @@ def _runs(hub: Hub, grant: Grant) -> bool:
 
 
 def _cost(hub: Hub, job: Job) -> int:
-    return job.walltime_ms * job.gpus_per_pod * job.pods * hub.rates[job.gpu_class]
+    return job.walltime_ms * job.gpus_per_pod * job.pods * hub.classes[job.gpu_class].rate_thousandths
 
 
 def _left(hub: Hub, account: str) -> int:
@@ -124,6 +149,28 @@ def _room(hub: Hub, accounts: tuple[str, ...]) -> int:
     return min((_left(hub, account) for account in accounts), default=0)
 
 
+def _parties(grant: Grant) -> set[str]:
+    return {path.organization_id for path in grant.paths} or {grant.organization_id}
+
+
+def _in_use(hub: Hub, grant: Grant) -> int:
+    mine = [a for a in hub.attempts.values() if a.grant_id == grant.id and a.capacity_held]
+    return sum(pod.count for attempt in mine for pod in attempt.pods) + hub.given.get(grant.id, 0)
+
+
+def _in_time(hub: Hub, job: Job) -> list[tuple[Grant, list[tuple[str, ...]], list[int]]]:
+    """The grants that a job may draw on and that last long enough: its paths there, and the room on each."""
+    found = []
+    for grant in hub.grants.values():
+        lasts = hub.now_ms + job.walltime_ms <= grant.ends_at_ms
+        pinned = job.grant_id in (None, grant.id)
+        if _runs(hub, grant) and lasts and pinned and job.organization_id in _parties(grant):
+            mine = [path for path in grant.paths if path.organization_id == job.organization_id]
+            paths = [tuple(account.id for account in path.accounts) for path in mine]
+            found.append((grant, paths, [_room(hub, path) for path in paths]))
+    return found
+
+
 def _draw(hub: Hub, job: Job) -> tuple[str, tuple[str, ...]] | str:
     """The grant and path a job draws on, or the code of the reason why it draws on none."""
     organization = hub.organizations.get(job.organization_id)
@@ -131,26 +178,50 @@ def _draw(hub: Hub, job: Job) -> tuple[str, tuple[str, ...]] | str:
         return "organization_frozen"
     if job.not_before_ms is not None and job.not_before_ms > hub.now_ms:
         return "cooldown"
-    if job.gpu_class not in hub.rates:
+    if job.gpu_class not in hub.classes:
         return "nodes_unavailable"
-    grants = [g for g in hub.grants.values() if g.organization_id == job.organization_id and organization]
+    grants = [g for g in hub.grants.values() if job.organization_id in _parties(g) and organization]
     grants = [g for g in grants if job.grant_id in (None, g.id)]
-    running = [g for g in grants if _runs(hub, g)]
-    in_time = [g for g in running if hub.now_ms + job.walltime_ms <= g.ends_at_ms]
-    offers = []
-    for grant in in_time:
-        paths = [tuple(account.id for account in path.accounts) for path in grant.paths]
-        rooms = [_room(hub, path) for path in paths]
+    in_time = _in_time(hub, job) if organization else []
+    offers, capped = [], False
+    for grant, paths, rooms in in_time:
         good = [path for path, room in zip(paths, rooms, strict=True) if room >= _cost(hub, job)]
-        if good:
+        if good and (grant.max_gpus is None or _in_use(hub, grant) + _gpus(job) <= grant.max_gpus):
             offers.append((grant.ends_at_ms, max(rooms), grant.id, good[0]))
+        capped = capped or bool(good)
     if offers:
         return min(offers)[2:]
+    if capped:
+        return "grant_cap"
     if in_time:
         return "grant_exhausted"
-    if running:
+    if any(_runs(hub, g) for g in grants):
         return "grant_ends_first"
     return "grant_not_started" if any(g.starts_at_ms > hub.now_ms for g in grants) else "no_grant"
+
+
+def _gpus(job: Job) -> int:
+    return job.gpus_per_pod * job.pods
+
+
+def _money_numbers(hub: Hub, job: Job) -> dict[str, int | str]:
+    """What stands beside the reason: of several grants the one nearest to sufficing, the first of equals."""
+    cost, gpus = _cost(hub, job), _gpus(job)
+    in_time = sorted(
+        _in_time(hub, job), key=lambda found: (found[0].ends_at_ms, max(found[2], default=0), found[0].id)
+    )
+    capped = [grant for grant, _, rooms in in_time if any(room >= cost for room in rooms)]
+    if capped:
+        caps = [(grant.max_gpus or 0, _in_use(hub, grant), grant) for grant in capped]
+        cap, in_use, grant = min(caps, key=lambda found: (found[0] < gpus, found[1] - found[0]))
+        return {"grant": grant.id, "cap": cap, "in_use": in_use, "needed": gpus}
+    grant, paths, rooms = min(in_time, key=lambda found: -max(found[2], default=0))
+    short: int | str = ""
+    if paths:
+        widest = paths[rooms.index(max(rooms))]
+        short = min(widest, key=lambda account: (_left(hub, account), widest.index(account)))
+    left = max(0, *rooms) if rooms else 0
+    return {"grant": grant.id, "account": short, "needed_gpu_us": cost, "left_gpu_us": left}
 
 
 # --- order ---------------------------------------------------------------------------------------
@@ -190,7 +261,7 @@ def _pace(hub: Hub, grant: Grant, waiting: dict[str, Job]) -> Pace:
 def _lag(hub: Hub, grant: Grant) -> int:
     """This cycle's picks counted."""
     _, held, used = _own(grant)
-    now = held + used + hub.spent_on.get(grant.id, 0)
+    now = held + used + sum(cost for (id, _), cost in hub.spent_on.items() if id == grant.id)
     lag = hub.lags[grant.id] - _in_term(grant, now) + _in_term(grant, held + used)
     return max(lag, -_bound(hub, grant))
 
@@ -207,8 +278,16 @@ def _usage(hub: Hub, organization_ids: set[str]) -> float:
         if organization := hub.organizations.get(id):
             age = max(0, hub.now_ms - organization.as_of_ms) / hub.policy.half_life_ms
             decayed.append(organization.decayed_usage_gpu_us * 0.5**age)
-        held += sum(_own(g)[1] + hub.spent_on.get(g.id, 0) for g in running if g.organization_id == id)
+        held += sum(_held_by(g, id) + hub.spent_on.get((g.id, id), 0) for g in running if id in _parties(g))
     return fsum(decayed) + held
+
+
+def _held_by(grant: Grant, organization_id: str) -> int:
+    """A party among several holds what its share holds, the first account of each of its paths."""
+    if len(_parties(grant)) == 1:
+        return _own(grant)[1]
+    mine = [path.accounts[0] for path in grant.paths if path.organization_id == organization_id]
+    return sum({account.id: account.held_gpu_us for account in mine}.values())
 
 
 def _ranked(hub: Hub, waiting: dict[str, Job]) -> list[Job]:
@@ -217,30 +296,27 @@ def _ranked(hub: Hub, waiting: dict[str, Job]) -> list[Job]:
     able = [(waiting[id], hub.grants[draw[0]]) for id, draw in draws.items() if not isinstance(draw, str)]
     running = [grant for grant in hub.grants.values() if _runs(hub, grant)]
 
-    def first(*match: tuple[str, str]) -> tuple[int, str]:
-        return min(
-            (job.submitted_at_ms, job.id)
-            for job, grant in able
-            if all(getattr(grant, name) == value for name, value in match)
-        )
+    def first(chosen: Callable[[Job, Grant], bool]) -> tuple[int, str]:
+        return min((job.submitted_at_ms, job.id) for job, grant in able if chosen(job, grant))
 
     def key(entry: tuple[Job, Grant]) -> tuple[object, ...]:
         job, grant = entry
-        program, organization = ("program_id", grant.program_id), ("organization_id", grant.organization_id)
+        mine = job.organization_id
         of_program = [g for g in running if g.program_id == grant.program_id]
-        of_branch = [g for g in of_program if g.organization_id == grant.organization_id]
+        of_branch = [g for g in of_program if mine in _parties(g)]
+        parties = {id for g in of_program for id in _parties(g)}
         return (
             (
                 -_mean_lag(hub, of_program),
-                _usage(hub, {g.organization_id for g in of_program}),
-                first(program),
+                _usage(hub, parties),
+                first(lambda _, g: g.program_id == grant.program_id),
             ),
             (
                 -_mean_lag(hub, of_branch),
-                _usage(hub, {grant.organization_id}),
-                first(program, organization),
+                _usage(hub, {mine}),
+                first(lambda j, g: g.program_id == grant.program_id and j.organization_id == mine),
             ),
-            (-_lag(hub, grant), first(("id", grant.id))),
+            (-_lag(hub, grant), first(lambda j, g: g.id == grant.id and j.organization_id == mine)),
             (job.submitted_at_ms, job.id),
         )
 
@@ -250,12 +326,14 @@ def _ranked(hub: Hub, waiting: dict[str, Job]) -> list[Job]:
 # --- room ----------------------------------------------------------------------------------------
 
 
+def _seen(hub: Hub) -> set[str]:
+    return {
+        c.id for c in hub.clusters.values() if hub.now_ms - c.last_seen_ms <= hub.policy.cluster_unseen_ms
+    }
+
+
 def _clusters(hub: Hub) -> list[str]:
-    return sorted(
-        c.id
-        for c in hub.clusters.values()
-        if not c.paused and hub.now_ms - c.last_seen_ms <= hub.policy.cluster_unseen_ms
-    )
+    return sorted(id for id in _seen(hub) if not hub.clusters[id].paused)
 
 
 def _free(hub: Hub, node: Node, gpu_class: str) -> tuple[int, int]:
@@ -265,8 +343,15 @@ def _free(hub: Hub, node: Node, gpu_class: str) -> tuple[int, int]:
     return free - hub.taken.get((node.cluster, node.node, gpu_class), 0), capacity.total
 
 
+def _is_paused(hub: Hub, job: Job) -> bool:
+    gpu_class = hub.classes.get(job.gpu_class)
+    return hub.policy.placement_paused or (gpu_class is not None and gpu_class.paused)
+
+
 def _place(hub: Hub, job: Job) -> Placement | None:
     """Pod by pod onto the fullest node that has room; among clusters the one least torn open."""
+    if _is_paused(hub, job):
+        return None
     found = []
     for cluster in _clusters(hub):
         mine = [n for n in hub.nodes.values() if n.cluster == cluster and n.schedulable]
@@ -295,10 +380,9 @@ def _code(hub: Hub, job: Job, lost_room: bool) -> str:
         return draw
     if lost_room:
         return "behind_in_order"
-    g, pods = job.gpus_per_pod, job.pods
-    seen = {
-        c.id for c in hub.clusters.values() if hub.now_ms - c.last_seen_ms <= hub.policy.cluster_unseen_ms
-    }
+    if _is_paused(hub, job):
+        return "placement_paused"
+    g, pods, seen = job.gpus_per_pod, job.pods, _seen(hub)
     live, dark = set(_clusters(hub)), {n.cluster for n in hub.nodes.values()} - seen
 
     def most(clusters: set[str], part: int, also_shut: bool) -> int:
@@ -315,9 +399,12 @@ def _code(hub: Hub, job: Job, lost_room: bool) -> str:
             default=0,
         )
 
+    paused = seen - live
     never = most(live, 1, False) < pods
     if most(dark, 0, False) >= pods or (never and most(seen, 1, True) < pods <= most(dark, 1, True)):
         return "cluster_unseen"
+    if most(paused, 0, False) >= pods or (never and most(paused, 1, False) >= pods):
+        return "placement_paused"
     if most(seen, 0, True) >= pods or (never and most(seen, 1, True) >= pods):
         return "nodes_unavailable"
     free = sum(

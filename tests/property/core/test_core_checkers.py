@@ -6,7 +6,18 @@ from dataclasses import replace
 import pytest
 
 from scheduler.core.cycle import decide
-from scheduler.core.model import Job, JobState, Kind, Node, Plan, PodPlacement, Reason, WaitReason
+from scheduler.core.model import (
+    Change,
+    Grant,
+    Job,
+    JobState,
+    Kind,
+    Node,
+    Plan,
+    PodPlacement,
+    Reason,
+    WaitReason,
+)
 from scheduler.core.policy import Policy
 from scheduler.core.state import State
 from tests.property.core.core_chaos import World, put
@@ -18,6 +29,7 @@ from tests.unit.core.core_world import (
     a_grant,
     a_job,
     a_node,
+    an_attempt,
     an_organization,
 )
 
@@ -33,8 +45,8 @@ def a_good_plan() -> tuple[World, Plan]:
     cordoned = a_node("n4", schedulable=False)
     nodes = [a_node("n1"), a_node("n2"), a_node("n3", used=4), cordoned, a_node("m1", cluster="c2")]
     for each in [
-        Policy(), a_class(), a_cluster(), a_cluster("c2", paused=True), an_organization(), a_grant(hours=40), *nodes,
-        *jobs, a_job("later", not_before=NOW_MS + 1),
+        Policy(), a_class(), a_cluster(), a_cluster("c2", paused=True), an_organization(),
+        a_grant(hours=40, max_gpus=20), *nodes, *jobs, a_job("later", not_before=NOW_MS + 1),
     ]:  # fmt: skip
         put(world, each)
     return world, decide(State(), world.values(), NOW_MS)[0]
@@ -63,6 +75,7 @@ WRONG: dict[str, Callable[[Plan], Plan]] = {
     "cluster out of reach": lambda p: gang(p, cluster="c2", pods=on("m1")),
     "no such path": lambda p: gang(p, account_path=("elsewhere",)),
     "overdrawn": lambda p: gang(p, cost_gpu_us=10**12),
+    "over the cap": lambda p: replace(p, starts=(*p.starts, replace(p.starts[0], pods=on("n1") * 9))),
     "not exactly a start or a position": lambda p: replace(p, order=p.order[1:]),
     "not exactly one reason": lambda p: replace(p, reasons={}),
 }
@@ -91,6 +104,39 @@ def test_start_that_was_not_due_is_found(fault: str, changed: dict[str, object])
     assert isinstance(job, Job)
     put(world, replace(job, **changed))  # type: ignore[arg-type]
     assert any(found.startswith(fault) for found in faults(world, plan, NOW_MS))
+
+
+@pytest.mark.parametrize("paused", [Policy(placement_paused=True), a_class(paused=True)])
+def test_start_during_a_pause_is_found(paused: Change) -> None:
+    world, plan = a_good_plan()
+    put(world, paused)
+    assert any(found.startswith("cluster out of reach") for found in faults(world, plan, NOW_MS))
+
+
+def test_start_over_the_cap_that_running_attempts_leave_is_found() -> None:
+    world, plan = a_good_plan()
+    put(world, an_attempt(gpus=3))
+    assert faults(world, plan, NOW_MS) == ["over the cap of g-o1: 21"]
+
+
+def test_start_on_anothers_share_is_found() -> None:
+    world, plan = a_good_plan()
+    grant = world[Kind.GRANT, "g-o1"]
+    assert isinstance(grant, Grant)
+    put(world, replace(grant, paths=tuple(replace(path, organization_id="o2") for path in grant.paths)))
+    assert any(found.startswith("no such path") for found in faults(world, plan, NOW_MS))
+
+
+def test_reference_tells_wrong_numbers_of_money() -> None:
+    world, _ = a_good_plan()
+    put(world, a_grant(hours=40, max_gpus=19))
+    capped = decide(State(), world.values(), NOW_MS)[0]
+    assert capped.reasons["big"].code is WaitReason.GRANT_CAP
+    check_against_reference(world, capped, NOW_MS)
+    wrong = {**capped.reasons["big"].numbers, "in_use": 17}
+    reasons = {**capped.reasons, "big": Reason(WaitReason.GRANT_CAP, wrong)}
+    with pytest.raises(AssertionError):
+        check_against_reference(world, replace(capped, reasons=reasons), NOW_MS)
 
 
 def test_job_beside_room_is_found() -> None:

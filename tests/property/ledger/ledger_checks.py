@@ -205,9 +205,16 @@ def _i07(connection: Connection) -> list[str]:
 
 
 def _i09(connection: Connection) -> list[str]:
-    """Conservation: granted time only moves; what all accounts got sums to nothing."""
+    """Conservation: granted time only moves; what all accounts got sums to nothing.
+
+    What shares and tranches are granted is laid over their grant's hours and is no time of its own.
+    """
     sums: dict[str, int] = defaultdict(int)
-    for leg in _rows(connection, "SELECT transfer_id, d_granted FROM transfer_legs"):
+    statement = (
+        "SELECT l.transfer_id, l.d_granted FROM transfer_legs l JOIN accounts a ON a.id = l.account_id "
+        "WHERE a.kind NOT IN ('share', 'tranche')"
+    )
+    for leg in _rows(connection, statement):
         sums[leg.transfer_id] += leg.d_granted
     return [f"{transfer} makes {amount} of granted time" for transfer, amount in sums.items() if amount]
 
@@ -230,21 +237,33 @@ def _i13(connection: Connection) -> list[str]:
 
 
 def _i14(connection: Connection) -> list[str]:
+    """A hold and each of its extensions stand on every account of the path; together they are the amount."""
     legs: dict[str, dict[str, int]] = defaultdict(dict)
+    asked: dict[str, dict[str, int]] = defaultdict(dict)
     statement = (
-        "SELECT l.transfer_id, l.account_id, l.d_held FROM transfer_legs l "
-        "JOIN transfers t ON t.id = l.transfer_id WHERE t.type = 'hold'"
+        "SELECT t.id, t.hold_id, t.amount_gpu_us, l.account_id, l.d_held FROM transfers t "
+        "JOIN transfer_legs l ON l.transfer_id = t.id WHERE t.type IN ('hold', 'extend')"
     )
     for leg in _rows(connection, statement):
-        legs[leg.transfer_id][leg.account_id] = leg.d_held
+        legs[leg.id][leg.account_id] = leg.d_held
+        asked[leg.hold_id][leg.id] = leg.amount_gpu_us
     paths: dict[str, set[str]] = defaultdict(set)
     for row in _rows(connection, "SELECT hold_id, account_id FROM hold_accounts"):
         paths[row.hold_id].add(row.account_id)
-    return [
-        f"{row.id} of {row.amount_gpu_us} has legs {legs[row.id]} on the path {sorted(paths[row.id])}"
-        for row in _rows(connection, "SELECT id, amount_gpu_us FROM holds")
-        if legs[row.id] != dict.fromkeys(paths[row.id], row.amount_gpu_us) or not paths[row.id]
-    ]
+    found = []
+    for row in _rows(connection, "SELECT id, job_id, attempt, amount_gpu_us, extensions FROM holds"):
+        path, own = paths[row.id], asked[row.id]
+        numbered = {f"{row.job_id}:{row.attempt}:extend:{n + 1}" for n in range(row.extensions)}
+        if own.keys() != {row.id} | numbered or sum(own.values()) != row.amount_gpu_us:
+            found.append(
+                f"{row.id} of {row.amount_gpu_us}, {row.extensions} times extended, is made of {own}"
+            )
+        found += [
+            f"{transfer} of {amount} has legs {legs[transfer]} on the path {sorted(path)}"
+            for transfer, amount in own.items()
+            if legs[transfer] != dict.fromkeys(path, amount) or not path
+        ]
+    return found
 
 
 def _rows(connection: Connection, statement: str) -> list[Any]:

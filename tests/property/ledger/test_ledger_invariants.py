@@ -16,9 +16,10 @@ from quota.fleet.rules import Rate
 from quota.fleet.tables import node_capacity
 from quota.identity.tables import organizations
 from quota.jobs.settlement import count_usage
-from quota.ledger import refunds
+from quota.ledger import holds as holding
+from quota.ledger import refunds, settling
 from quota.ledger import service as ledger
-from quota.ledger.posting import TREASURY
+from quota.ledger.earmarks import earmark
 from quota.ledger.rules import Slice
 from quota.ledger.tables import accounts, holds, slices, transfers
 from quota.schemas.fleet import NewGpuClass
@@ -110,8 +111,8 @@ def test_i04_a_hold_resolves_once(lived_in: Hub) -> None:
     before = lived_in.contents()
     for row in resolved:
         lived_in.database.write(
-            lambda tx, row=row: ledger.release(
-                tx, ledger.read_hold(tx, row.id), row.settled_gpu_us, actor="hub", reason="again"
+            lambda tx, row=row: settling.release(
+                tx, holding.read_hold(tx, row.id), row.settled_gpu_us, actor="hub", reason="again"
             )
         )
     assert lived_in.contents() == before
@@ -136,8 +137,8 @@ def test_i05_the_ledger_refuses_to_charge_past_a_hold(hub: Hub) -> None:
     before = hub.contents()
 
     def work(tx: Tx) -> None:
-        held = ledger.read_hold(tx, "job-1:1:hold")
-        ledger.settle(tx, held, [Slice(START_MS, START_MS + 2, "grant")], actor="hub")
+        held = holding.read_hold(tx, "job-1:1:hold")
+        settling.settle(tx, held, [Slice(START_MS, START_MS + 2, "grant")], actor="hub")
 
     with pytest.raises(AssertionError):
         hub.database.write(work)
@@ -167,10 +168,10 @@ def test_i06_the_ledger_refuses_to_give_the_same_time_back_twice(hub: Hub) -> No
 
     def charge(tx: Tx) -> None:
         _hold(tx, "job-1", (grant.account_id,), 100_000)
-        ledger.settle(tx, ledger.read_hold(tx, "job-1:1:hold"), [part], actor="hub")
+        settling.settle(tx, holding.read_hold(tx, "job-1:1:hold"), [part], actor="hub")
 
     def give_back(tx: Tx, kind: RefundKind, begin: int, end: int) -> int:
-        held = ledger.read_hold(tx, "job-1:1:hold")
+        held = holding.read_hold(tx, "job-1:1:hold")
         return refunds.refund(tx, held, part, START_MS + begin, START_MS + end, kind, actor="hub", reason="r")
 
     hub.database.write(charge)
@@ -194,10 +195,10 @@ def test_i06_what_a_fault_moved_to_the_platform_is_corrected_there(hub: Hub) -> 
 
     def charge(tx: Tx) -> None:
         _hold(tx, "job-1", (grant.account_id,), 100_000)
-        ledger.settle(tx, ledger.read_hold(tx, "job-1:1:hold"), [part], actor="hub")
+        settling.settle(tx, holding.read_hold(tx, "job-1:1:hold"), [part], actor="hub")
 
     def give_back(tx: Tx, kind: RefundKind, begin: int, end: int) -> int:
-        held = ledger.read_hold(tx, "job-1:1:hold")
+        held = holding.read_hold(tx, "job-1:1:hold")
         return refunds.refund(tx, held, part, START_MS + begin, START_MS + end, kind, actor="hub", reason="r")
 
     hub.database.write(charge)
@@ -300,7 +301,8 @@ def test_i13_no_start_raises_used_above_what_is_there(hub: Hub) -> None:
     one, two, three = (hub.submit(gpus_per_pod=count) for count in (5, 4, 3))
     hub.start(one, grant)
     refusal = hub.try_start(two, grant)
-    assert (refusal.code, refusal.numbers) == ("capacity_taken", {"node": "n0", "needed": 4, "free": 3})
+    told = {"node": "n0", "gpu_class": "h100", "needed": 4, "free": 3}
+    assert (refusal.code, refusal.numbers) == ("capacity_taken", told)
     hub.start(three, grant)
     assert hub.row(node_capacity, node="n0").used == 8
 
@@ -373,6 +375,35 @@ def test_the_checker_finds_a_planted(sqlite_url: str, invariant: str) -> None:
     assert invariant in found
 
 
+@pytest.mark.parametrize(
+    "planted",
+    [
+        "UPDATE holds SET extensions = extensions + 1",
+        "UPDATE holds SET amount_gpu_us = amount_gpu_us + 1",
+        "UPDATE transfers SET id = id || '0' WHERE type = 'extend'",
+        "DELETE FROM transfer_legs WHERE transfer_id LIKE '%:extend:1'",
+    ],
+)
+def test_the_checker_finds_an_extension_that_does_not_add_up(sqlite_url: str, planted: str) -> None:
+    hub = a_hub(sqlite_url)
+    grant = hub.award()
+    job = hub.submit()
+    hub.run(job, grant)
+    hub.extend(job, 600)
+    with hub.database.read() as connection:
+        assert violations(connection) == []
+    with hub.database.engine.connect() as connection:
+        connection.exec_driver_sql("PRAGMA defer_foreign_keys = ON").close()
+        for table in ("transfers", "transfer_legs"):
+            for verb in ("update", "delete"):
+                connection.exec_driver_sql(f"DROP TRIGGER {table}_no_{verb}").close()
+        assert connection.exec_driver_sql(planted).rowcount > 0
+        found = {line.partition(":")[0] for line in violations(connection)}
+        connection.rollback()
+    hub.close()
+    assert "I14" in found
+
+
 def test_the_checker_finds_a_slice_charged_twice_over(sqlite_url: str) -> None:
     hub = a_hub(sqlite_url)
     grant = hub.award()
@@ -406,14 +437,14 @@ def _execute(hub: Hub, statement: str) -> None:
 
 
 def _hold(tx: Tx, job: str, path: tuple[str, ...], amount: int) -> str:
-    return ledger.hold(tx, job, 1, "g", path, amount, 1, RATE, actor="scheduler")
+    return holding.hold(tx, job, 1, "g", path, amount, 1, RATE, actor="scheduler")
 
 
 def _settle_again(tx: Tx, row: object) -> None:
-    held = ledger.read_hold(tx, f"{row.job_id}:{row.attempt}:hold")  # type: ignore[attr-defined]
+    held = holding.read_hold(tx, f"{row.job_id}:{row.attempt}:hold")  # type: ignore[attr-defined]
     open_hold = replace(held, settled_gpu_us=0, amount_gpu_us=held.amount_gpu_us * 10)
     part = Slice(row.starts_at_ms, row.starts_at_ms + 1, "platform")  # type: ignore[attr-defined]
-    ledger.settle(tx, open_hold, [part], actor="hub")
+    settling.settle(tx, open_hold, [part], actor="hub")
 
 
 def _children(hub: Hub, grant_account: str, amounts: list[int]) -> tuple[str, ...]:
@@ -424,10 +455,10 @@ def _children(hub: Hub, grant_account: str, amounts: list[int]) -> tuple[str, ..
     def work(tx: Tx) -> None:
         for kind, hours in zip(("tranche", "share"), amounts, strict=True):
             child = f"{kind}:{grant_id}"
-            ledger.open_account(tx, child, kind, parent_id=path[0], grant_id=grant_id)
-            ledger.deposit(
-                tx, f"{child}:earmark", TREASURY, child, hours * GPU_HOUR_US, actor="op", reason="r"
+            ledger.open_account(
+                tx, child, kind, parent_id=path[0], grant_id=grant_id, organization_id="alpha"
             )
+            earmark(tx, f"{child}:earmark", {child: hours * GPU_HOUR_US}, actor="op", reason="r")
             path.insert(0, child)
 
     hub.database.write(work)

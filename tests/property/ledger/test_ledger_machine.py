@@ -35,8 +35,10 @@ import quota.db
 from quota.db import Database, Tx
 from quota.errors import InsufficientBalance, TransferMismatch
 from quota.fleet.rules import Rate
-from quota.ledger import refunds
+from quota.ledger import extending, moving, refunds, settling
+from quota.ledger import holds as holding
 from quota.ledger import service as ledger
+from quota.ledger.earmarks import earmark
 from quota.ledger.posting import PLATFORM, TREASURY
 from quota.ledger.rules import Slice
 from quota.schemas.ledger import RefundKind
@@ -81,6 +83,8 @@ class ModelHold:
     settled: int = 0
     resolved: bool = False
     slices: list[Slice] = field(default_factory=list)
+    extensions: list[int] = field(default_factory=list)
+    """Milliseconds of each, in order."""
     given_back: dict[tuple[int, str, int], int] = field(default_factory=dict)
     """(slice's start, kind, start) -> end."""
 
@@ -156,7 +160,13 @@ class LedgerMachine(RuleBasedStateMachine):
         for kind in ("tranche", "share")[: depth - 1]:
             child, left = f"{kind}:{grant}", max(1, int(left * share))
             self._open(child, kind, parent)
-            self._deposit(f"{child}:earmark", TREASURY, child, left)
+            changes = {child: left}
+            assert self._write(
+                lambda tx, changes=changes: earmark(
+                    tx, f"{min(changes)}:earmark", changes, actor="op", reason="r"
+                )
+            )
+            self.model[child].granted += left
             path.insert(0, child)
             parent = child
         self.paths += [tuple(path[start:]) for start in range(len(path))]
@@ -167,7 +177,7 @@ class LedgerMachine(RuleBasedStateMachine):
         name = self._name("top-up")
         if amount > self.model["program:ax"].free:
             self._refused(
-                lambda tx: ledger.deposit(tx, name, "program:ax", grant, amount, actor="op", reason="r"),
+                lambda tx: moving.deposit(tx, name, "program:ax", grant, amount, actor="op", reason="r"),
                 InsufficientBalance,
             )
             return multiple()
@@ -175,15 +185,13 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule(grant=grants, amount=amounts, share=st.none() | st.floats(0, 1))
     def cut(self, grant: str, amount: int, share: float | None) -> None:
-        account = self.model[grant]
-        children = sum(child.granted for child in self.model.values() if child.parent == grant)
-        possible = min(account.free, account.granted - children)
+        possible = self._possible(grant)
         if share is not None:
             amount = int(possible * share) or amount
         name = self._name("cut")
 
         def work(tx: Tx) -> bool:
-            return ledger.pull_back(tx, name, grant, "program:ax", amount, actor="op", reason="r")
+            return moving.pull_back(tx, name, grant, "program:ax", amount, actor="op", reason="r")
 
         if amount > possible:
             error = self._refused(work, InsufficientBalance)
@@ -199,7 +207,7 @@ class LedgerMachine(RuleBasedStateMachine):
         name, source, target, amount = deposit
 
         def again(tx: Tx, target: str = target, amount: int = amount) -> bool:
-            return ledger.deposit(tx, name, source, target, amount, actor="op", reason="r")
+            return moving.deposit(tx, name, source, target, amount, actor="op", reason="r")
 
         assert self._write_unchanged(again) is False
         if other != amount:
@@ -237,12 +245,54 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(hold_id=open_holds, other=milliseconds)
     def repeat_a_hold(self, hold_id: str, other: int) -> None:
         held = self.holds[hold_id]
-        assert self._write_unchanged(lambda tx: self._hold(tx, held)) == hold_id
-        self._refused(lambda tx: self._hold(tx, held, amount=held.amount + other), TransferMismatch)
+        first = held.amount - sum(held.extensions) * held.per_ms
+        assert self._write_unchanged(lambda tx: self._hold(tx, held, amount=first)) == hold_id
+        self._refused(lambda tx: self._hold(tx, held, amount=first + other), TransferMismatch)
         for path in self.paths:
             if set(path) != set(held.path):
                 self._refused(lambda tx, path=path: self._hold(tx, held, path=path), TransferMismatch)
                 break
+
+    @rule(hold_id=open_holds, extra=milliseconds)
+    def extend(self, hold_id: str, extra: int) -> None:
+        held = self.holds[hold_id]
+        amount, number = extra * held.per_ms, len(held.extensions) + 1
+
+        def work(tx: Tx) -> bool:
+            stored = holding.read_hold(tx, hold_id)
+            assert extending.room_gpu_us(tx, stored.path) == min(self.model[name].free for name in held.path)
+            return extending.extend(tx, stored, number, extra, actor="op", reason="r")
+
+        short = [name for name in held.path if self.model[name].free < amount]
+        if short:
+            error = self._refused(work, InsufficientBalance)
+            assert error.numbers["account"] in short
+            assert error.numbers["needed_gpu_us"] == amount
+            return
+        assert self._write(work) is True
+        for name in held.path:
+            self.model[name].held += amount
+        held.amount += amount
+        held.extensions.append(extra)
+
+    @precondition(lambda self: any(held.extensions for held in self.holds.values()))
+    @rule(choice=st.integers(0, 1_000), other=milliseconds)
+    def repeat_an_extension(self, choice: int, other: int) -> None:
+        """Any earlier one, also after its hold was resolved."""
+        holds = [held for held in self.holds.values() if held.extensions]
+        held = holds[choice % len(holds)]
+        number = choice % len(held.extensions) + 1
+        extra = held.extensions[number - 1]
+
+        def again(tx: Tx, extra: int = extra, number: int = number) -> bool:
+            stored = holding.read_hold(tx, held.id)
+            return extending.extend(tx, stored, number, extra, actor="op", reason="r")
+
+        assert self._write_unchanged(again) is False
+        self._refused(lambda tx: again(tx, extra=extra + other), TransferMismatch)
+        self._refused(lambda tx: again(tx, number=len(held.extensions) + 2), AssertionError)
+        if held.resolved:
+            self._refused(lambda tx: again(tx, number=len(held.extensions) + 1), AssertionError)
 
     @rule(
         hold_id=open_holds,
@@ -262,7 +312,7 @@ class LedgerMachine(RuleBasedStateMachine):
         booked = sum(_length(part) for part in cut if part.payer != "grant") * held.per_ms
 
         def work(tx: Tx) -> int:
-            return ledger.settle(tx, ledger.read_hold(tx, hold_id), cut, actor="hub")
+            return settling.settle(tx, holding.read_hold(tx, hold_id), cut, actor="hub")
 
         if held.resolved or held.settled + charged > held.amount:
             if charged:  # a resolved hold may still book time on the platform
@@ -285,7 +335,7 @@ class LedgerMachine(RuleBasedStateMachine):
         part = held.slices[choice % len(held.slices)]
 
         def again(tx: Tx) -> int:
-            return ledger.settle(tx, ledger.read_hold(tx, held.id), [part], actor="hub")
+            return settling.settle(tx, holding.read_hold(tx, held.id), [part], actor="hub")
 
         with _no_retries():
             self._refused(again, (IntegrityError, AssertionError, InsufficientBalance))
@@ -296,8 +346,8 @@ class LedgerMachine(RuleBasedStateMachine):
         rest = held.amount - held.settled
 
         def work(tx: Tx) -> None:
-            stored = ledger.read_hold(tx, hold_id)
-            ledger.release(tx, stored, stored.settled_gpu_us, actor="hub", reason="attempt ended")
+            stored = holding.read_hold(tx, hold_id)
+            settling.release(tx, stored, stored.settled_gpu_us, actor="hub", reason="attempt ended")
 
         self._write(work)
         for name in held.path:
@@ -321,7 +371,7 @@ class LedgerMachine(RuleBasedStateMachine):
         amount = (end - start) * held.per_ms
 
         def work(tx: Tx) -> int:
-            stored = ledger.read_hold(tx, held.id)
+            stored = holding.read_hold(tx, held.id)
             return refunds.refund(tx, stored, part, start, end, kind, actor="hub", reason="r")
 
         known = held.given_back.get((part.starts_at_ms, kind.value, start))
@@ -353,7 +403,7 @@ class LedgerMachine(RuleBasedStateMachine):
         part = next(part for part in held.slices if part.starts_at_ms == slice_start)
 
         def again(tx: Tx) -> int:
-            stored = ledger.read_hold(tx, held.id)
+            stored = holding.read_hold(tx, held.id)
             return refunds.refund(tx, stored, part, start, end, RefundKind(kind), actor="hub", reason="r")
 
         assert self._write_unchanged(again) == 0
@@ -408,17 +458,30 @@ class LedgerMachine(RuleBasedStateMachine):
                 )
             ]
 
+    def _possible(self, grant: str, named: int = 0) -> int:
+        """What can leave a grant, `named` of it from its limit accounts: free, and promised to none of them.
+
+        What was taken outside of the limit accounts is gone for them.
+        """
+        account = self.model[grant]
+        children = [child for child in self.model.values() if child.parent == grant]
+        if not children:
+            return account.free
+        outside = max(0, account.held + account.used - sum(child.held + child.used for child in children))
+        promised = sum(child.granted for child in children) - named
+        return min(account.free, account.granted - promised - outside)
+
     def _open(self, name: str, kind: str, parent: str | None = None) -> None:
         self._write(lambda tx: ledger.open_account(tx, name, kind, parent_id=parent))
         self.model[name] = Account(parent=parent)
 
     def _award(self, tx: Tx, grant: str, amount: int) -> None:
         ledger.open_account(tx, grant, "grant")
-        ledger.deposit(tx, f"{grant}:award", "program:ax", grant, amount, actor="op", reason="r")
+        moving.deposit(tx, f"{grant}:award", "program:ax", grant, amount, actor="op", reason="r")
 
     def _deposit(self, name: str, source: str, target: str, amount: int) -> tuple[str, str, str, int]:
         assert self._write(
-            lambda tx: ledger.deposit(tx, name, source, target, amount, actor="op", reason="r")
+            lambda tx: moving.deposit(tx, name, source, target, amount, actor="op", reason="r")
         )
         self._move(source, target, amount)
         return name, source, target, amount
@@ -430,7 +493,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def _hold(
         self, tx: Tx, held: ModelHold, amount: int | None = None, path: Sequence[str] | None = None
     ) -> str:
-        return ledger.hold(
+        return holding.hold(
             tx,
             held.job,
             1,

@@ -31,8 +31,8 @@ GPU_HOUR = HOUR_MS * 1000
 """One hour of the reference GPU, in GPU-microseconds."""
 
 
-def a_class(id: str = "h100", rate: int = 1000) -> GpuClass:
-    return GpuClass(id, rate)
+def a_class(id: str = "h100", rate: int = 1000, paused: bool = False) -> GpuClass:
+    return GpuClass(id, rate, paused)
 
 
 def a_cluster(id: str = "c1", seen_ms: int = NOW_MS, paused: bool = False) -> Cluster:
@@ -68,12 +68,41 @@ def a_grant(
     pace: Pace | None = None,
     lag_ms: int = 0,
     paths: tuple[tuple[Account, ...], ...] | None = None,
+    max_gpus: int | None = None,
 ) -> Grant:
     """A grant half way through its term; `lag_ms` is its lag now."""
     id = id or f"g-{organization}"
-    accounts = paths or ((an_account(f"a-{id}", hours, held, used),),)
+    accounts = ((an_account(f"a-{id}", hours, held, used),),) if paths is None else paths
     pace = pace or Pace(lag_ms, NOW_MS)
-    return Grant(id, program, organization, starts, ends, tuple(Path(p) for p in accounts), pace)
+    own = tuple(Path(p, organization) for p in accounts)
+    return Grant(id, program, organization, starts, ends, own, pace, max_gpus)
+
+
+def a_consortium(
+    shares: Mapping[str, float],
+    hours: float = 1000,
+    used: float = 0,
+    held: Mapping[str, float] | None = None,
+    lag_ms: int = 0,
+    max_gpus: int | None = None,
+) -> Grant:
+    """The grant `c` of several parties, led by "lead": a share of so many hours each, on top the grant's own."""
+    held = held or {}
+    own = an_account("a-c", hours, sum(held.values()), used)
+    paths = tuple(
+        Path((an_account(f"s-{party}", share, held.get(party, 0)), own), party)
+        for party, share in shares.items()
+    )
+    return Grant("c", "p1", "lead", 0, TERM_MS, paths, Pace(lag_ms, NOW_MS), max_gpus)
+
+
+def an_attempt(
+    job: str = "running", grant: str = "g-o1", gpus: int = 4, held: bool = True, number: int = 1
+) -> Attempt:
+    """An attempt that runs, or ended and keeps its GPUs or not."""
+    state = JobState.RUNNING if held else JobState.ENDED
+    pods = (PodPlacement("n9", "h100", gpus),)
+    return Attempt(job, number, grant, state, "c1", pods, 0, NOW_MS - HOUR_MS, None, held)
 
 
 def an_organization(
@@ -123,7 +152,8 @@ def a_stopping_attempt(
 ) -> Attempt:
     pods = tuple(PodPlacement(node, gpu_class, count) for node, count in (on or {"n1": 8}).items())
     state = JobState.STOPPING if held else JobState.ENDED
-    return Attempt(job, 1, state, cluster, pods, 0, NOW_MS - HOUR_MS, Stop("preempted", for_job), held)
+    stop = Stop("preempted", for_job)
+    return Attempt(job, 1, "g-victim", state, cluster, pods, 0, NOW_MS - HOUR_MS, stop, held)
 
 
 def a_world(*changes: Change, organizations: Iterable[str] = ("o1",)) -> list[Change]:

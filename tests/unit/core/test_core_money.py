@@ -69,7 +69,26 @@ def test_exhausted_grant_tells_what_is_needed_and_left() -> None:
     plan = plan_of(a_grant(hours=10, held=2, used=3), a_node(), a_job(gpus=8, hours=1))
     reason = plan.reasons["j1"]
     assert reason.code is WaitReason.GRANT_EXHAUSTED
-    assert reason.numbers == {"grant": "g-o1", "needed_gpu_us": 8 * GPU_HOUR, "left_gpu_us": 5 * GPU_HOUR}
+    assert reason.numbers == {
+        "grant": "g-o1",
+        "account": "a-g-o1",
+        "needed_gpu_us": 8 * GPU_HOUR,
+        "left_gpu_us": 5 * GPU_HOUR,
+    }
+
+
+def test_account_that_is_short_is_named_on_the_path_with_the_most_room() -> None:
+    grant, full = an_account("grant", hours=100), an_account("tranche-1", hours=50, used=50)
+    paths = ((full, grant), (an_account("tranche-2", hours=7), grant))
+    reason = plan_of(a_grant(paths=paths), a_node(), a_job(gpus=8, hours=1)).reasons["j1"]
+    assert (reason.code, reason.numbers["account"]) == (WaitReason.GRANT_EXHAUSTED, "tranche-2")
+    assert reason.numbers["left_gpu_us"] == 7 * GPU_HOUR
+
+
+def test_grant_without_an_open_path_is_exhausted_and_names_no_account() -> None:
+    reason = plan_of(a_grant(paths=()), a_node(), a_job(hours=1)).reasons["j1"]
+    assert reason.code is WaitReason.GRANT_EXHAUSTED
+    assert (reason.numbers["account"], reason.numbers["left_gpu_us"]) == ("", 0)
 
 
 def test_picks_of_the_same_cycle_exhaust_a_grant() -> None:

@@ -105,8 +105,7 @@ def test_cluster_that_was_never_seen_binds_even_when_full() -> None:
     assert code_of(a_node(cluster="c9", used=8), a_job()) is WaitReason.CLUSTER_UNSEEN
 
 
-def test_paused_cluster_and_cordoned_node_are_unavailable() -> None:
-    assert code_of(a_cluster(paused=True), a_node(), a_job()) is WaitReason.NODES_UNAVAILABLE
+def test_cordoned_node_is_unavailable() -> None:
     assert code_of(a_node(schedulable=False), a_job()) is WaitReason.NODES_UNAVAILABLE
     assert (
         code_of(a_node(schedulable=False), a_node("n2"), a_job(gpus=8, pods=2))

@@ -32,7 +32,7 @@ def test_every_move_is_allowed_or_refused_by_the_table(before: JobState, after: 
         return
     with pytest.raises(WrongState) as caught:
         check_move(before, after, "job-1")
-    assert caught.value.numbers == {"state": before.value}
+    assert caught.value.numbers == {"job_id": "job-1", "state": before.value, "after": after.value}
     assert "job-1" in caught.value.detail
 
 
@@ -42,9 +42,9 @@ def test_every_state_is_in_the_table_and_nothing_leaves_the_end() -> None:
 
 
 ENDS = [
-    AttemptEnd(succeeded=succeeded, started=started, lost=lost, stop_reason=stop)
-    for succeeded, started, lost, stop in product(
-        (False, True), (False, True), (False, True), (None, *StopReason)
+    AttemptEnd(succeeded=succeeded, started=started, lost=lost, stop_reason=stop, stop_asked=asked)
+    for succeeded, started, lost, stop, asked in product(
+        (False, True), (False, True), (False, True), (None, *StopReason), (None, StopReason.REQUEUED)
     )
     if started or not succeeded
 ]
@@ -59,13 +59,18 @@ def expected(end: AttemptEnd, cancel: bool, restartable: bool, attempt: int, aba
         (end.stop_reason is StopReason.TIME_LIMIT, "time_limit"),
         (end.stop_reason is StopReason.PREEMPTED, "preempted"),
         (end.stop_reason is StopReason.ABANDONED, "abandoned"),
+        (end.stop_reason is StopReason.GRANT_ENDED, "grant_ended"),
+        (end.stop_reason is StopReason.REQUEUED, "requeued"),
         (end.lost, "node_failed"),
         (end.started, "failed"),
         (True, "abandoned"),
     ]
     reason = next(reason for holds, reason in cases if holds)
-    again = (reason in ("preempted", "node_failed") and restartable and attempt < RESTARTS_LIMIT) or (
-        reason == "abandoned" and abandonments < 2
+    restarts = (restartable and attempt < RESTARTS_LIMIT) or end.stop_asked is StopReason.REQUEUED
+    again = (
+        (reason in ("preempted", "node_failed") and restarts)
+        or (reason == "abandoned" and abandonments < 2)
+        or reason == "requeued"
     )
     return f"again {reason}" if again else reason
 

@@ -10,7 +10,7 @@ from scheduler.clusters.port import ObjectStatus, Observation, PodPhase, PodStat
 from scheduler.translate import spec_of
 from scheduler.views import ClusterView
 from tests.unit.scheduler.cluster_model import a_pod, an_object
-from tests.unit.scheduler.quota_model import an_attempt
+from tests.unit.scheduler.quota_objects import an_attempt
 
 CLAIM = 1_800_000_000_000
 NOW = CLAIM + 100_000

@@ -13,7 +13,9 @@ from quota.schemas.scheduling import FeedItem, SnapshotPage
 from scheduler.cache import Cache
 from scheduler.feed import FeedFollower, FeedNews, FeedRead, SnapshotTaken
 from tests.unit.scheduler.cluster_model import Time
-from tests.unit.scheduler.quota_model import QuotaModel, a_job, problem
+from tests.unit.scheduler.quota_book import problem
+from tests.unit.scheduler.quota_model import QuotaModel
+from tests.unit.scheduler.quota_objects import a_job
 
 
 def a_job_item(seq: int, attempt: int = 0, job_id: str = "job-1") -> FeedItem:

@@ -8,7 +8,8 @@ from quota.client import ServiceUnavailable
 from quota.schemas.scheduling import LeaseReply, LeaseRequest
 from scheduler.lease import LeaseKeeper
 from tests.unit.scheduler.cluster_model import Time
-from tests.unit.scheduler.quota_model import QuotaModel, problem
+from tests.unit.scheduler.quota_book import problem
+from tests.unit.scheduler.quota_model import QuotaModel
 
 
 class Desk:

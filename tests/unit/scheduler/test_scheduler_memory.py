@@ -24,7 +24,8 @@ from scheduler.reporting import ClusterReporter
 from scheduler.translate import spec_of
 from scheduler.views import ClusterView
 from tests.unit.scheduler.cluster_model import ClusterModel, Time, an_object
-from tests.unit.scheduler.quota_model import QuotaModel, a_job, an_attempt
+from tests.unit.scheduler.quota_model import QuotaModel
+from tests.unit.scheduler.quota_objects import a_job, an_attempt
 from tests.unit.scheduler.scheduler_world import HandClock, InlineExecutor
 from tests.unit.scheduler.sighting_builders import MARGIN, NOW, RUNNING, STARTING, a_view, shown
 

@@ -10,9 +10,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from quota.client import ServiceProblem
-from quota.schemas.scheduling import LeaseRequest
+from quota.schemas.scheduling import LeaseRequest, StopReason
 from scheduler.clusters.port import PodPhase
 from scheduler.crash import POINTS
+from tests.unit.scheduler.quota_model import QuotaModel
 from tests.unit.scheduler.scheduler_world import World
 
 EXAMPLES = int(os.environ.get("GPUHUB_EXAMPLES", "80"))
@@ -32,12 +33,30 @@ def _submit(pods: int) -> Move:
 
 
 def _cancel(position: int) -> Move:
+    return _of_a_job(position, lambda quota, job_id: quota.cancel(job_id))
+
+
+def _ask_stop(position: int, reason: StopReason) -> Move:
+    return _of_a_job(position, lambda quota, job_id: quota.ask_stop(job_id, reason))
+
+
+def _extend(position: int, by_ms: int) -> Move:
+    return _of_a_job(position, lambda quota, job_id: quota.extend(job_id, by_ms))
+
+
+def _of_a_job(position: int, ask: Callable[[QuotaModel, str], object]) -> Move:
+    """Ask something of one of the jobs that have not ended."""
+
     def move(world: World) -> None:
         jobs = [item.id for item in world.quota.objects.values() if item.job is not None]
         if jobs:
-            world.quota.cancel(jobs[position % len(jobs)])
+            ask(world.quota, jobs[position % len(jobs)])
 
     return move
+
+
+def _pause(what: str, paused: bool) -> Move:
+    return lambda world: world.quota.pause(what, paused)
 
 
 def _round(pass_ms: int) -> Move:
@@ -72,6 +91,9 @@ MOVES: st.SearchStrategy[Move] = st.one_of(
     st.sampled_from([1, 2]).map(_submit),
     st.integers(0, 3).map(_cancel),
     st.integers(0, 3).map(_cancel),
+    st.builds(_ask_stop, st.integers(0, 3), st.sampled_from([StopReason.REQUEUED, StopReason.GRANT_ENDED])),
+    st.builds(_extend, st.integers(0, 3), st.sampled_from([1, 60_000])),
+    st.builds(_pause, st.sampled_from(["hub", "gpu_class", "cluster"]), st.booleans()),
     st.builds(_kill_at, st.sampled_from(POINTS), st.integers(1, 3)),
     st.just(_boot),
     st.just(_usurp),
@@ -116,6 +138,8 @@ def settle(world: World) -> None:
     world.quota.faults.clear()
     world.cluster.faults.clear()
     world.quota.refuse_starts.clear()
+    for what in ("hub", "gpu_class", "cluster"):
+        world.quota.pause(what, False)
     for node in world.cluster.nodes:
         world.cluster.find(node)
     world.boot()

@@ -21,7 +21,7 @@ from scheduler.clusters.port import PodPhase, PodStatus
 from scheduler.reconciler import Limits, action_of, due_of, leftovers_of, stop_of
 from scheduler.translate import spec_of
 from tests.unit.scheduler.cluster_model import a_pod, an_object
-from tests.unit.scheduler.quota_model import a_job, an_attempt
+from tests.unit.scheduler.quota_objects import a_job, an_attempt
 from tests.unit.scheduler.sighting_builders import (
     CLAIM,
     LOST_BEFORE,
@@ -66,6 +66,18 @@ HALF = an_attempt(first_started_at=CLAIM + 10)
         (started_attempt(state=JobState.STOPPING), CANCELLED, CLAIM + 2 * HOUR_MS, None),
         (LOST_BEFORE, CANCELLED, CLAIM + 2 * HOUR_MS, None),
         (started_attempt(), None, NOW, None),
+        (an_attempt(stop_asked="requeued"), a_job(), NOW, a_stop(StopReason.REQUEUED, NOW)),
+        (started_attempt(stop_asked="requeued"), a_job(), NOW, a_stop(StopReason.REQUEUED, NOW)),
+        (started_attempt(stop_asked="grant_ended"), a_job(), NOW, a_stop(StopReason.GRANT_ENDED, NOW)),
+        (started_attempt(stop_asked="requeued"), CANCELLED, NOW, a_stop(StopReason.CANCELLED, NOW)),
+        (started_attempt(state=JobState.STOPPING, stop_asked="requeued"), a_job(), NOW, None),
+        (started_attempt(walltime_ms=2 * HOUR_MS), a_job(), CLAIM + 10 + 2 * HOUR_MS - 1, None),
+        (
+            started_attempt(walltime_ms=2 * HOUR_MS),
+            a_job(),
+            CLAIM + 10 + 2 * HOUR_MS,
+            a_stop(StopReason.TIME_LIMIT, CLAIM + 10 + 2 * HOUR_MS),
+        ),
     ],
 )
 def test_stop_is_asked_for_when_it_is_due(
@@ -84,6 +96,7 @@ def test_conflict_abandons_at_once() -> None:
     [
         (an_attempt(), CLAIM + 600_000),
         (started_attempt(), CLAIM + 10 + HOUR_MS),
+        (started_attempt(walltime_ms=3 * HOUR_MS), CLAIM + 10 + 3 * HOUR_MS),
         (started_attempt(state=JobState.STOPPING), None),
     ],
 )

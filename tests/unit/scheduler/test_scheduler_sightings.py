@@ -12,7 +12,7 @@ from scheduler.clusters.port import Observation, PodPhase, PodStatus
 from scheduler.sightings import Sighting, report_of, sight
 from scheduler.views import ClusterView
 from tests.unit.scheduler.cluster_model import a_pod
-from tests.unit.scheduler.quota_model import an_attempt
+from tests.unit.scheduler.quota_objects import an_attempt
 from tests.unit.scheduler.sighting_builders import (
     CLAIM,
     DEAD,

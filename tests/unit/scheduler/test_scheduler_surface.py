@@ -10,14 +10,14 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from typer.testing import CliRunner
 
-from quota.schemas.scheduling import NodeCapacityObject, NodeObject, Waiting, WaitReason
+from quota.schemas.scheduling import NodeCapacityObject, NodeObject, StopReason, Waiting, WaitReason
 from scheduler.cli import app
 from scheduler.crash import POINTS, CrashPlan
 from scheduler.door import Door, PortTaken, Readiness, Windows
 from scheduler.explain import explain
 from scheduler.metrics import Metrics, Tally
 from scheduler.picture import picture_of, status_of
-from tests.unit.scheduler.quota_model import a_job
+from tests.unit.scheduler.quota_objects import a_job
 
 
 @pytest.mark.parametrize("code", list(WaitReason))
@@ -43,9 +43,33 @@ def test_every_reason_has_a_line_and_a_status(code: WaitReason) -> None:
         (
             Waiting(
                 code=WaitReason.GRANT_EXHAUSTED,
-                numbers={"grant": "g1", "needed_gpu_us": 7_200_000_000, "left_gpu_us": 1_800_000_000},
+                numbers={
+                    "grant": "g1",
+                    "account": "share-1",
+                    "needed_gpu_us": 7_200_000_000,
+                    "left_gpu_us": 1_800_000_000,
+                },
             ),
-            "needs 2 GPU hours, grant g1 has 0.5 GPU hours left",
+            "needs 2 GPU hours, grant g1 has 0.5 GPU hours left (account share-1)",
+        ),
+        (
+            Waiting(
+                code=WaitReason.GRANT_EXHAUSTED,
+                numbers={"grant": "g1", "account": "", "needed_gpu_us": 3_600_000_000, "left_gpu_us": 0},
+            ),
+            "needs 1 GPU hours, grant g1 has 0 GPU hours left (account none is open)",
+        ),
+        (
+            Waiting(code=WaitReason.GRANT_CAP, numbers={"grant": "g1", "cap": 8, "in_use": 6, "needed": 4}),
+            "needs 4 GPUs, 6 of the 8 that grant g1 may use at once are in use",
+        ),
+        (
+            Waiting(code=WaitReason.PLACEMENT_PAUSED, numbers={"what": "hub", "name": ""}),
+            "operators let nothing start on hub",
+        ),
+        (
+            Waiting(code=WaitReason.PLACEMENT_PAUSED, numbers={"what": "gpu_class", "name": "h100"}),
+            "operators let nothing start on gpu_class h100",
         ),
         (Waiting(code=WaitReason.NO_FREE_GPU), "needs ? ?, ? are free"),
     ],
@@ -96,6 +120,7 @@ def test_gauges_come_from_the_last_picture_and_leave_nothing_behind() -> None:
 def test_counters_and_histograms() -> None:
     metrics = Metrics()
     metrics.decided("started")
+    metrics.stopped("requeued")
     metrics.admitted("h100", 45)
     metrics.acted("start", "done")
     metrics.cycle(0.003)
@@ -103,6 +128,9 @@ def test_counters_and_histograms() -> None:
     seen = samples(metrics)
     assert seen["hub_sched_decisions_total", "started"] == 1
     assert seen["hub_sched_decisions_total", "refused"] == 0
+    assert {
+        labels[0]: count for (name, *labels), count in seen.items() if name == "hub_sched_stops_total"
+    } == {reason.value: int(reason is StopReason.REQUEUED) for reason in StopReason}
     assert seen["hub_sched_admitted_jobs_total",] == 1
     assert seen["hub_sched_cluster_actions_total", "done", "start"] == 1
     assert seen["hub_sched_quota_errors_total",] == 1

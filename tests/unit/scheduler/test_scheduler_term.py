@@ -10,7 +10,7 @@ from quota.schemas.scheduling import EndReason, JobState, WaitReason
 from scheduler.crash import POINTS
 from scheduler.translate import spec_of
 from tests.unit.scheduler.cluster_model import a_pod, an_object
-from tests.unit.scheduler.quota_model import an_attempt
+from tests.unit.scheduler.quota_objects import an_attempt
 from tests.unit.scheduler.scheduler_world import World
 
 DAY_MS = 86_400_000

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import get_args
 
+import pytest
+
 from quota.clock import Clock
-from quota.schemas.scheduling import FeedItem, FeedKind, WaitReason
+from quota.schemas.scheduling import FeedItem, FeedKind, StopReason, StopRecord, WaitReason
 from scheduler.clusters.port import NodeStatus
 from scheduler.core import model
 from scheduler.core.policy import Policy
@@ -19,7 +21,8 @@ from scheduler.translate import (
     waiting_of,
 )
 from tests.unit.scheduler.cluster_model import Time
-from tests.unit.scheduler.quota_model import QuotaModel, a_job, an_attempt
+from tests.unit.scheduler.quota_model import QuotaModel
+from tests.unit.scheduler.quota_objects import YEAR_MS, a_class, a_grant, a_job, a_path, a_policy, an_attempt
 from tests.unit.scheduler.sighting_builders import GONE_ON
 
 
@@ -34,6 +37,38 @@ def test_every_kind_of_object_reaches_the_core() -> None:
     assert model.Cluster("sim", 7) in changes
     policy = next(change for change in changes if isinstance(change, Policy))
     assert policy.cluster_unseen_ms == 3_600_000
+
+
+def test_limits_and_pauses_reach_the_core() -> None:
+    own = a_path("beta", "share", "grant")
+    grant = a_grant(YEAR_MS, paths=(a_path("alpha", "grant"), own), max_gpus=7)
+    items = [
+        FeedItem(kind="grant", id="g1", seq=1, grant=grant),
+        FeedItem(kind="gpu_class", id="h100", seq=1, gpu_class=a_class(paused=True)),
+        FeedItem(kind="policy", id="default", seq=1, policy=a_policy(placement_paused=True)),
+        FeedItem(kind="attempt", id="job-1-1", seq=1, attempt=an_attempt(grant_id="g7")),
+    ]
+    taken, gpu_class, policy, attempt = changes_of(items, Clock(), {}, {})
+    assert isinstance(taken, model.Grant)
+    assert taken.max_gpus == 7
+    assert taken.parties == ("alpha", "beta")
+    assert [[a.id for a in path.accounts] for path in taken.paths] == [["grant"], ["share", "grant"]]
+    assert gpu_class == model.GpuClass("h100", 1000, paused=True)
+    assert isinstance(policy, Policy)
+    assert policy.placement_paused
+    assert isinstance(attempt, model.Attempt)
+    assert (attempt.grant_id, attempt.gpus_held) == ("g7", 1)
+
+
+@pytest.mark.parametrize("reason", list(StopReason))
+def test_every_stop_keeps_its_reason(reason: StopReason) -> None:
+    stop = StopRecord(reason=reason, stop_at=1, grace_ms=5)
+    attempt = an_attempt(state="stopping", stop=stop)
+    item = FeedItem(kind="attempt", id=attempt.id, seq=1, attempt=attempt)
+    assert [c.stop for c in changes_of([item], Clock(), {}, {}) if isinstance(c, model.Attempt)] == [
+        model.Stop(reason.value)
+    ]
+    assert stop_spec_of(attempt).grace_ms == 5
 
 
 def test_every_kind_but_the_policy_can_be_buried() -> None:

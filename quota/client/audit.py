@@ -1,0 +1,42 @@
+"""Calls about the audit chain and the export of the ledger."""
+
+from __future__ import annotations
+
+from typing import BinaryIO
+
+import httpx2
+
+from quota.client.transport import ServiceProblem, ServiceUnavailable, Transport, problem_of
+from quota.schemas import audit
+
+EXPORT_PATIENCE_S = 600.0
+"""Longest silence within an export: a database sorts millions of rows before the first of them comes."""
+
+
+class AuditCalls(Transport):
+    """Calls about the audit chain and the export of the ledger."""
+
+    def list_seals(self, after: int = 0, limit: int = 100) -> audit.SealPage:
+        """The seals after a number, oldest first (operators, auditors)."""
+        return self._get("/v1/audit/seals", audit.SealPage, after=after, limit=limit)
+
+    def export_ledger(self, target: BinaryIO, reason: str, through_seal: int | None = None) -> int:
+        """Write the ledger up to a seal into `target` as JSON lines; answers the number of bytes.
+
+        Raises ServiceUnavailable when the answer breaks off; what was written is of no use then.
+        """
+        query = {"reason": reason} | ({} if through_seal is None else {"through_seal": str(through_seal)})
+        timeout = httpx2.Timeout(EXPORT_PATIENCE_S, connect=5.0)
+        size = 0
+        try:
+            with self._http.stream("GET", "/v1/exports/ledger", params=query, timeout=timeout) as answer:
+                if answer.status_code >= 400:
+                    answer.read()
+                    if answer.status_code >= 500:
+                        raise ServiceUnavailable(f"GET /v1/exports/ledger: answered {answer.status_code}")
+                    raise ServiceProblem(problem_of(answer))
+                for chunk in answer.iter_bytes():
+                    size += target.write(chunk)
+        except httpx2.TransportError as error:
+            raise ServiceUnavailable(f"GET /v1/exports/ledger: {type(error).__name__} {error}") from error
+        return size

@@ -1,0 +1,177 @@
+"""EXTEND at the door: more time for the attempt that runs, held at its pinned rate before it is promised."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Row, bindparam, select, update
+
+from quota.audit import service as audit
+from quota.db import Tx
+from quota.errors import BadRequest, GrantNotActive, InsufficientBalance, NotFound, WrongState
+from quota.identity import service as identity
+from quota.identity.freezing import check_not_frozen
+from quota.jobs.service import lock_job
+from quota.jobs.tables import attempts, jobs
+from quota.ledger import extending, holds
+from quota.ledger.rules import Hold, amount_gpu_us
+from quota.programs.limits import room_outside
+from quota.programs.tables import grants
+from quota.schemas.identity import Caller
+from quota.schemas.job_changes import ExtendedJob, JobExtension
+from quota.schemas.jobs import BIGGEST_WALLTIME_S, Extension
+from quota.schemas.scheduling import JobState
+
+_OPEN = (JobState.STARTING.value, JobState.RUNNING.value)
+_ATTEMPT = (
+    select(attempts)
+    .where(attempts.c.job_id == bindparam("job"), attempts.c.attempt == bindparam("number"))
+    .with_for_update()
+)
+# its end must not move before this is committed
+_GRANT_END = select(grants.c.ends_at_ms).where(grants.c.id == bindparam("grant")).with_for_update(read=True)
+
+
+@dataclass(frozen=True, slots=True)
+class _Room:
+    """How many more whole seconds each bound leaves an attempt, and the bounds."""
+
+    limit_s: int
+    grant_s: int
+    balance_s: int
+    left_gpu_us: int
+    grant_ends_ms: int
+
+    @property
+    def fitting_s(self) -> int:
+        return max(0, min(self.limit_s, self.grant_s, self.balance_s))
+
+
+def extend(tx: Tx, caller: Caller, job_id: str, body: JobExtension) -> ExtendedJob:
+    """Give a job's running attempt `body.walltime_s` seconds more, and hold their cost on its whole path.
+
+    The job's own limit grows too: a later attempt does the same work and needs the same time. Locks go from job
+    and attempt to hold, accounts and grant, as in settling. Raises NotFound, WrongState (no attempt runs, it
+    is asked to stop, or its time is over), NotSchedulable (frozen), and BadRequest, GrantNotActive or
+    InsufficientBalance with `fitting_walltime_s`, the longest extension that would be taken.
+    """
+    job = lock_job(tx, job_id)
+    if job is None or not identity.sees(caller, job.organization_id):
+        raise NotFound("there is no job {job_id}", job_id=job_id)
+    row = _open_attempt(tx, job)
+    check_not_frozen(tx, job.organization_id)
+    held = holds.read_hold(tx, row.hold_id)
+    room = _room(tx, row, held)
+    _check_fits(body, held, room, row.grant_id)
+    number = held.extensions + 1
+    extending.extend(tx, held, number, body.walltime_s * 1000, actor=caller.token_id, reason=body.reason)
+    extended = _extended(tx, caller, row, held, body, room)
+    _grow(tx, row, body.walltime_s * 1000)
+    before = {"walltime_s": row.walltime_ms // 1000, "held_gpu_us": str(held.amount_gpu_us)}
+    after = {"walltime_s": extended.walltime_s, "held_gpu_us": str(extended.held_gpu_us)}
+    detail = {"attempt": row.attempt, "transfer_id": extended.extension.transfer_id}
+    audit.record(
+        tx, caller, "job.extend", job_id, reason=body.reason, detail=detail, before=before, after=after
+    )
+    return extended
+
+
+def _open_attempt(tx: Tx, job: Row[Any]) -> Row[Any]:
+    """The attempt that runs, locked. A recorded stop is irrevocable, an asked one is on its way."""
+    if job.state not in _OPEN:
+        raise WrongState("job {job_id} is {state}; it cannot be extended", job_id=job.id, state=job.state)
+    row = tx.connection.execute(_ATTEMPT, {"job": job.id, "number": job.attempt}).one()
+    assert row.state in _OPEN, "a job is where its open attempt is"
+    if job.cancel_requested_at_ms is not None or row.stop_asked is not None:
+        raise WrongState(
+            "job {job_id} was asked to end; it cannot be extended", job_id=job.id, state=job.state
+        )
+    if row.last_started_at_ms is not None:
+        over_ms = row.last_started_at_ms + row.walltime_ms
+        # what was settled past its time is the platform's already
+        if max(tx.now_ms, row.settled_through_ms or 0) >= over_ms:
+            raise WrongState("the time of job {job_id} is over; it is being stopped", job_id=job.id)
+    return row
+
+
+def _room(tx: Tx, row: Row[Any], held: Hold) -> _Room:
+    # what does not run yet may start as late as now
+    starts_ms = tx.now_ms if row.last_started_at_ms is None else row.last_started_at_ms
+    per_s = amount_gpu_us(1000, held.gpus, held.rate.rate_thousandths)
+    left_gpu_us = extending.room_gpu_us(tx, held.path)
+    outside_gpu_us = room_outside(tx.connection, row.grant_id, held.path)
+    if outside_gpu_us is not None:
+        left_gpu_us = min(left_gpu_us, outside_gpu_us)
+    grant_ends_ms = int(tx.connection.execute(_GRANT_END, {"grant": row.grant_id}).scalar_one())
+    return _Room(
+        limit_s=BIGGEST_WALLTIME_S - row.walltime_ms // 1000,
+        grant_s=(grant_ends_ms - starts_ms - row.walltime_ms) // 1000,
+        balance_s=left_gpu_us // per_s,
+        left_gpu_us=left_gpu_us,
+        grant_ends_ms=grant_ends_ms,
+    )
+
+
+def _check_fits(body: JobExtension, held: Hold, room: _Room, grant_id: str) -> None:
+    if body.walltime_s > room.limit_s:
+        raise BadRequest(
+            "a job may run for at most {limit_s} s; {fitting_walltime_s} s more fit",
+            field="walltime_s",
+            limit_s=BIGGEST_WALLTIME_S,
+            fitting_walltime_s=room.fitting_s,
+        )
+    if body.walltime_s > room.grant_s:
+        raise GrantNotActive(
+            "grant {grant_id} ends before the job would; {fitting_walltime_s} s more fit",
+            grant_id=grant_id,
+            ends_at_ms=room.grant_ends_ms,
+            fitting_walltime_s=room.fitting_s,
+        )
+    if body.walltime_s > room.balance_s:
+        raise InsufficientBalance(
+            "{walltime_s} s more need {needed_gpu_us} GPU-us, {left_gpu_us} are left; {fitting_walltime_s} s fit",
+            needed_gpu_us=amount_gpu_us(body.walltime_s * 1000, held.gpus, held.rate.rate_thousandths),
+            left_gpu_us=room.left_gpu_us,
+            walltime_s=body.walltime_s,
+            fitting_walltime_s=room.fitting_s,
+        )
+
+
+def _grow(tx: Tx, row: Row[Any], extra_ms: int) -> None:
+    this = (attempts.c.job_id == row.job_id, attempts.c.attempt == row.attempt)
+    tx.connection.execute(update(attempts).where(*this).values(walltime_ms=attempts.c.walltime_ms + extra_ms))
+    tx.connection.execute(
+        update(jobs).where(jobs.c.id == row.job_id).values(walltime_ms=jobs.c.walltime_ms + extra_ms)
+    )
+    for kind, key in (
+        ("job", row.job_id),
+        ("attempt", f"{row.job_id}-{row.attempt}"),
+        ("grant", row.grant_id),
+    ):
+        tx.touch(kind, key)
+
+
+def _extended(
+    tx: Tx, caller: Caller, row: Row[Any], held: Hold, body: JobExtension, room: _Room
+) -> ExtendedJob:
+    number = held.extensions + 1
+    walltime_ms = row.walltime_ms + body.walltime_s * 1000
+    more = amount_gpu_us(body.walltime_s * 1000, held.gpus, held.rate.rate_thousandths)
+    return ExtendedJob(
+        job_id=row.job_id,
+        attempt=row.attempt,
+        extension=Extension(
+            number=number,
+            transfer_id=extending.transfer_id_of(held, number),
+            at=tx.now_ms,
+            actor=caller.token_id,
+            reason=body.reason,
+            walltime_s=body.walltime_s,
+            held_gpu_us=more,
+        ),
+        walltime_s=walltime_ms // 1000,
+        held_gpu_us=held.amount_gpu_us + more,
+        ends_at=None if row.last_started_at_ms is None else row.last_started_at_ms + walltime_ms,
+        fitting_walltime_s=room.fitting_s - body.walltime_s,
+    )

@@ -1,0 +1,357 @@
+"""A quote: what a job would cost, which grant would pay, and when it could start. Reads only."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from statistics import median
+from typing import Any
+
+from sqlalchemy import Connection, Row, and_, bindparam, func, select
+
+from quota.clock import Clock, wall_ms
+from quota.fleet import service as fleet
+from quota.fleet.tables import clusters, gpu_classes, hub_switches, node_capacity, nodes
+from quota.identity.tables import organizations
+from quota.ids import earliest_id
+from quota.jobs.caps import gpus_in_use
+from quota.jobs.outlook import (
+    CLUSTER_UNSEEN_WALL_S,
+    START_LIMIT_WALL_S,
+    Ask,
+    Judged,
+    Occupied,
+    Place,
+    Purse,
+    Times,
+    binding,
+    judge,
+    room_at_ms,
+    size_band,
+    start_by_ms,
+)
+from quota.jobs.tables import attempts, jobs, placements
+from quota.ledger.rules import amount_gpu_us, won
+from quota.ledger.tables import accounts
+from quota.programs import service as programs
+from quota.programs.paths import account_paths
+from quota.queue import Queue
+from quota.schemas.jobs import JobSubmission
+from quota.schemas.quotes import (
+    GrantQuote,
+    GrantVerdict,
+    Quote,
+    QuotedCost,
+    StartOutlook,
+    WaitEstimate,
+    WaitHistory,
+)
+from quota.schemas.scheduling import JobState, Waiting, WaitReason
+
+HISTORY_DAYS = 7
+HISTORY_JOBS = 500
+HISTORY_LEAST = 5
+"""Fewer would tell a firm about single jobs of another."""
+_HISTORY_WALL_MS = 30 * 24 * 3_600_000
+"""No job is looked at that was submitted before this."""
+_FOR_ROOM = frozenset(
+    {
+        WaitReason.NEW,
+        WaitReason.NO_FREE_GPU,
+        WaitReason.NO_NODE_FITS,
+        WaitReason.ROOM_RESERVED,
+        WaitReason.BEHIND_IN_ORDER,
+        WaitReason.START_REFUSED,
+    }
+)
+"""Who waits for one of these may be given the room first."""
+
+_WAITS = jobs.c.state == JobState.QUEUED.value
+_OPEN_NODES = (
+    select(node_capacity, clusters.c.paused, clusters.c.observed_through_ms)
+    .join(nodes, and_(nodes.c.cluster == node_capacity.c.cluster, nodes.c.node == node_capacity.c.node))
+    .join(clusters, clusters.c.id == nodes.c.cluster)
+    .where(
+        node_capacity.c.gpu_class == bindparam("of_class"),
+        nodes.c.schedulable.is_(True),
+        nodes.c.cordoned.is_(False),
+    )
+)
+_OCCUPIED = (
+    select(attempts, placements.c.node, placements.c.gpus)
+    .join(
+        placements,
+        and_(placements.c.job_id == attempts.c.job_id, placements.c.attempt == attempts.c.attempt),
+    )
+    .where(attempts.c.capacity_held.is_(True), placements.c.gpu_class == bindparam("of_class"))
+)
+_FIRST_STARTS = (
+    select((attempts.c.claimed_at_ms - jobs.c.submitted_at_ms).label("waited_ms"))
+    .join(attempts, and_(attempts.c.job_id == jobs.c.id, attempts.c.attempt == 1))
+    .where(
+        jobs.c.id >= bindparam("oldest"),
+        jobs.c.gpu_class == bindparam("of_class"),
+        (jobs.c.pods * jobs.c.gpus_per_pod).between(bindparam("gpus_from"), bindparam("gpus_to")),
+        attempts.c.claimed_at_ms >= bindparam("since"),
+    )
+    .order_by(jobs.c.id.desc())
+    .limit(HISTORY_JOBS)
+)
+
+
+def quote(
+    connection: Connection, organization_id: str, body: JobSubmission, queue: Queue, clock: Clock
+) -> Quote:
+    """Quote a job that a submission would take; `queue` was refreshed from the same connection."""
+    now_ms = clock.now_ms()
+    rate = fleet.read_rate(connection, body.gpu_class)
+    walltime_ms, gpus = body.walltime_s * 1000, body.pods * body.gpus_per_pod
+    cost = amount_gpu_us(walltime_ms, gpus, rate.rate_thousandths)
+    ask = Ask(body.pods, body.gpus_per_pod, walltime_ms, cost)
+    judged = judge(ask, _purses(connection, organization_id, body.grant_id, now_ms), now_ms)
+    chosen = next((one for one in judged if one.verdict is GrantVerdict.CHOSEN), None)
+    return Quote(
+        as_of=now_ms,
+        organization_id=organization_id,
+        gpu_class=body.gpu_class,
+        gpus=gpus,
+        walltime_s=body.walltime_s,
+        cost=QuotedCost(
+            gpu_us=cost,
+            gpu_hours=cost,
+            krw=won(walltime_ms, gpus, rate.price_krw),
+            rate_id=rate.id,
+            rate_thousandths=rate.rate_thousandths,
+            price_krw=rate.price_krw,
+        ),
+        grant_id=None if chosen is None else chosen.purse.grant_id,
+        grants=tuple(_grant_quote(one) for one in judged),
+        could_ever_start=any(one.could_ever for one in judged),
+        estimate=_estimate(connection, organization_id, body.gpu_class, ask, judged, queue, clock, now_ms),
+    )
+
+
+# --- grants ---------------------------------------------------------------------------------------
+
+
+def _purses(connection: Connection, organization_id: str, pinned: str | None, now_ms: int) -> list[Purse]:
+    rows = programs.payable_grants(connection, organization_id, now_ms)
+    rows = [row for row in rows if pinned in (None, row.id)]
+    tree: dict[str, list[Row[Any]]] = defaultdict(list)
+    wanted = accounts.c.grant_id.in_([row.id for row in rows])
+    for account in connection.execute(select(accounts).where(wanted).order_by(accounts.c.id)):
+        tree[account.grant_id].append(account)
+    return [_purse(connection, organization_id, row, tree[row.id]) for row in rows]
+
+
+def _purse(connection: Connection, organization_id: str, row: Row[Any], tree: list[Row[Any]]) -> Purse:
+    rooms = [
+        min(
+            account.granted_gpu_us + account.overdraft_gpu_us - account.held_gpu_us - account.used_gpu_us
+            for account in path.accounts
+        )
+        for path in account_paths(row.organization_id, tree)
+        if path.organization_id == organization_id
+    ]
+    left = None if row.max_gpus is None else max(0, row.max_gpus - gpus_in_use(connection, row.id))
+    return Purse(
+        grant_id=row.id,
+        starts_at_ms=row.starts_at_ms,
+        ends_at_ms=row.ends_at_ms,
+        rooms_gpu_us=tuple(rooms),
+        unused_gpu_us=row.left_gpu_us,
+        max_gpus=row.max_gpus,
+        gpus_left=left,
+    )
+
+
+def _grant_quote(one: Judged) -> GrantQuote:
+    left = max(0, one.purse.remainder_gpu_us)
+    return GrantQuote(
+        grant_id=one.purse.grant_id,
+        verdict=one.verdict,
+        starts_at=one.purse.starts_at_ms,
+        ends_at=one.purse.ends_at_ms,
+        left_gpu_us=left,
+        left_gpu_hours=left,
+        fitting_walltime_s=None if one.fitting_ms is None else one.fitting_ms // 1000,
+        gpus_left=one.purse.gpus_left,
+        could_ever=one.could_ever,
+    )
+
+
+# --- the wait -------------------------------------------------------------------------------------
+
+
+def _estimate(
+    connection: Connection,
+    organization_id: str,
+    gpu_class: str,
+    ask: Ask,
+    judged: list[Judged],
+    queue: Queue,
+    clock: Clock,
+    now_ms: int,
+) -> WaitEstimate:
+    fleet_view = _FleetView(connection, gpu_class, clock, now_ms)
+    room = fleet_view.room_at_ms(ask)
+    waiting = (
+        _frozen(connection, organization_id)
+        or _unpaid(ask, judged)
+        or fleet_view.closed(ask)
+        or _no_room(connection, gpu_class, ask, room, queue, now_ms)
+    )
+    if not any(one.could_ever for one in judged):
+        starts = StartOutlook.NEVER
+    else:
+        starts = StartOutlook.NOW if waiting is None else StartOutlook.LATER
+    ranked = queue.ranked_at_ms()
+    everybody = connection.execute(select(func.count()).select_from(jobs).where(_WAITS)).scalar_one()
+    return WaitEstimate(
+        starts=starts,
+        waiting=waiting,
+        position=_position(connection, organization_id, queue),
+        position_at_worst=everybody + 1,
+        room_at_the_latest=None if starts is StartOutlook.NEVER else room,
+        start_by=start_by_ms(ask, judged),
+        ranked_at=ranked,
+        ranking_age_s=None if ranked is None else max(0, now_ms - ranked) // 1000,
+        history=_history(connection, gpu_class, ask.gpus, now_ms),
+    )
+
+
+def _frozen(connection: Connection, organization_id: str) -> Waiting | None:
+    statement = select(organizations.c.frozen).where(organizations.c.id == organization_id)
+    if not connection.execute(statement).scalar_one():
+        return None
+    return Waiting(code=WaitReason.ORGANIZATION_FROZEN, numbers={"organization": organization_id})
+
+
+def _unpaid(ask: Ask, judged: list[Judged]) -> Waiting | None:
+    found = binding(judged)
+    if found is None:
+        return None
+    code, one = found
+    if one is None:
+        return Waiting(code=code)
+    purse = one.purse
+    numbers: dict[str, int | str] = {"grant": purse.grant_id}
+    if code is WaitReason.GRANT_CAP and purse.max_gpus is not None and purse.gpus_left is not None:
+        in_use = purse.max_gpus - purse.gpus_left
+        numbers |= {"cap": purse.max_gpus, "in_use": in_use, "needed": ask.gpus}
+    elif code is WaitReason.GRANT_EXHAUSTED:
+        left = max(0, purse.remainder_gpu_us)
+        numbers |= {"needed_gpu_us": ask.cost_gpu_us, "left_gpu_us": left}
+    elif code is WaitReason.GRANT_ENDS_FIRST:
+        numbers |= {"ends_at_ms": purse.ends_at_ms, "walltime_ms": one.fitting_ms or 0}
+    elif code is WaitReason.GRANT_NOT_STARTED:
+        numbers |= {"starts_at_ms": purse.starts_at_ms}
+    return Waiting(code=code, numbers=numbers)
+
+
+def _no_room(
+    connection: Connection, gpu_class: str, ask: Ask, room: int | None, queue: Queue, now_ms: int
+) -> Waiting | None:
+    """Why it would wait for room: none is free, or others of its class wait for what is."""
+    if room != now_ms:
+        return Waiting(code=WaitReason.NO_FREE_GPU, numbers={"gpu_class": gpu_class, "needed": ask.gpus})
+    ids = connection.execute(select(jobs.c.id).where(_WAITS, jobs.c.gpu_class == gpu_class)).scalars()
+    before = sum(1 for job_id in ids if (queue.code(job_id) or WaitReason.NEW) in _FOR_ROOM)
+    if not before:
+        return None
+    return Waiting(code=WaitReason.BEHIND_IN_ORDER, numbers={"gpu_class": gpu_class, "waiting": before})
+
+
+def _position(connection: Connection, organization_id: str, queue: Queue) -> int | None:
+    mine = select(jobs.c.id).where(_WAITS, jobs.c.organization_id == organization_id)
+    places = [queue.position(job_id) for job_id in connection.execute(mine).scalars()]
+    last = max((place for place in places if place is not None), default=None)
+    return None if last is None else last + 1
+
+
+class _FleetView:
+    """The nodes that a class's jobs may use now, and what occupies them."""
+
+    def __init__(self, connection: Connection, gpu_class: str, clock: Clock, now_ms: int) -> None:
+        self._connection, self._gpu_class = connection, gpu_class
+        self._speed, self._now_ms = clock.speed, now_ms
+        self._free: dict[Place, int] = {}
+        self._paused: dict[str, dict[Place, int]] = defaultdict(dict)
+        self._unseen: dict[str, dict[Place, int]] = defaultdict(dict)
+        seen_since = now_ms - CLUSTER_UNSEEN_WALL_S * 1000 * clock.speed
+        for row in connection.execute(_OPEN_NODES, {"of_class": gpu_class}):
+            target = self._free
+            if row.paused:
+                target = self._paused[row.cluster]
+            elif row.observed_through_ms is None or row.observed_through_ms < seen_since:
+                target = self._unseen[row.cluster]
+            target[(row.cluster, row.node)] = row.total - row.foreign_used - row.used
+
+    def room_at_ms(self, ask: Ask) -> int | None:
+        """Now, or when running attempts must have made room."""
+        if room_at_ms(ask, self._free, (), self._now_ms) is not None:
+            return self._now_ms
+        start_limit_ms = START_LIMIT_WALL_S * 1000 * self._speed
+        rows = self._connection.execute(_OCCUPIED, {"of_class": self._gpu_class})
+        occupied = [
+            Occupied((row.cluster, row.node), row.gpus, _times(row).until_ms(start_limit_ms, self._now_ms))
+            for row in rows
+        ]
+        return room_at_ms(ask, self._free, occupied, self._now_ms)
+
+    def closed(self, ask: Ask) -> Waiting | None:
+        """What is paused or unseen of what the job would start on."""
+        switches = select(hub_switches.c.placement_paused)
+        if self._connection.execute(switches).scalar_one():
+            return _paused("hub", "")
+        class_paused = select(gpu_classes.c.paused).where(gpu_classes.c.id == self._gpu_class)
+        if self._connection.execute(class_paused).scalar_one():
+            return _paused("gpu_class", self._gpu_class)
+        if room_at_ms(ask, self._free, (), self._now_ms) is not None:
+            return None
+        for cluster, free in sorted(self._unseen.items()):
+            if room_at_ms(ask, free, (), self._now_ms) is not None:
+                return Waiting(code=WaitReason.CLUSTER_UNSEEN, numbers={"cluster": cluster})
+        for cluster, free in sorted(self._paused.items()):
+            if room_at_ms(ask, free, (), self._now_ms) is not None:
+                return _paused("cluster", cluster)
+        return None
+
+
+def _paused(what: str, name: str) -> Waiting:
+    return Waiting(code=WaitReason.PLACEMENT_PAUSED, numbers={"what": what, "name": name})
+
+
+def _times(row: Row[Any]) -> Times:
+    stopped = None if row.stop_at_ms is None else row.stop_at_ms + (row.stop_grace_ms or 0)
+    return Times(
+        claimed_ms=row.claimed_at_ms,
+        last_started_ms=row.last_started_at_ms,
+        walltime_ms=row.walltime_ms,
+        grace_ms=row.grace_ms,
+        stop_ends_ms=stopped,
+        ended=row.state == JobState.ENDED.value,
+    )
+
+
+def _history(connection: Connection, gpu_class: str, gpus: int, now_ms: int) -> WaitHistory | None:
+    gpus_from, gpus_to = size_band(gpus)
+    rows = connection.execute(
+        _FIRST_STARTS,
+        {
+            "oldest": earliest_id("job", wall_ms() - _HISTORY_WALL_MS),
+            "of_class": gpu_class,
+            "gpus_from": gpus_from,
+            "gpus_to": gpus_to,
+            "since": now_ms - HISTORY_DAYS * 24 * 3_600_000,
+        },
+    )
+    waits = [max(0, row.waited_ms) for row in rows]
+    if len(waits) < HISTORY_LEAST:
+        return None
+    return WaitHistory(
+        gpus_from=gpus_from,
+        gpus_to=gpus_to,
+        days=HISTORY_DAYS,
+        jobs=len(waits),
+        median_wait_s=int(median(waits)) // 1000,
+    )

@@ -1,0 +1,140 @@
+"""Whom a switch touches: waiting jobs, attempts that have their GPUs, and what those hold."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, and_, false, func, select, tuple_
+
+from quota.fleet.tables import clusters, node_capacity, nodes
+from quota.jobs.tables import attempts, jobs, placements
+from quota.ledger.tables import holds
+from quota.schemas.scheduling import JobState
+from quota.schemas.switches import SHOWN_IDS, Affected, Reach
+
+_WAITS = jobs.c.state == JobState.QUEUED.value
+
+Shape = tuple[str, int, int]
+"""GPU class, GPUs per pod, pods."""
+
+
+def of_organization(connection: Connection, organization_id: str) -> Reach:
+    """Everything of one organization."""
+    mine = jobs.c.organization_id == organization_id
+    return _reach(connection, mine, attempts.c.organization_id == organization_id)
+
+
+def of_hub(connection: Connection) -> Reach:
+    """Everything that waits or runs."""
+    return _reach(connection, _WAITS, attempts.c.capacity_held.is_(True))
+
+
+def of_class(connection: Connection, gpu_class: str) -> Reach:
+    """Everything of one GPU class."""
+    running = holds.c.gpu_class == gpu_class
+    return _reach(connection, jobs.c.gpu_class == gpu_class, running)
+
+
+def of_cluster(connection: Connection, cluster: str) -> Reach:
+    """What runs on a cluster, and the waiting jobs that fit on no other open one, even were it empty."""
+    shut_out = _shut_out(connection, cluster, None)
+    return _reach(connection, _has_shape(shut_out), attempts.c.cluster == cluster)
+
+
+def of_node(connection: Connection, cluster: str, node: str) -> Reach:
+    """What runs on a node, and the waiting jobs that fit nowhere without it, even were all else empty."""
+    here = (
+        select(placements.c.job_id)
+        .where(
+            placements.c.job_id == attempts.c.job_id,
+            placements.c.attempt == attempts.c.attempt,
+            placements.c.cluster == cluster,
+            placements.c.node == node,
+        )
+        .exists()
+    )
+    shut_out = _shut_out(connection, cluster, node)
+    return _reach(connection, _has_shape(shut_out), and_(attempts.c.cluster == cluster, here))
+
+
+def jobs_affected(connection: Connection, *conditions: ColumnElement[bool]) -> Affected:
+    """The jobs that meet all conditions."""
+    count = connection.execute(select(func.count()).select_from(jobs).where(*conditions)).scalar_one()
+    ids = select(jobs.c.id).where(*conditions).order_by(jobs.c.id).limit(SHOWN_IDS)
+    return Affected(count=count, ids=tuple(connection.execute(ids).scalars()))
+
+
+def attempts_affected(connection: Connection, *conditions: ColumnElement[bool]) -> Affected:
+    """The attempts that have their GPUs and meet all conditions, which may ask of their holds too."""
+    chosen = _holding(*conditions).subquery()
+    count = connection.execute(select(func.count()).select_from(chosen)).scalar_one()
+    first = select(chosen).order_by(chosen.c.job_id, chosen.c.attempt).limit(SHOWN_IDS)
+    ids = tuple(f"{row.job_id}-{row.attempt}" for row in connection.execute(first))
+    return Affected(count=count, ids=ids)
+
+
+def _reach(connection: Connection, waiting: ColumnElement[bool], running: ColumnElement[bool]) -> Reach:
+    chosen = _holding(running).subquery()
+    # SUM(BIGINT) is NUMERIC on PostgreSQL
+    held = int(connection.execute(select(func.coalesce(func.sum(chosen.c.held), 0))).scalar_one())
+    return Reach(
+        waiting=jobs_affected(connection, _WAITS, waiting),
+        running=attempts_affected(connection, running),
+        held_gpu_us=held,
+        held_gpu_hours=held,
+    )
+
+
+def _holding(*conditions: ColumnElement[bool]) -> Any:
+    held = holds.c.amount_gpu_us - holds.c.settled_gpu_us - holds.c.released_gpu_us
+    return (
+        select(attempts.c.job_id, attempts.c.attempt, held.label("held"))
+        .join(holds, holds.c.id == attempts.c.hold_id)
+        .where(attempts.c.capacity_held.is_(True), *conditions)
+    )
+
+
+def _has_shape(shapes: Sequence[Shape]) -> ColumnElement[bool]:
+    if not shapes:
+        return false()
+    return tuple_(jobs.c.gpu_class, jobs.c.gpus_per_pod, jobs.c.pods).in_(shapes)
+
+
+def _shut_out(connection: Connection, cluster: str, node: str | None) -> list[Shape]:
+    """The shapes of waiting jobs that need this cluster, or this node of it, even if all GPUs were free."""
+    rest: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+    whole: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for row in connection.execute(_totals(cluster, node)):
+        whole[row.gpu_class][row.cluster].append(row.total)
+        if row.cluster != cluster or node not in (None, row.node):
+            rest[row.gpu_class][row.cluster].append(row.total)
+    waiting = select(jobs.c.gpu_class, jobs.c.gpus_per_pod, jobs.c.pods).where(_WAITS).distinct()
+    shapes = [(row.gpu_class, row.gpus_per_pod, row.pods) for row in connection.execute(waiting)]
+    return sorted(shape for shape in shapes if _fits(shape, whole) and not _fits(shape, rest))
+
+
+def _totals(cluster: str, node: str | None) -> Any:
+    """GPUs of the nodes that take jobs, the named cluster or node counted as open."""
+    at_cluster = clusters.c.id == cluster
+    at_node = and_(at_cluster, nodes.c.node == node) if node is not None else false()
+    return (
+        select(
+            node_capacity.c.cluster, node_capacity.c.node, node_capacity.c.gpu_class, node_capacity.c.total
+        )
+        .join(nodes, and_(nodes.c.cluster == node_capacity.c.cluster, nodes.c.node == node_capacity.c.node))
+        .join(clusters, clusters.c.id == nodes.c.cluster)
+        .where(
+            node_capacity.c.total > 0,
+            nodes.c.schedulable.is_(True),
+            clusters.c.paused.is_(False) | (at_cluster if node is None else false()),
+            nodes.c.cordoned.is_(False) | at_node,
+        )
+    )
+
+
+def _fits(shape: Shape, totals: dict[str, dict[str, list[int]]]) -> bool:
+    gpu_class, gpus_per_pod, pods = shape
+    of_class = totals.get(gpu_class, {})
+    return any(sum(total // gpus_per_pod for total in found) >= pods for found in of_class.values())

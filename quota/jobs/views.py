@@ -1,0 +1,204 @@
+"""Jobs and attempts as their organizations read them: rows turned into wire types."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import Connection, Row, bindparam, func, select
+
+from quota.fleet import service as fleet
+from quota.fleet.rules import Rate
+from quota.jobs.tables import attempts, placements
+from quota.ledger.rules import amount_gpu_us
+from quota.ledger.tables import holds, transfers
+from quota.queue import Queue
+from quota.schemas.identity import Caller, Role
+from quota.schemas.jobs import Attempt, Extension, Job
+from quota.schemas.ledger import TransferType
+from quota.schemas.scheduling import EndReason, JobState, PodPlacement, StopReason, Waiting, WaitReason
+
+TOLD_TEXTS = frozenset({"gpu_class", "grant_id", "grant", "until", "starts_at", "ends_at"})
+"""Texts of a wait reason that a tenant may read; others could name somebody else. Numbers are all told."""
+_EXTENSIONS = (
+    select(transfers, holds.c.rate_thousandths)
+    .join(holds, holds.c.id == transfers.c.hold_id)
+    .where(transfers.c.job_id == bindparam("job"), transfers.c.type == TransferType.EXTEND.value)
+    .order_by(transfers.c.seq, transfers.c.position)
+)
+_PODS = select(placements).where(placements.c.job_id == bindparam("job")).order_by(placements.c.pod_index)
+
+
+def job_views(connection: Connection, caller: Caller, rows: list[Row[Any]], queue: Queue) -> list[Job]:
+    charged: dict[str, int] = {}
+    limits: dict[str, int] = {}
+    if rows:
+        ids = [row.id for row in rows]
+        statement = (
+            select(
+                holds.c.job_id,
+                func.sum(holds.c.settled_gpu_us - holds.c.refunded_gpu_us).label("charged"),
+                func.max(holds.c.amount_gpu_us).label("amount"),
+            )
+            .where(holds.c.job_id.in_(ids))
+            .group_by(holds.c.job_id)
+        )
+        for total in connection.execute(statement):
+            charged[total.job_id] = int(total.charged)
+            limits[total.job_id] = int(total.amount)
+    rates = {name: fleet.read_rate(connection, name) for name in {row.gpu_class for row in rows}}
+    return [
+        _job(
+            row,
+            rates[row.gpu_class],
+            _why(caller, row, queue),
+            queue.position(row.id),
+            charged.get(row.id, 0),
+            limits.get(row.id),
+        )
+        for row in rows
+    ]
+
+
+def _why(caller: Caller, row: Row[Any], queue: Queue) -> Waiting | None:
+    """Why a queued job waits. A tenant is not told the names of another's jobs or organizations."""
+    if row.state != JobState.QUEUED.value:
+        return None
+    waiting = queue.waiting(row.id) or Waiting(code=WaitReason.NEW)
+    if caller.role is not Role.MEMBER:
+        return waiting
+    told = {
+        name: value for name, value in waiting.numbers.items() if isinstance(value, int) or name in TOLD_TEXTS
+    }
+    return waiting.model_copy(update={"numbers": told})
+
+
+def _job(
+    row: Row[Any], rate: Rate, waiting: Waiting | None, position: int | None, charged: int, limit: int | None
+) -> Job:
+    cost = limit
+    if cost is None:
+        cost = amount_gpu_us(row.walltime_ms, row.pods * row.gpus_per_pod, rate.rate_thousandths)
+    return Job(
+        id=row.id,
+        name=row.name,
+        organization_id=row.organization_id,
+        state=JobState(row.state),
+        end_reason=None if row.end_reason is None else EndReason(row.end_reason),
+        gpu_class=row.gpu_class,
+        gpus_per_pod=row.gpus_per_pod,
+        pods=row.pods,
+        walltime_s=row.walltime_ms // 1000,
+        grace_s=row.grace_ms // 1000,
+        grant_id=row.grant_id,
+        restartable=row.restartable,
+        submitted_at=row.submitted_at_ms,
+        ended_at=row.ended_at_ms,
+        cancel_requested_at=row.cancel_requested_at_ms,
+        cost_limit_gpu_us=cost,
+        cost_limit_gpu_hours=cost,
+        attempt=row.attempt,
+        waiting=waiting,
+        position=None if waiting is None else position,
+        charged_gpu_us=charged,
+        charged_gpu_hours=charged,
+    )
+
+
+def fresh_job(row: dict[str, Any], rate: Rate, cost: int) -> Job:
+    return Job(
+        **{
+            name: row[name]
+            for name in (
+                "id",
+                "name",
+                "organization_id",
+                "gpu_class",
+                "gpus_per_pod",
+                "pods",
+                "grant_id",
+                "restartable",
+            )
+        },
+        state=JobState.QUEUED,
+        end_reason=None,
+        walltime_s=row["walltime_ms"] // 1000,
+        grace_s=row["grace_ms"] // 1000,
+        submitted_at=row["submitted_at_ms"],
+        ended_at=None,
+        cancel_requested_at=None,
+        cost_limit_gpu_us=cost,
+        cost_limit_gpu_hours=cost,
+        attempt=0,
+        waiting=Waiting(code=WaitReason.NEW),
+        position=None,
+        charged_gpu_us=0,
+        charged_gpu_hours=0,
+    )
+
+
+def attempts_of(connection: Connection, job_id: str) -> tuple[Attempt, ...]:
+    extensions = _extensions(connection, job_id)
+    rows = connection.execute(
+        select(attempts, holds.c.amount_gpu_us, holds.c.settled_gpu_us, holds.c.refunded_gpu_us)
+        .add_columns(holds.c.released_gpu_us, holds.c.platform_gpu_us, holds.c.resolved)
+        .join(holds, holds.c.id == attempts.c.hold_id)
+        .where(attempts.c.job_id == job_id)
+        .order_by(attempts.c.attempt)
+    ).all()
+    pods = _placements(connection, job_id)
+    return tuple(
+        _attempt(row, pods.get(row.attempt, ()), tuple(extensions.get(row.attempt, ()))) for row in rows
+    )
+
+
+def _placements(connection: Connection, job_id: str) -> dict[int, tuple[PodPlacement, ...]]:
+    """The placements of a job's attempts, by attempt."""
+    found: dict[int, list[PodPlacement]] = {}
+    for row in connection.execute(_PODS, {"job": job_id}):
+        pod = PodPlacement(index=row.pod_index, node=row.node, gpu_class=row.gpu_class, count=row.gpus)
+        found.setdefault(row.attempt, []).append(pod)
+    return {attempt: tuple(pods) for attempt, pods in found.items()}
+
+
+def _extensions(connection: Connection, job_id: str) -> dict[int, list[Extension]]:
+    found: dict[int, list[Extension]] = {}
+    for row in connection.execute(_EXTENSIONS, {"job": job_id}):
+        earlier = found.setdefault(row.attempt, [])
+        extension = Extension(
+            number=len(earlier) + 1,
+            transfer_id=row.id,
+            at=row.at_ms,
+            actor=row.actor,
+            reason=row.reason,
+            walltime_s=row.amount_gpu_us // (row.gpus * row.rate_thousandths * 1000),
+            held_gpu_us=row.amount_gpu_us,
+        )
+        earlier.append(extension)
+    return found
+
+
+def _attempt(row: Row[Any], pods: tuple[PodPlacement, ...], extensions: tuple[Extension, ...]) -> Attempt:
+    return Attempt(
+        attempt=row.attempt,
+        state=JobState(row.state),
+        cluster=row.cluster,
+        pods=pods,
+        grant_id=row.grant_id,
+        hold_id=row.hold_id,
+        walltime_s=row.walltime_ms // 1000,
+        extensions=extensions,
+        held_gpu_us=row.amount_gpu_us,
+        settled_gpu_us=row.settled_gpu_us,
+        refunded_gpu_us=row.refunded_gpu_us,
+        released_gpu_us=row.released_gpu_us,
+        platform_gpu_us=row.platform_gpu_us,
+        hold_resolved=row.resolved,
+        claimed_at=row.claimed_at_ms,
+        first_started_at=row.first_started_at_ms,
+        last_started_at=row.last_started_at_ms,
+        ended_at=row.ended_at_ms,
+        exit_code=row.exit_code,
+        end_reason=None if row.end_reason is None else EndReason(row.end_reason),
+        stop_reason=None if row.stop_reason is None else StopReason(row.stop_reason),
+        stop_at=row.stop_at_ms,
+    )

@@ -1,0 +1,41 @@
+"""The paths of limit accounts that holds may take through a grant."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import Row
+
+from quota.schemas.scheduling import AccountBalance, AccountPath
+
+
+def account_paths(organization_id: str, rows: list[Row[Any]]) -> tuple[AccountPath, ...]:
+    """The paths that holds may take through a grant's accounts: share of a party, released tranche, grant.
+
+    A grant without shares is its own organization's; one without tranches is released as a whole. Parties stand in
+    order of id, a party's tranches in the order in which they are drawn on. A closed share and a locked tranche are
+    on no path; a grant that was divided stays divided when its last share is closed.
+    """
+    grant = [row for row in rows if row.kind == "grant"]
+    divided = sorted((row for row in rows if row.kind == "share"), key=lambda row: row.organization_id)
+    shares = [(row.organization_id, [row]) for row in divided if row.released]
+    tranches = sorted((row for row in rows if row.kind == "tranche"), key=lambda row: (row.position, row.id))
+    released = [[row] for row in tranches if row.released] if tranches else [[]]
+    parties = shares if divided else [(organization_id, [])]
+    return tuple(
+        AccountPath.model_construct(
+            accounts=tuple(_balance(row) for row in (*share, *tranche, *grant)), organization_id=party
+        )
+        for party, share in parties
+        for tranche in released
+    )
+
+
+def _balance(row: Row[Any]) -> AccountBalance:
+    return AccountBalance.model_construct(
+        id=row.id,
+        granted_gpu_us=row.granted_gpu_us,
+        held_gpu_us=row.held_gpu_us,
+        used_gpu_us=row.used_gpu_us,
+        overdraft_gpu_us=row.overdraft_gpu_us,
+    )

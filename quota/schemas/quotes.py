@@ -1,0 +1,117 @@
+"""What a job would cost and when it could start: the answer to `POST /v1/jobs?dry_run=true`."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from quota.schemas.scheduling import Waiting
+from quota.schemas.values import GpuHoursOut, GpuUs, Instant, Reply
+
+
+class GrantVerdict(StrEnum):
+    """Whether a grant could pay for the job if it started now; of several obstacles the first that binds."""
+
+    CHOSEN = "chosen"
+    """It ends first of those that could pay, and of those that end then it has the smallest remainder that suffices."""
+    COULD_PAY = "could_pay"
+    """It could pay, another one goes before it."""
+    NOT_STARTED = "not_started"
+    ENDS_FIRST = "ends_first"
+    """It ends before the job's time limit; `fitting_walltime_s` is the limit that would fit."""
+    NO_OPEN_PATH = "no_open_path"
+    """None of its tranches is released."""
+    SHORT = "short"
+    """It has less left than the job may cost."""
+    CAPPED = "capped"
+    """With the job it would have more GPUs in use than it may."""
+
+
+class StartOutlook(StrEnum):
+    """When the job could start, as the hub stands now."""
+
+    NOW = "now"
+    """There is room, a grant can pay, and no job of its class waits for room: the next cycle starts it."""
+    LATER = "later"
+    NEVER = "never"
+    """No grant lasts, has or allows enough: not even in an empty hub."""
+
+
+class GrantQuote(Reply):
+    """One grant that the job may draw on."""
+
+    grant_id: str
+    verdict: GrantVerdict
+    starts_at: Instant
+    ends_at: Instant
+    left_gpu_us: GpuUs
+    """Neither used nor held, on the best path that is open to the organization."""
+    left_gpu_hours: GpuHoursOut
+    fitting_walltime_s: int | None
+    """The longest time limit that would end before the grant, started now; null before the grant starts."""
+    gpus_left: int | None
+    """How many GPUs more it may have in use; null: no cap."""
+    could_ever: bool
+    """Whether it could pay some day, when what is held now comes back."""
+
+
+class QuotedCost(Reply):
+    """The job at its time limit: the most it may cost, and what is held when it starts."""
+
+    gpu_us: GpuUs
+    gpu_hours: GpuHoursOut
+    krw: int
+    """GPU hours of the class x its price, rounded half up."""
+    rate_id: str
+    rate_thousandths: int
+    price_krw: int
+
+
+class WaitHistory(Reply):
+    """How long jobs like this one waited before their first start; null where there were fewer than five."""
+
+    gpus_from: int
+    gpus_to: int
+    """Jobs of the same class with this many GPUs in all."""
+    days: int
+    jobs: int
+    """The newest that started in these days, at most 500."""
+    median_wait_s: int
+
+
+class WaitEstimate(Reply):
+    """When the job could start. A bound and a look back, not a promise."""
+
+    starts: StartOutlook
+    waiting: Waiting | None
+    """Why it would wait; null when it would not."""
+    position: int | None
+    """Its place behind the last ranked job of its organization; null when that has none waiting."""
+    position_at_worst: int
+    """Its place behind everybody who waits."""
+    room_at_the_latest: Instant | None
+    """By then running attempts must have ended that free enough room, if nothing goes before it; null: unknown."""
+    start_by: Instant | None
+    """The last moment at which a grant could still pay for the whole time limit."""
+    ranked_at: Instant | None
+    """When the scheduler ranked the queue that this is read from; null: never yet."""
+    ranking_age_s: int | None
+    history: WaitHistory | None
+
+
+class Quote(Reply):
+    """What `POST /v1/jobs` would do with this job. Nothing was stored."""
+
+    dry_run: bool = True
+    as_of: Instant
+    organization_id: str
+    gpu_class: str
+    """A job names one class. A quote over several would be that of the dearest."""
+    gpus: int
+    walltime_s: int
+    cost: QuotedCost
+    grant_id: str | None
+    """The grant that would pay if the job started now."""
+    grants: tuple[GrantQuote, ...]
+    """In the order in which they are asked."""
+    could_ever_start: bool
+    estimate: WaitEstimate

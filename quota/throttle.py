@@ -1,0 +1,70 @@
+"""How fast one token may ask: a bucket of requests that refills. Per process, so N replicas let N times as much in."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from quota.errors import RateLimited
+from quota.schemas.identity import Caller, Role
+from quota.settings import Settings
+
+BUCKETS_KEPT = 10_000
+"""Beyond this many tokens the full buckets are dropped: a full one is what a new one is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """`burst` requests at once, refilled at `per_s`."""
+
+    per_s: float
+    burst: int
+
+
+class Throttle:
+    """The buckets of one process."""
+
+    def __init__(self, settings: Settings, monotonic_s: Callable[[], float] = time.monotonic) -> None:
+        member = Limit(settings.member_requests_per_s, settings.member_requests_burst)
+        staff = Limit(settings.staff_requests_per_s, settings.staff_requests_burst)
+        self._limits = {Role.MEMBER: member, Role.OPERATOR: staff, Role.AUDITOR: staff}
+        self._monotonic_s = monotonic_s
+        self._lock = threading.Lock()
+        self._buckets: dict[str, tuple[float, float, Limit]] = {}
+        """By token: what was in it, when that was, and its limit."""
+
+    def take(self, caller: Caller) -> None:
+        """One request of this caller. Raises RateLimited with the seconds until the next one may come.
+
+        A refused request takes nothing. Scheduler and agents are not limited, nor is anybody at 0 per second.
+        """
+        limit = self._limits.get(caller.role)
+        if limit is None or not limit.per_s:
+            return
+        now_s = self._monotonic_s()
+        with self._lock:
+            level = self._level(caller.token_id, limit, now_s)
+            if level >= 1:
+                self._buckets[caller.token_id] = (level - 1, now_s, limit)
+                self._drop_full(now_s)
+                return
+        raise RateLimited(
+            "this token may send {per_s} requests a second and {burst} at once; try again in {retry_after_s} s",
+            per_s=f"{limit.per_s:g}",
+            burst=limit.burst,
+            retry_after_s=math.ceil((1 - level) / limit.per_s),
+        )
+
+    def _level(self, token_id: str, limit: Limit, now_s: float) -> float:
+        level, since_s, _ = self._buckets.get(token_id, (float(limit.burst), now_s, limit))
+        return min(float(limit.burst), level + (now_s - since_s) * limit.per_s)
+
+    def _drop_full(self, now_s: float) -> None:
+        if len(self._buckets) <= BUCKETS_KEPT:
+            return
+        for token_id, (_, _, limit) in list(self._buckets.items()):
+            if self._level(token_id, limit, now_s) >= limit.burst:
+                del self._buckets[token_id]

@@ -1,0 +1,111 @@
+"""Waiting jobs that share every verdict, and those of one organization that would draw on one grant."""
+
+from collections.abc import Sequence
+from heapq import heapify, heappop, heapreplace
+
+from scheduler.core.entitlement import GrantBook
+from scheduler.core.fit import Shape
+from scheduler.core.model import Reason, WaitReason
+
+Entry = tuple[int, str]
+"""(submitted_at_ms, job id): the order inside a grant."""
+GroupKey = tuple[str | None, Shape, int]
+"""(pinned grant, shape, walltime_ms): jobs of one organization with an equal key share every verdict."""
+
+
+class Group:
+    """Waiting jobs that cost the same, fit the same and draw on the same grant."""
+
+    __slots__ = (
+        "book",
+        "cost_gpu_us",
+        "entries",
+        "key",
+        "listed",
+        "path",
+        "reason",
+        "shape",
+        "taken",
+        "told",
+        "walltime_ms",
+    )
+
+    def __init__(self, key: GroupKey) -> None:
+        self.key = key
+        _, self.shape, self.walltime_ms = key
+        assert self.shape.gpus_per_pod > 0, f"a pod without a GPU: {key}"
+        self.entries: list[Entry] = []
+        self.taken = 0  # how many, from the first, were picked in this cycle
+        self.cost_gpu_us = 0
+        self.book: GrantBook | None = None  # what it draws on; else the reason why on none
+        self.path: tuple[str, ...] = ()
+        self.reason: Reason | None = None
+        self.listed = False  # in Knowledge.by_shape
+        self.told: Reason | None = None  # the reason that every one of its jobs was told, if it is one
+
+    @property
+    def gpus(self) -> int:
+        """How many GPUs one job takes."""
+        return self.shape.gpus_per_pod * self.shape.pods
+
+    @property
+    def left(self) -> Sequence[Entry]:
+        """The jobs that were not picked in this cycle."""
+        return self.entries[self.taken :] if self.taken else self.entries
+
+    def blocked(self, code: WaitReason, **numbers: int | str) -> None:
+        """The jobs wait for something other than room."""
+        self.book, self.path = None, ()
+        if self.reason is None or self.reason.code is not code or self.reason.numbers != numbers:
+            self.reason = Reason(code, numbers)
+
+
+class Leaf:
+    """The jobs of one organization that would draw on one grant."""
+
+    __slots__ = ("_ids", "book", "first", "heads", "sorted")
+
+    def __init__(self, book: GrantBook, before: "Leaf | None") -> None:
+        self.book = book
+        self.sorted: list[Entry] = before.sorted if before else []
+        self.heads: dict[Shape, list[tuple[Entry, Group]]] = {}  # heaps: the first job of each group
+        self.first: Entry | None = None
+        self._ids: list[str] | None = None
+
+    def put(self, group: Group) -> None:
+        """Add a group; `seal` when all are there."""
+        if group.taken < len(group.entries):
+            self.heads.setdefault(group.shape, []).append((group.entries[group.taken], group))
+
+    def seal(self) -> None:
+        """Sort what was put."""
+        for heap in self.heads.values():
+            heapify(heap)
+        self.first = min((heap[0][0] for heap in self.heads.values()), default=None)
+
+    def take(self, group: Group) -> None:
+        """The first job of the group, which is the first of its shape, was picked."""
+        heap = self.heads[group.shape]
+        assert heap[0][1] is group
+        group.taken += 1
+        if group.taken < len(group.entries):
+            heapreplace(heap, (group.entries[group.taken], group))
+        else:
+            heappop(heap)
+            if not heap:
+                del self.heads[group.shape]
+        self.first = min((heap[0][0] for heap in self.heads.values()), default=None)
+        self._ids = None
+
+    @property
+    def ids(self) -> list[str]:
+        """Its jobs in order of submission, then id."""
+        if self._ids is None:
+            entries = {entry for heap in self.heads.values() for _, group in heap for entry in group.left}
+            # nearly sorted is soon sorted: begin with the order of the last time
+            self.sorted = [entry for entry in self.sorted if entry in entries]
+            if len(self.sorted) < len(entries):
+                self.sorted += entries.difference(self.sorted)
+                self.sorted.sort()
+            self._ids = [job_id for _, job_id in self.sorted]
+        return self._ids

@@ -1,0 +1,135 @@
+"""A database with two organizations and their tokens, and replicas of the service over it."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import uvicorn
+from sqlalchemy import Table
+
+from quota.app import create_app
+from quota.client import QuotaClient
+from quota.clock import Clock
+from quota.db import Database
+from quota.identity import service, tokens
+from quota.identity.doorkeeper import Doorkeeper
+from quota.identity.lockout import Limits
+from quota.schemas.identity import Caller, NewOrganization, NewToken, Role, TokenRotation, TokenWithSecret
+from quota.settings import Settings
+from tests.builders import OPERATOR, HandClock, table_rows
+
+HERE = "10.1.2.3"
+WRONG = "ghub_" + "x" * 43
+
+
+@dataclass
+class HandWall:
+    """Wall time that moves only when a test says so."""
+
+    now_ms: int = 1_790_000_000_000
+
+    def __call__(self) -> int:
+        return self.now_ms
+
+    def advance(self, milliseconds: int) -> None:
+        self.now_ms += milliseconds
+
+
+@dataclass
+class World:
+    """One database, one doorkeeper, and time by hand."""
+
+    database: Database
+    clock: HandClock
+    wall: HandWall = field(default_factory=HandWall)
+    limits: Limits = field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        self.door = Doorkeeper(self.limits, self.wall)
+
+    def token(self, role: Role = Role.MEMBER, **fields: Any) -> TokenWithSecret:
+        """A token made by an operator; a member's belongs to alpha, an agent's to n0."""
+        defaults: dict[Role, dict[str, Any]] = {
+            Role.MEMBER: {"organization_id": "alpha"},
+            Role.AGENT: {"node": "n0"},
+        }
+        body = NewToken(role=role, **(defaults.get(role, {}) | fields))
+        return self.database.write(lambda tx: tokens.create_token(tx, OPERATOR, body))
+
+    def rotate(self, token_id: str, caller: Caller = OPERATOR, **fields: Any) -> TokenWithSecret:
+        body = TokenRotation.model_validate({"overlap_s": 3600, "reason": "a test"} | fields)
+        return self.database.write(lambda tx: tokens.rotate_token(tx, caller, token_id, body))
+
+    def enter(self, secret: str, address: str = HERE) -> Caller:
+        return self.door.authenticate(self.database, secret, address)
+
+    def rows(self, table: Table, **equal: object) -> list[Any]:
+        with self.database.read() as connection:
+            return table_rows(connection, table, **equal)
+
+
+@contextmanager
+def a_world(url: str, limits: Limits | None = None) -> Iterator[World]:
+    """A world whose organizations are alpha and beta."""
+    clock = HandClock()
+    database = Database(url, clock)
+    for name in ("alpha", "beta"):
+        body = NewOrganization(id=name, name=name.title())
+        database.write(lambda tx, body=body: service.create_organization(tx, OPERATOR, body))
+    try:
+        yield World(database, clock, limits=limits or Limits())
+    finally:
+        database.close()
+
+
+@contextmanager
+def a_replica(url: str, clock: Clock, **settings: Any) -> Iterator[str]:
+    """One more process' worth of the service, in a thread; answers its address."""
+    application = create_app(Settings(database=url, tasks=False, **settings), clock=clock)
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(application, log_level="critical", timeout_graceful_shutdown=1))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    try:
+        deadline = time.monotonic() + 20
+        while not server.started:
+            assert thread.is_alive(), "the server died at its start"
+            assert time.monotonic() < deadline, "the server did not start within 20 s"
+            thread.join(0.01)
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(20)
+        listener.close()
+        assert not thread.is_alive(), "the server did not stop"
+
+
+def at_once(count: int, work: Any) -> list[Any]:
+    """`work(number)` in so many threads that begin together; what each answered or raised."""
+    start = threading.Barrier(count)
+    results: list[Any] = [None] * count
+
+    def run(number: int) -> None:
+        start.wait()
+        try:
+            results[number] = work(number)
+        except Exception as error:  # the test looks at it
+            results[number] = error
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+        assert not thread.is_alive(), "a thread hangs"
+    return results
+
+
+def a_client(url: str, secret: str) -> QuotaClient:
+    return QuotaClient(url, secret, timeout_s=30.0)

@@ -1,0 +1,107 @@
+"""The operators' commands against a real service: what they show dry, and what they then do."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from deploy.cli import firm_app
+from tests import databases
+from tests.builders import Api, an_api
+
+
+@pytest.fixture
+def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Api]:
+    with an_api(databases.new_sqlite(tmp_path)) as made:
+        header = made.operator._http.headers["Authorization"]
+        monkeypatch.setenv("GPUHUB_URL", made.base_url)
+        monkeypatch.setenv("GPUHUB_TOKEN", header.removeprefix("Bearer "))
+        monkeypatch.setenv("GPUHUB_CONFIG", str(tmp_path / "config"))
+        yield made
+
+
+def gpuhub(*arguments: str) -> Result:
+    done = CliRunner().invoke(firm_app(), arguments)
+    assert done.exit_code in (0, 1, 2), done.output
+    return done
+
+
+def test_freeze_shows_first_and_then_does_it(api: Api) -> None:
+    grant = api.hub.award()
+    running, waiting = api.hub.submit(), api.hub.submit()
+    api.hub.run(running, grant)
+    before = api.hub.contents()
+    dry = gpuhub("freeze", "alpha", "--reason", "bill", "--stop-running", "--dry-run")
+    assert dry.exit_code == 0, dry.output
+    assert "dry run, nothing was done: alpha is frozen" in dry.stdout
+    assert waiting.id in dry.stdout
+    assert f"{running.id}-1" in dry.stdout
+    assert api.hub.contents() == before
+    done = gpuhub("freeze", "alpha", "--reason", "bill", "--stop-running", "--json")
+    assert json.loads(done.stdout)["stopped"]["ids"] == [running.id]
+    assert "already; nothing changed" in gpuhub("freeze", "alpha", "--reason", "bill").stdout
+    assert "alpha is not frozen" in gpuhub("unfreeze", "alpha", "--reason", "paid").stdout
+
+
+def test_pause_and_resume_show_in_placement(api: Api) -> None:
+    assert "placement on gpu_class h100 is paused" in _ok("pause", "--gpu-class", "h100", "--reason", "heat")
+    assert "placement on cluster sim is paused" in _ok("pause", "--cluster", "sim", "--reason", "heat")
+    assert "nothing was done" in _ok("pause", "--reason", "heat", "--dry-run")
+    shown = {
+        item["kind"] + item["id"]: item["paused"] for item in json.loads(_ok("placement", "--json"))["items"]
+    }
+    assert shown == {"hubhub": False, "clustersim": True, "gpu_classa100": False, "gpu_classh100": True}
+    assert "heat" in _ok("placement")
+    assert "is open" in _ok("resume", "--cluster", "sim", "--reason", "cool")
+    both = gpuhub("pause", "--cluster", "sim", "--gpu-class", "h100", "--reason", "heat")
+    assert both.exit_code == 2
+
+
+def test_requeue_and_cordon_show_what_they_touch(api: Api) -> None:
+    grant = api.hub.award()
+    job = api.hub.submit()
+    api.hub.run(job, grant)
+    assert f"{job.id}-1" in _ok("node", "cordon", "n0", "--reason", "fan", "--dry-run")
+    assert "ready" in _ok("node", "list")
+    assert "dry run" in _ok("requeue", job.id, "--reason", "rack", "--dry-run")
+    assert "work lost" in _ok("requeue", job.id, "--reason", "rack")
+    waiting = api.hub.submit()
+    refused = gpuhub("requeue", waiting.id, "--reason", "rack")
+    assert refused.exit_code == 1
+    assert "wrong_state" in refused.stderr
+
+
+def test_grant_change_leaves_what_is_left_out(api: Api) -> None:
+    grant = api.hub.award()
+    _ok("grant", "change", grant.id, "--max-gpus", "2", "--reason", "call")
+    assert "dry run" in _ok("grant", "change", grant.id, "--no-cap", "--reason", "call", "--dry-run")
+    _ok("grant", "change", grant.id, "--ends-at", "2027-01-01T00:00:00Z", "--reason", "call")
+    stands = api.operator.read_grant(grant.id)
+    assert stands.max_gpus == 2
+    assert stands.ends_at < grant.ends_at
+    _ok("grant", "change", grant.id, "--no-cap", "--reason", "call")
+    assert api.operator.read_grant(grant.id).max_gpus is None
+    assert gpuhub("grant", "change", grant.id, "--reason", "call").exit_code == 2
+    assert gpuhub("grant", "change", grant.id, "--ends-at", "soon", "--reason", "call").exit_code == 2
+
+
+def test_submit_dry_run_shows_the_quote_and_submits_nothing(api: Api) -> None:
+    grant = api.hub.award()
+    before = api.hub.contents()
+    asked = ("submit", "train", "--organization", "alpha", "--walltime", "1h", "--gpus", "2", "--dry-run")
+    shown = _ok(*asked)
+    assert "costs at most 2.00 GPU-h" in shown
+    assert grant.id in shown
+    assert "starts now" in shown
+    assert json.loads(_ok(*asked, "--json"))["grant_id"] == grant.id
+    assert api.hub.contents() == before
+
+
+def _ok(*arguments: str) -> str:
+    done = gpuhub(*arguments)
+    assert done.exit_code == 0, done.output
+    return done.stdout
