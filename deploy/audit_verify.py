@@ -1002,7 +1002,12 @@ def _open_statement(report: Report, path: Path, first: Bytes) -> Statement | Non
     sha256 = hashlib.sha256(content).hexdigest()
     if path.suffix == ".html":
         if sha256 not in first.issued.values():
-            report.wrong("statement_issued", path.name, sha256, "the SHA-256 of an issued statement")
+            report.wrong(
+                "statement_issued",
+                path.name,
+                sha256,
+                "the SHA-256 of a statement issued by the file's last seal; a newer one needs a newer export",
+            )
         return None
     try:
         document = _read_csv(content) if path.suffix == ".csv" else _read_json(content)

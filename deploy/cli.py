@@ -24,6 +24,8 @@ from deploy.commands import (
     trail,
     upkeep,
 )
+from deploy.session import ToldGroup
+from deploy.show import AUDITORS, OPERATORS
 
 PROGRAMS = {
     "up": ("deploy.up", "Start the whole hub on this machine, or live through a trace."),
@@ -44,6 +46,7 @@ def firm_app() -> typer.Typer:
     """All commands; those of PROGRAMS only as entries of the help."""
     app = typer.Typer(
         name="gpuhub",
+        cls=ToldGroup,
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,
@@ -55,16 +58,16 @@ def firm_app() -> typer.Typer:
     jobs.register(app)
     switches.register(app)
     job_changes.register(app)
-    app.add_typer(grants.grant_app, name="grant")
-    app.add_typer(grants.program_app, name="program")
+    app.add_typer(grants.grant_app, name="grant", rich_help_panel=OPERATORS)
+    app.add_typer(grants.program_app, name="program", rich_help_panel=OPERATORS)
     limits.register(app)
     moves.register(app)
     upkeep.register(app)
-    app.add_typer(registry.organization_app, name="organization")
-    app.add_typer(registry.token_app, name="token")
-    app.add_typer(fleet.node_app, name="node")
-    app.add_typer(fleet.class_app, name="class")
-    app.add_typer(audit.audit_app, name="audit")
+    app.add_typer(registry.organization_app, name="organization", rich_help_panel=OPERATORS)
+    app.add_typer(registry.token_app, name="token", rich_help_panel=OPERATORS)
+    app.add_typer(fleet.node_app, name="node", rich_help_panel=OPERATORS)
+    app.add_typer(fleet.class_app, name="class", rich_help_panel=OPERATORS)
+    app.add_typer(audit.audit_app, name="audit", rich_help_panel=AUDITORS)
     trail.register(app)
     for name, (_, text) in PROGRAMS.items():
         app.command(name, help=text, hidden=not text, rich_help_panel="Programs")(_never_called)

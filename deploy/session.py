@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import IntEnum
@@ -15,8 +16,11 @@ from pathlib import Path
 import httpx2
 import typer
 from pydantic import ValidationError
+from typer.core import TyperGroup
 
+from deploy.advice import advice_line
 from deploy.datadir import write_private
+from deploy.show import hours, with_hours
 from quota.client import QuotaClient, ServiceProblem, ServiceUnavailable
 
 
@@ -96,6 +100,15 @@ def told() -> Iterator[None]:
         _leave(Exit.USAGE, str(error))
 
 
+class ToldGroup(TyperGroup):
+    """A group of commands none of which ends in a traceback for what its user typed."""
+
+    def invoke(self, ctx: typer.Context) -> object:  # type: ignore[override]
+        """Run the command; what it refuses becomes lines on stderr and an exit code."""
+        with told():
+            return super().invoke(ctx)
+
+
 @contextmanager
 def service() -> Iterator[QuotaClient]:
     """The service of the login, with `told` around it."""
@@ -112,27 +125,52 @@ def open_client(url: str, token: str) -> QuotaClient:
     if not token.isascii() or not token.isprintable() or " " in token:
         raise UsageTrouble("the token holds characters that no token has; copy it again")
     try:
-        return QuotaClient(url, token)
+        return QuotaClient(url, token, language=language())
     except (httpx2.InvalidURL, ValueError) as error:
         raise UsageTrouble(f"--url {url!r}: {error}") from error
 
 
+def language() -> str:
+    """What refusals are told in: GPUHUB_LANGUAGE (`ko` or `en`), else as the terminal's locale says."""
+    for name in ("GPUHUB_LANGUAGE", "LC_ALL", "LC_MESSAGES", "LANG"):
+        if chosen := os.environ.get(name, ""):
+            return "ko" if chosen.lower().startswith("ko") else "en"
+    return "en"
+
+
 def refusal_lines(problem: ServiceProblem) -> list[str]:
-    """Code and reason, then the numbers or fields, if there are any."""
-    lines = [f"refused ({problem.code}): {problem.detail or problem.problem.title}"]
-    if problem.problem.errors:
-        lines.append("; ".join(_field_text(entry) for entry in problem.problem.errors))
-    elif problem.problem.numbers:
-        lines.append(", ".join(f"{name} = {value}" for name, value in problem.problem.numbers.items()))
-    if problem.code == "unauthenticated":
-        lines.append("the token is unknown, revoked or expired; run `gpuhub login` with a valid one")
-    return lines
+    """Code and reason, what the reason does not tell of fields and numbers, and what to do about it."""
+    detail = problem.detail or problem.problem.title
+    lines = [f"refused ({problem.code}): {with_hours(detail)}"]
+    fields = [_field_text(entry) for entry in problem.problem.errors if _message(entry) not in detail]
+    numbers = [
+        _number_text(name, value)
+        for name, value in problem.problem.numbers.items()
+        if not _is_told(str(value), detail)
+    ]
+    if more := fields or numbers:
+        lines.append(", ".join(more))
+    advice = advice_line(problem.code, problem.problem.numbers)
+    return [*lines, advice] if advice else lines
+
+
+def _is_told(value: str, detail: str) -> bool:
+    return re.search(rf"(?<![A-Za-z0-9_.-]){re.escape(value)}(?![A-Za-z0-9_-])", detail) is not None
+
+
+def _number_text(name: str, value: int | str) -> str:
+    if name.endswith("_gpu_us") and str(value).lstrip("-").isdecimal():
+        return f"{name.removesuffix('_gpu_us')} = {hours(int(value))} GPU-h"
+    return f"{name} = {value}"
 
 
 def _field_text(entry: dict[str, str]) -> str:
     where = entry.get("field") or entry.get("loc") or entry.get("pointer") or ""
-    what = entry.get("message") or entry.get("msg") or entry.get("detail") or ""
-    return f"{where}: {what}".strip(": ")
+    return with_hours(f"{where}: {_message(entry)}".strip(": "))
+
+
+def _message(entry: dict[str, str]) -> str:
+    return entry.get("message") or entry.get("msg") or entry.get("detail") or ""
 
 
 def validation_lines(error: ValidationError) -> list[str]:

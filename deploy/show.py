@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta, timezone
 
@@ -16,6 +17,13 @@ from quota.schemas.values import GPU_US_PER_HOUR
 
 SEOUL = timezone(timedelta(hours=9), "KST")
 """Hours are cut and statements are read in Seoul's time."""
+
+_AMOUNT = re.compile(r"(?<![\w.-])(-?\d+) GPU(?:-us|·µs)")
+_BARE_AMOUNT = re.compile(r"(?<![\w.,-])(-?\d{7,})(?![\w.-])")
+
+OPERATORS = "Operators"
+AUDITORS = "Auditors and operators"
+"""Panels of the help; what is in none of them is everybody's."""
 
 JsonOption = typer.Option("--json", help="Print the service's answer as JSON, for scripts.")
 
@@ -40,7 +48,10 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> 
     """A plain table; a column whose name begins with `>` holds numbers and is aligned right."""
     made = Table(title=title or None, title_justify="left", box=None, pad_edge=False, header_style="bold")
     for column in columns:
-        made.add_column(column.removeprefix(">"), justify="right" if column.startswith(">") else "left")
+        right = column.startswith(">")
+        made.add_column(
+            column.removeprefix(">"), justify="right" if right else "left", overflow="fold", no_wrap=right
+        )
     for row in rows:
         # Text, not markup: names may hold square brackets.
         made.add_row(*(Text(cell) for cell in row))
@@ -53,6 +64,16 @@ def hours(amount_gpu_us: int) -> str:
     if amount_gpu_us == 0:
         return "0"
     return f"{value:,.2f}" if abs(value) >= 1 else f"{value:.6f}".rstrip("0") or "0"
+
+
+def with_hours(text: str) -> str:
+    """A text for people with its GPU-microseconds told in hours, as the tables tell them."""
+
+    def told(found: re.Match[str]) -> str:
+        return f"{hours(int(found[1]))} GPU-h"
+
+    # one unit may stand for several amounts: "at most 5 GPU-us are possible, 3600000000 were asked for"
+    return _BARE_AMOUNT.sub(told, _AMOUNT.sub(told, text)) if _AMOUNT.search(text) else text
 
 
 def moment(at_ms: int | None) -> str:

@@ -20,14 +20,12 @@ from sqlalchemy import (
     BigInteger,
     Column,
     Connection,
-    Insert,
     Integer,
     MetaData,
     String,
     Table,
     create_engine,
     event,
-    insert,
     select,
     text,
     update,
@@ -37,6 +35,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from quota.clock import Clock
+from quota.prepared import Prepared, run_text
 
 T = TypeVar("T")
 
@@ -68,9 +67,11 @@ feed_rows = Table(
     Column("id", String(300), primary_key=True),
 )
 
-_NEXT_SEQ = (
+_NEXT_SEQ = Prepared(
     update(feed_head).where(feed_head.c.id == 1).values(seq=feed_head.c.seq + 1).returning(feed_head.c.seq)
 )
+_HEAD = Prepared(select(feed_head.c.seq).where(feed_head.c.id == 1))
+_FEED_ROW = Prepared.insert(feed_rows, ("seq", "kind", "id"))
 
 RETRY_LIMIT = 12
 _RETRIED_SQLSTATES = {"40001", "40P01", "23505"}
@@ -92,6 +93,8 @@ class Tx:
     deferred: list[tuple[Table, dict[str, Any]]] = field(default_factory=list)
     memo: dict[object, Any] = field(default_factory=dict)
     seq: int | None = None
+    depth: int = 0
+    """How many savepoints are open."""
 
     def touch(self, kind: str, object_id: str) -> None:
         """Let the feed show this object as changed."""
@@ -114,41 +117,42 @@ class Tx:
     def savepoint(self) -> Iterator[None]:
         """Undo what happens inside if it raises, rows not yet inserted included."""
         touched, deferred, memo = dict(self.touched), len(self.deferred), dict(self.memo)
-        nested = self.connection.begin_nested()
+        self.depth += 1
+        name = f"step_{self.depth}"
+        run_text(self.connection, f"SAVEPOINT {name}")
         try:
             yield
         except BaseException:
-            nested.rollback()
+            if not self.connection.invalidated:  # else it is gone, and the transaction with it
+                run_text(self.connection, f"ROLLBACK TO SAVEPOINT {name}")
             self.touched, self.memo = touched, memo
             del self.deferred[deferred:]
             raise
-        nested.commit()
+        finally:
+            self.depth -= 1
+        run_text(self.connection, f"RELEASE SAVEPOINT {name}")
 
     def publish(self) -> int | None:
         """Take the next feed sequence, insert what waited for it, and answer it; None if nothing changed."""
         if self.seq is not None or not (self.touched or self.deferred):
             return self.seq
-        self.seq = int(self.connection.execute(_NEXT_SEQ).scalar_one())
-        groups: dict[str, tuple[Table, list[dict[str, Any]]]] = {}
+        self.seq = int(_NEXT_SEQ.one(self.connection).seq)
+        groups: dict[Table, list[dict[str, Any]]] = {}
         for table, values in self.deferred:
-            rows = groups.setdefault(table.name, (table, []))[1]
-            rows.append(values | _stamp(table, self.seq, len(rows)))
-        for table, rows in groups.values():
-            self.connection.execute(_insert(table), rows)
+            rows = groups.setdefault(table, [])
+            rows.append({**values, "seq": self.seq, "position": len(rows)})
+        for table, rows in groups.items():
+            _insert(table, tuple(rows[0])).change_all(self.connection, rows)
         if self.touched:
             changed = [{"seq": self.seq, "kind": kind, "id": key} for kind, key in self.touched]
-            self.connection.execute(_insert(feed_rows), changed)
+            _FEED_ROW.change_all(self.connection, changed)
         return self.seq
 
 
 @cache
-def _insert(table: Table) -> Insert:
-    return insert(table)
-
-
-def _stamp(table: Table, seq: int, position: int) -> dict[str, int]:
-    stamp = {"seq": seq, "position": position}
-    return {name: value for name, value in stamp.items() if name in table.c}
+def _insert(table: Table, names: tuple[str, ...]) -> Prepared:
+    """Of rows with these names; the sequence and the position go to tables that have them."""
+    return Prepared.insert(table, [name for name in names if name in table.c])
 
 
 class _LookedAround(Exception):
@@ -226,7 +230,7 @@ class Database:
 
 def head(connection: Connection) -> int:
     """The feed's sequence at the moment this connection sees."""
-    return int(connection.execute(select(feed_head.c.seq).where(feed_head.c.id == 1)).scalar_one())
+    return int(_HEAD.one(connection).seq)
 
 
 def database_now_ms(connection: Connection) -> int:
@@ -260,7 +264,8 @@ def _engine(url: str, pool_size: int) -> Engine:
         pool_size=pool_size,
         max_overflow=48,
         hide_parameters=True,
-        connect_args={"check_same_thread": False},
+        # the driver keeps this many statements compiled
+        connect_args={"check_same_thread": False, "cached_statements": 512},
     )
     event.listen(engine, "connect", _prepare_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
@@ -282,7 +287,7 @@ def _prepare_sqlite(connection: sqlite3.Connection, _record: ConnectionPoolEntry
 def _begin_sqlite(connection: Connection) -> None:
     writes = connection.get_execution_options().get("hub_writes", False)
     # SQLite has one writer, so take the lock before the first read
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN DEFERRED")
+    run_text(connection, "BEGIN IMMEDIATE" if writes else "BEGIN DEFERRED")
 
 
 def _reader_options(dialect: str) -> dict[str, Any]:

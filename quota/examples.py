@@ -27,7 +27,6 @@ BY_NAME: Mapping[str, object] = {
     "command": ["python", "train.py"],
     "count": 8,
     "cycle": 4211,
-    "day": "2026-11-21",
     "detail": "",
     "epoch": 7,
     "evidence": "letter 2026-11-03/17",
@@ -139,6 +138,7 @@ WHOLE: Mapping[str, object] = {
     "GrantEdit": {"ends_at": "2027-05-22T15:00:00.000Z", "reason": "agreed at the review of 3 November"},
     "OrganizationChange": {"name": "Alpha Lab Seoul", "reason": "the firm has a new name"},
     "ProgramChange": {"name": "AX vouchers 2026/27", "reason": "agreed at the review of 3 November"},
+    "ReconcileDay": {"day": "2026-11-20"},
     "ShareMove": {
         "from_organization_id": "alpha-lab",
         "to_organization_id": "beta-robotics",

@@ -6,6 +6,7 @@ follows from what the operation takes: a token, a body, a path, an Idempotency-K
 
 from __future__ import annotations
 
+import copy
 import re
 from collections import defaultdict
 from collections.abc import Iterator
@@ -37,7 +38,7 @@ from quota.schemas.usage import EvidenceBatch
 RAW_MODELS: tuple[type[BaseModel], ...] = (DecisionBatch, ReportBatch, RankingDocument, EvidenceBatch)
 """What routes parse themselves."""
 PROBLEM = "application/problem+json"
-TAKES_ANY_NAME = frozenset({"put_gpu_class", "put_policy", "read_policy"})
+TAKES_ANY_NAME = frozenset({"put_gpu_class", "put_policy"})
 """Operations with an id in their path that need not be there."""
 _CODE = re.compile(r"[0-9]{3} `([a-z_]+)`")
 _TEMPLATE = "#/components/schemas/{model}"
@@ -56,6 +57,9 @@ def complete(document: dict[str, Any]) -> None:
     for path, methods in document["paths"].items():
         for method, operation in methods.items():
             operation.setdefault("x-scope", None)  # FastAPI leaves out what is null
+            if not operation.get("x-roles"):
+                operation["security"] = []  # the application's own would ask everybody for a token
+            _add_dry_run(operation)
             _add_problems(operation, path, method.upper(), known)
             _add_examples(operation, schemas)
     for unused in ("HTTPValidationError", "ValidationError"):
@@ -95,6 +99,15 @@ def _implied(operation: dict[str, Any], path: str, method: str) -> Iterator[type
         yield IdempotencyMismatch
     if "if-match" in headers:
         yield PreconditionFailed
+
+
+def _add_dry_run(operation: dict[str, Any]) -> None:
+    """What would be made is answered like what was made, with 200."""
+    responses = operation["responses"]
+    named = {item["name"] for item in operation.get("parameters", ())}
+    if "dry_run" in named and "201" in responses:
+        told = {"description": "With `dry_run`: what it would do; nothing was stored."}
+        responses.setdefault("200", copy.deepcopy(responses["201"]) | told)
 
 
 def _add_problems(

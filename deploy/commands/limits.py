@@ -8,7 +8,7 @@ from uuid import uuid4
 import typer
 
 from deploy.session import UsageTrouble, service
-from deploy.show import JsonOption, console, hours, json_out, table
+from deploy.show import OPERATORS, JsonOption, console, hours, json_out, table
 from quota.schemas.limits import (
     GrantLimits,
     LimitBalance,
@@ -31,7 +31,7 @@ Party = Annotated[str, typer.Argument(help="The party's organization.")]
 Position = Annotated[int, typer.Argument(help="Which tranche, counted from 1.", min=1, max=20)]
 
 share_app = typer.Typer(no_args_is_help=True, help="Divide a grant among the parties of a consortium.")
-tranche_app = typer.Typer(no_args_is_help=True, help="Divide a grant over its milestones (operators).")
+tranche_app = typer.Typer(no_args_is_help=True, help="Divide a grant over its milestones.")
 
 
 def limits(grant_id: GrantId, as_json: Json = False) -> None:
@@ -142,7 +142,7 @@ def register(app: typer.Typer) -> None:
     """Add these commands to the app."""
     app.command("limits", no_args_is_help=True)(limits)
     app.add_typer(share_app, name="share")
-    app.add_typer(tranche_app, name="tranche")
+    app.add_typer(tranche_app, name="tranche", rich_help_panel=OPERATORS)
 
 
 def _tell_limits(found: GrantLimits) -> None:

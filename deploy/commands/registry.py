@@ -23,9 +23,12 @@ from quota.schemas.identity import (
 )
 
 Json = Annotated[bool, JsonOption]
+Key = Annotated[str | None, typer.Option(help="Idempotency-Key: the same request twice is done once.")]
 
-organization_app = typer.Typer(no_args_is_help=True, help="Register and list organizations (operators).")
-token_app = typer.Typer(no_args_is_help=True, help="Make, list and revoke tokens (operators).")
+organization_app = typer.Typer(no_args_is_help=True, help="Register, correct and list organizations.")
+token_app = typer.Typer(
+    no_args_is_help=True, help="Make, rotate, list and revoke tokens; members rotate their own."
+)
 
 
 @organization_app.command("create")
@@ -108,6 +111,7 @@ def create_token(
     expires_in: Annotated[
         str | None, typer.Option(help="How long it is valid: 90d. Default: until revoked.")
     ] = None,
+    key: Key = None,
     as_json: Json = False,
 ) -> None:
     """Make a token. Its secret is shown this once."""
@@ -120,7 +124,7 @@ def create_token(
             scopes=tuple(scope or ()),
             expires_at=None if expires_in is None else _expiry_ms(client, expires_in),
         )
-        made = client.create_token(body)
+        made = client.create_token(body, key)
     if as_json:
         json_out(made)
     else:
@@ -137,12 +141,13 @@ def rotate_token(
     overlap: Annotated[
         str, typer.Option(help="How long the old secret stays good: 12h; 0s: not at all.")
     ] = "1d",
+    key: Key = None,
     as_json: Json = False,
 ) -> None:
     """Make a successor of the same rights. Its secret is shown this once."""
     with service() as client:
         old = token_id or client.read_caller().token_id
-        made = client.rotate_token(old, TokenRotation(overlap_s=_overlap_s(overlap), reason=reason))
+        made = client.rotate_token(old, TokenRotation(overlap_s=_overlap_s(overlap), reason=reason), key)
     if as_json:
         json_out(made)
         return
@@ -151,7 +156,7 @@ def rotate_token(
     )
     typer.echo(made.secret)
     if token_id is None:
-        typer.echo("go on with it: gpuhub login", err=True)
+        typer.echo("go on with it: gpuhub login --url URL (it asks for the token)", err=True)
 
 
 @token_app.command("list")
@@ -169,7 +174,7 @@ def list_tokens(
     if as_json:
         json_out(found)
         return
-    columns = ("token", "role", "for", "label", "prefix", "scopes", "made", "last used", "state")
+    columns = ("token", "role", "for", "label", "prefix", "scopes", "made (KST)", "last used", "state")
     rows = [
         (
             item.id,
@@ -234,7 +239,7 @@ def _overlap_s(text: str) -> int:
 def _token_state(item: Token) -> str:
     if item.revoked_at is not None:
         return f"revoked {moment(item.revoked_at)}"
-    return "" if item.expires_at is None else f"until {moment(item.expires_at)}"
+    return "good" if item.expires_at is None else f"until {moment(item.expires_at)}"
 
 
 def _expiry_ms(client: QuotaClient, text: str) -> int:

@@ -8,19 +8,24 @@ from typing import Annotated
 
 import typer
 
-from deploy.session import service
+from deploy.moments import maybe_moment_ms
+from deploy.session import UsageTrouble, service
 from deploy.show import JsonOption, console, hours, json_out, moment, table, won
-from quota.clock import instant_ms
+from quota.client.paging import every
 from quota.schemas.statements import Statement, StatementFormat, StatementLanguage, StatementLine
 
 Json = Annotated[bool, JsonOption]
-Moment = Annotated[str | None, typer.Option(help="RFC 3339; means the last audit seal at or before it.")]
+AsOf = Annotated[
+    str | None,
+    typer.Option(help="As it stood at the last seal by then: '2026-11-22 18:00' in Seoul, or RFC 3339."),
+]
+Since = Annotated[str | None, typer.Option(help="Open with the balance at the last seal by then.")]
 
 
 def statement(
     grant_id: Annotated[str, typer.Argument(help="The grant's id; see `gpuhub balance`.")],
-    as_of: Moment = None,
-    since: Moment = None,
+    as_of: AsOf = None,
+    since: Since = None,
     output: Annotated[Path | None, typer.Option(help="Write a file instead of showing a table.")] = None,
     form: Annotated[StatementFormat, typer.Option("--format", help="Of the file.")] = StatementFormat.CSV,
     language: Annotated[
@@ -29,12 +34,21 @@ def statement(
     as_json: Json = False,
 ) -> None:
     """Show every transfer of a grant with its arithmetic; with --as-of as it was sealed then."""
-    as_of_ms, since_ms = _moment_ms("--as-of", as_of), _moment_ms("--since", since)
+    as_of_ms, since_ms = maybe_moment_ms("--as-of", as_of), maybe_moment_ms("--since", since)
     with service() as client:
         if output is not None:
             content = client.write_statement(grant_id, form, language, as_of_ms, since_ms)
-            output.write_bytes(content)
-            typer.echo(f"{output}: {len(content):,} bytes, SHA-256 {hashlib.sha256(content).hexdigest()}")
+            try:
+                output.write_bytes(content)
+            except OSError as error:
+                raise UsageTrouble(
+                    f"--output {output}: {error.strerror}; name a file you can write"
+                ) from error
+            told = {"file": str(output), "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+            if as_json:
+                json_out(told)
+            else:
+                typer.echo(f"{output}: {len(content):,} bytes, SHA-256 {told['sha256']}")
             return
         found = client.read_statement(grant_id, as_of_ms, since_ms)
     if as_json:
@@ -43,13 +57,31 @@ def statement(
         print_statement(found)
 
 
-def _moment_ms(option: str, text: str | None) -> int | None:
-    if text is None:
-        return None
-    try:
-        return instant_ms(text)
-    except ValueError as error:
-        raise typer.BadParameter(f"{option}: {error}") from error
+def issued(
+    grant_id: Annotated[str, typer.Argument(help="The grant's id; see `gpuhub balance`.")],
+    as_json: Json = False,
+) -> None:
+    """List the sealed statements of a grant that were issued, with the SHA-256 of each."""
+    with service() as client:
+        found = list(every(client.list_statements, grant_id=grant_id))
+    if as_json:
+        json_out(found)
+        return
+    rows = [
+        (
+            moment(item.issued_at),
+            item.issued_by,
+            f"{item.since_seal} to {item.seal}",
+            item.format.value,
+            item.language.value,
+            item.sha256,
+        )
+        for item in found
+    ]
+    columns = ("issued (KST)", "to", "seals", "form", "words", "SHA-256")
+    console().print(
+        table("", columns, rows) if rows else "none yet; `gpuhub statement GRANT --as-of TIME` issues one"
+    )
 
 
 def print_statement(found: Statement, tail: int | None = None) -> None:
@@ -65,7 +97,8 @@ def print_statement(found: Statement, tail: int | None = None) -> None:
         title += ", not sealed"
     else:
         title += f", seal {found.seal.number} {found.seal.sha256[:16]}"
-    out.print(table(title, columns, [_line_cells(line) for line in lines]))
+    out.print(title, style="italic", soft_wrap=True)
+    out.print(table("", columns, [_line_cells(line) for line in lines]))
     if len(lines) < len(found.lines):
         out.print(f"({len(found.lines) - len(lines)} earlier lines: gpuhub statement {found.grant_id})")
     out.print(
@@ -104,5 +137,6 @@ def _signed(amount_gpu_us: int) -> str:
 
 
 def register(app: typer.Typer) -> None:
-    """Add this command to the app."""
+    """Add these commands to the app."""
     app.command("statement", no_args_is_help=True)(statement)
+    app.command("statements", no_args_is_help=True)(issued)

@@ -9,10 +9,11 @@ import typer
 from deploy.commands.account import grant_table
 from deploy.commands.grants import GrantId, grant_app
 from deploy.durations import duration_text
+from deploy.moments import moment_ms
 from deploy.session import UsageTrouble, service
-from deploy.show import JsonOption, console, hours, json_out, moment, table, won
+from deploy.show import AUDITORS, OPERATORS, JsonOption, console, hours, json_out, moment, table, won
+from deploy.waiting import waiting_line
 from quota.client import QuotaClient
-from quota.clock import instant_ms
 from quota.schemas.quotes import GrantQuote, Quote
 from quota.schemas.switches import (
     Affected,
@@ -124,10 +125,14 @@ def requeue(
 def change_grant(
     grant_id: GrantId,
     reason: Why,
-    ends_at: Annotated[str | None, typer.Option(help="The new end, RFC 3339.")] = None,
+    ends_at: Annotated[
+        str | None, typer.Option(help="The new end: '2027-02-28 23:59' in Seoul, or RFC 3339.")
+    ] = None,
     max_gpus: Annotated[int | None, typer.Option(help="GPUs it may have in use at once.")] = None,
     no_cap: Annotated[bool, typer.Option("--no-cap", help="Lift the cap on GPUs in use.")] = False,
-    if_match: Annotated[str | None, typer.Option(help="Only if it still has this ETag.")] = None,
+    if_match: Annotated[
+        str | None, typer.Option(help="Only if it still has this ETag, the header of GET /v1/grants/ID.")
+    ] = None,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
@@ -161,14 +166,14 @@ def show_quote(found: Quote) -> None:
     )
     columns = ("grant", "could pay", ">left", ">GPUs left", "ends (KST)", ">limit that fits")
     out.print(table("grants in the order in which they are asked", columns, map(_grant_cells, found.grants)))
-    reason = "" if wait.waiting is None else f" ({wait.waiting.code.value})"
+    reason = "" if wait.waiting is None else f" ({waiting_line(wait.waiting)})"
     lines = [
         f"starts {wait.starts.value}{reason}; place {wait.position or wait.position_at_worst} in the queue"
     ]
     if wait.room_at_the_latest is not None and wait.room_at_the_latest > found.as_of:
-        lines.append(f"room at the latest by {moment(wait.room_at_the_latest)} if nothing goes before it")
+        lines.append(f"room at the latest by {moment(wait.room_at_the_latest)} KST if nothing goes before it")
     if wait.start_by is not None:
-        lines.append(f"must start by {moment(wait.start_by)} for a grant to pay for all of it")
+        lines.append(f"must start by {moment(wait.start_by)} KST for a grant to pay for all of it")
     if wait.history is not None:
         past = wait.history
         lines.append(
@@ -194,7 +199,8 @@ def _freeze(organization: str, body: FreezeChange, dry_run: bool, as_json: bool)
         return
     state = "frozen" if done.organization.frozen else "not frozen"
     typer.echo(_head(done, f"{done.organization.id} is {state}"))
-    console().print(reach_table(done.reach, [_row("running jobs cancelled", done.stopped)]))
+    stopped = [_row("running jobs cancelled", done.stopped)] if body.stop_running else []
+    console().print(reach_table(done.reach, stopped))
 
 
 def _place(
@@ -228,10 +234,7 @@ def _edit(reason: str, ends_at: str | None, max_gpus: int | None, no_cap: bool) 
         raise UsageTrouble("name --max-gpus or --no-cap, not both")
     asked: dict[str, Any] = {"reason": reason}
     if ends_at is not None:
-        try:
-            asked["ends_at"] = instant_ms(ends_at)
-        except ValueError as error:
-            raise UsageTrouble(f"--ends-at: {error}") from error
+        asked["ends_at"] = moment_ms("--ends-at", ends_at)
     if max_gpus is not None or no_cap:
         asked["max_gpus"] = max_gpus
     return GrantEdit.model_validate(asked)
@@ -261,9 +264,9 @@ def _row(name: str, found: Affected) -> tuple[str, str, str]:
 
 def register(app: typer.Typer) -> None:
     """Add these commands to the app."""
-    app.command("freeze", no_args_is_help=True)(freeze)
-    app.command("unfreeze", no_args_is_help=True)(unfreeze)
-    app.command("pause", no_args_is_help=True)(pause)
-    app.command("resume", no_args_is_help=True)(resume)
-    app.command("placement")(placement)
-    app.command("requeue", no_args_is_help=True)(requeue)
+    app.command("freeze", no_args_is_help=True, rich_help_panel=OPERATORS)(freeze)
+    app.command("unfreeze", no_args_is_help=True, rich_help_panel=OPERATORS)(unfreeze)
+    app.command("pause", no_args_is_help=True, rich_help_panel=OPERATORS)(pause)
+    app.command("resume", no_args_is_help=True, rich_help_panel=OPERATORS)(resume)
+    app.command("placement", rich_help_panel=AUDITORS)(placement)
+    app.command("requeue", no_args_is_help=True, rich_help_panel=OPERATORS)(requeue)

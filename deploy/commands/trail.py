@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from deploy.session import service
-from deploy.show import JsonOption, console, json_out, moment, table
+from deploy.show import AUDITORS, JsonOption, console, json_out, moment, table
 
 Json = Annotated[bool, JsonOption]
 After = Annotated[int, typer.Option(min=0, help="Only what came after this id.")]
@@ -31,4 +31,4 @@ def findings(after: After = 0, limit: Limit = 100, as_json: Json = False) -> Non
 
 def register(app: typer.Typer) -> None:
     """Add this command to the app."""
-    app.command("findings")(findings)
+    app.command("findings", rich_help_panel=AUDITORS)(findings)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from deploy.session import service
-from deploy.show import JsonOption, console, hours, json_out, moment, table
+from deploy.show import AUDITORS, JsonOption, console, hours, json_out, moment, table
 from quota.schemas.reconciliation import ReconcileDay, Reconciliation
 
 Json = Annotated[bool, JsonOption]
@@ -20,12 +20,13 @@ def reconcile(
 ) -> None:
     """Show per day what ledger, clusters and agents say; differences are listed by `gpuhub findings`."""
     with service() as client:
-        if day is None:
-            page = client.list_reconciliations(limit=days)
-        else:
-            page = client.reconcile_day(ReconcileDay(day=day))
+        asked = None if day is None else ReconcileDay(day=day)
+        page = client.list_reconciliations(limit=days) if asked is None else client.reconcile_day(asked)
     if as_json:
         json_out(page)
+        return
+    if not page.items:
+        typer.echo("no day is over yet; each is compared once the next has begun and late evidence is in")
         return
     columns = ("day", "cluster", ">attempts", ">ledger", ">cluster", ">observed", ">busy", ">differences")
     console().print(table("GPU hours per day (Seoul)", columns, [_cells(item) for item in page.items]))
@@ -64,5 +65,5 @@ def _cells(item: Reconciliation) -> tuple[str, ...]:
 
 def register(app: typer.Typer) -> None:
     """Add these commands to the app."""
-    app.command("reconcile")(reconcile)
-    app.command("tasks")(tasks)
+    app.command("reconcile", rich_help_panel=AUDITORS)(reconcile)
+    app.command("tasks", rich_help_panel=AUDITORS)(tasks)

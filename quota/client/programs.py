@@ -41,7 +41,7 @@ class ProgramCalls(Transport):
         return self._send("POST", path, body, programs.Program, key, dry_run=dry_run)
 
     def top_up_grant(
-        self, grant_id: str, body: programs.GrantChange, key: str | None = None, dry_run: bool | None = None
+        self, grant_id: str, body: programs.TopUp, key: str | None = None, dry_run: bool | None = None
     ) -> programs.Grant:
         """Add hours of the programme's budget to a grant."""
         return self._send(
@@ -49,7 +49,7 @@ class ProgramCalls(Transport):
         )
 
     def cut_grant(
-        self, grant_id: str, body: programs.GrantChange, key: str | None = None, dry_run: bool | None = None
+        self, grant_id: str, body: programs.GrantCut, key: str | None = None, dry_run: bool | None = None
     ) -> programs.Grant:
         """Take unused hours of a grant back into the programme's budget."""
         return self._send("POST", f"/v1/grants/{grant_id}/cuts", body, programs.Grant, key, dry_run=dry_run)

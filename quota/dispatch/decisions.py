@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Row, bindparam, insert, select, update
+from sqlalchemy import Row, bindparam, select, update
 
 from quota.audit import service as audit
 from quota.db import Tx
@@ -23,6 +23,7 @@ from quota.jobs.tables import attempts, jobs, placements
 from quota.ledger import holds
 from quota.ledger.rules import amount_gpu_us
 from quota.ledger.tables import accounts
+from quota.prepared import Prepared
 from quota.programs.paths import account_paths
 from quota.programs.tables import grants
 from quota.schemas.scheduling import (
@@ -36,14 +37,56 @@ from quota.schemas.scheduling import (
     StopItem,
     StopReason,
 )
+from quota.schemas.values import built
 
 ACTOR = "scheduler"
 
-_CLAIM = (
+_CLAIM = Prepared(
     update(jobs)
     .where(jobs.c.id == bindparam("job"))
     .values(state=JobState.STARTING.value, attempt=bindparam("number"), not_before_ms=None)
 )
+_LOCK_ACCOUNTS = Prepared(
+    select(accounts.c.id)
+    .where(accounts.c.id.in_(bindparam("path", expanding=True)))
+    .order_by(accounts.c.id)
+    .with_for_update(),
+    lists=("path",),
+)
+_GRANT = Prepared(select(grants).where(grants.c.id == bindparam("grant")))
+_TREE = Prepared(select(accounts).where(accounts.c.grant_id == bindparam("grant")).order_by(accounts.c.id))
+_THIS = (attempts.c.job_id == bindparam("job"), attempts.c.attempt == bindparam("number"))
+_LOCK_ATTEMPT = Prepared(select(attempts).where(*_THIS).with_for_update())
+_STOP = Prepared(
+    update(attempts)
+    .where(*_THIS)
+    .values(
+        state=JobState.STOPPING.value,
+        stop_reason=bindparam("why"),
+        stop_at_ms=bindparam("at"),
+        stop_grace_ms=bindparam("grace"),
+        stop_for_job=bindparam("for_job"),
+    )
+)
+_NEW_ATTEMPT = Prepared.insert(
+    attempts,
+    (
+        "job_id",
+        "attempt",
+        "organization_id",
+        "state",
+        "cluster",
+        "grant_id",
+        "hold_id",
+        "walltime_ms",
+        "grace_ms",
+        "claimed_at_ms",
+        "lost",
+        "capacity_held",
+        "settled",
+    ),
+)
+_STOP_JOB = Prepared(update(jobs).where(jobs.c.id == bindparam("job")).values(state=JobState.STOPPING.value))
 
 
 def decide(tx: Tx, batch: DecisionBatch, body: bytes) -> DecisionReply:
@@ -60,7 +103,8 @@ def decide(tx: Tx, batch: DecisionBatch, body: bytes) -> DecisionReply:
     results = tuple(_item(tx, item, stopped) for item in batch.items)
     _release_victims(tx, batch, results)
     seq = tx.publish() or 0
-    reply = DecisionReply(
+    reply = built(
+        DecisionReply,
         stream=batch.stream,
         stream_seq=batch.seq,
         seq=seq,
@@ -83,10 +127,7 @@ def _lock_accounts(tx: Tx, batch: DecisionBatch) -> None:
     """All accounts of the batch in id order, so that two batches never wait for each other in a circle."""
     paths = {name for item in batch.items if isinstance(item, StartItem) for name in item.account_path}
     if paths and tx.dialect != "sqlite":
-        ordered = sorted(paths)
-        tx.connection.execute(
-            select(accounts.c.id).where(accounts.c.id.in_(ordered)).order_by(accounts.c.id).with_for_update()
-        ).all()
+        _LOCK_ACCOUNTS.all(tx.connection, {"path": sorted(paths)})
 
 
 def _item(tx: Tx, item: DecisionItem, stopped: frozenset[tuple[str, int]]) -> ItemResult:
@@ -121,12 +162,12 @@ def _start(tx: Tx, item: StartItem, stopped: frozenset[tuple[str, int]]) -> Item
     row = _attempt_row(tx, job, item, hold_id)
     if (item.job_id, item.attempt) in stopped:
         # the stop in the same batch will look for it
-        tx.connection.execute(insert(attempts), row)
+        _NEW_ATTEMPT.change(tx.connection, row)
     else:
         tx.defer(attempts, row)
     for pod in item.pods:
         tx.defer(placements, _placement_row(item, pod))
-    tx.connection.execute(_CLAIM, {"job": job.id, "number": item.attempt})
+    _CLAIM.change(tx.connection, {"job": job.id, "number": item.attempt})
     for kind, key in (("job", job.id), ("attempt", f"{job.id}-{item.attempt}"), ("grant", item.grant_id)):
         tx.touch(kind, key)
     detail: dict[str, object] = {
@@ -137,7 +178,7 @@ def _start(tx: Tx, item: StartItem, stopped: frozenset[tuple[str, int]]) -> Item
         "nodes": sorted({pod.node for pod in item.pods}),
     }
     audit.record(tx, ACTOR, "attempt.start", job.id, detail=detail)
-    return ItemResult(job_id=job.id, attempt=item.attempt, outcome="accepted")
+    return built(ItemResult, job_id=job.id, attempt=item.attempt, outcome="accepted")
 
 
 def _startable_job(tx: Tx, item: StartItem) -> Row[Any]:
@@ -175,7 +216,7 @@ def _startable_job(tx: Tx, item: StartItem) -> Row[Any]:
 def _check_grant(tx: Tx, job: Row[Any], item: StartItem) -> Row[Any]:
     grant: Row[Any] | None = tx.once(
         ("grant", item.grant_id),
-        lambda: tx.connection.execute(select(grants).where(grants.c.id == item.grant_id)).one_or_none(),
+        lambda: _GRANT.one_or_none(tx.connection, {"grant": item.grant_id}),
     )
     if grant is None or job.grant_id not in (None, grant.id):
         raise NotFound("job {job_id} may not draw on grant {grant_id}", job_id=job.id, grant_id=item.grant_id)
@@ -197,10 +238,7 @@ def _check_grant(tx: Tx, job: Row[Any], item: StartItem) -> Row[Any]:
 
 
 def _open_paths(tx: Tx, grant: Row[Any]) -> set[tuple[str, tuple[str, ...]]]:
-    rows = tx.connection.execute(
-        select(accounts).where(accounts.c.grant_id == grant.id).order_by(accounts.c.id)
-    ).all()
-    paths = account_paths(grant.organization_id, list(rows))
+    paths = account_paths(grant.organization_id, _TREE.all(tx.connection, {"grant": grant.id}))
     return {(path.organization_id, tuple(account.id for account in path.accounts)) for path in paths}
 
 
@@ -239,11 +277,8 @@ def _attempt_row(tx: Tx, job: Row[Any], item: StartItem, hold_id: str) -> dict[s
 
 def _stop(tx: Tx, item: StopItem) -> ItemResult:
     job = job_service.lock_job(tx, item.job_id)
-    row = tx.connection.execute(
-        select(attempts)
-        .where(attempts.c.job_id == item.job_id, attempts.c.attempt == item.attempt)
-        .with_for_update()
-    ).one_or_none()
+    this = {"job": item.job_id, "number": item.attempt}
+    row = _LOCK_ATTEMPT.one_or_none(tx.connection, this)
     if job is None or row is None:
         raise NotFound(
             "there is no attempt {attempt} of job {job_id}", attempt=item.attempt, job_id=item.job_id
@@ -253,19 +288,15 @@ def _stop(tx: Tx, item: StopItem) -> ItemResult:
         return ItemResult(job_id=job.id, attempt=item.attempt, outcome="unchanged", code=state.value)
     check_move(state, JobState.STOPPING, job.id)
     _check_stop(row, item)
-    tx.connection.execute(
-        update(attempts)
-        .where(attempts.c.job_id == job.id, attempts.c.attempt == item.attempt)
-        .values(
-            state=JobState.STOPPING.value,
-            stop_reason=item.reason.value,
-            # what is settled already is never taken back by a stop
-            stop_at_ms=max(item.stop_at, row.settled_through_ms or 0, row.claimed_at_ms),
-            stop_grace_ms=min(item.grace_ms, row.grace_ms),
-            stop_for_job=item.for_job,
-        )
-    )
-    tx.connection.execute(update(jobs).where(jobs.c.id == job.id).values(state=JobState.STOPPING.value))
+    stop: dict[str, Any] = {
+        "why": item.reason.value,
+        # what is settled already is never taken back by a stop
+        "at": max(item.stop_at, row.settled_through_ms or 0, row.claimed_at_ms),
+        "grace": min(item.grace_ms, row.grace_ms),
+        "for_job": item.for_job,
+    }
+    _STOP.change(tx.connection, this | stop)
+    _STOP_JOB.change(tx.connection, {"job": job.id})
     tx.touch("job", job.id)
     tx.touch("attempt", f"{job.id}-{item.attempt}")
     detail: dict[str, object] = {"attempt": item.attempt, "stop": item.reason.value, "for_job": item.for_job}

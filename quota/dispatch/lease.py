@@ -7,7 +7,10 @@ from sqlalchemy import Connection, insert, select, update
 from quota.db import Tx, database_now_ms, head
 from quota.dispatch.tables import scheduler_epoch, scheduler_lease, streams
 from quota.errors import LeaseHeld, StaleEpoch
+from quota.prepared import Prepared
 from quota.schemas.scheduling import LeaseReply, LeaseRequest
+
+_LOCK_EPOCH = Prepared(select(scheduler_epoch.c.epoch).where(scheduler_epoch.c.id == 1).with_for_update())
 
 
 def take_lease(tx: Tx, body: LeaseRequest, ttl_s: float) -> LeaseReply:
@@ -59,11 +62,7 @@ def check_epoch(tx: Tx, epoch: int) -> None:
     There is one leader, so its batches gain nothing from running side by side, and never wait for each other
     in a circle. Raises StaleEpoch.
     """
-    current = int(
-        tx.connection.execute(
-            select(scheduler_epoch.c.epoch).where(scheduler_epoch.c.id == 1).with_for_update()
-        ).scalar_one()
-    )
+    current = int(_LOCK_EPOCH.one(tx.connection).epoch)
     if epoch != current:
         raise StaleEpoch("this epoch was taken over; {epoch} is the current one", epoch=current)
 

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable
 from typing import Any
 
 from pydantic import BaseModel
-from sqlalchemy import ColumnElement, Connection, Row, or_, select, tuple_
+from sqlalchemy import BindParameter, ColumnElement, Connection, Row, and_, bindparam, or_, select, tuple_
 
 from quota.dispatch.policy import policy_object
 from quota.fleet import service as fleet
@@ -16,6 +16,7 @@ from quota.fleet.tables import clusters, gpu_classes, node_capacity, nodes, rate
 from quota.identity.tables import organizations
 from quota.jobs.tables import attempts, jobs, placements
 from quota.ledger.tables import accounts, holds
+from quota.prepared import Prepared
 from quota.programs.paths import account_paths
 from quota.programs.service import pace_of
 from quota.programs.tables import grants
@@ -35,6 +36,7 @@ from quota.schemas.scheduling import (
     StopReason,
     StopRecord,
 )
+from quota.schemas.values import built
 
 KINDS: tuple[FeedKind, ...] = (
     "policy",
@@ -47,6 +49,64 @@ KINDS: tuple[FeedKind, ...] = (
     "attempt",
 )
 PREEMPTION_MEMORY_MS = 24 * 3_600_000
+
+_IDS: BindParameter[Any] = bindparam("ids", expanding=True)
+_KEYS: BindParameter[Any] = bindparam("keys", expanding=True)
+# attempts that keep capacity, and those whose room is being kept for a job that still waits
+_OPEN = or_(attempts.c.capacity_held.is_(True), attempts.c.stop_for_job.is_not(None))
+_CLUSTERS = Prepared(select(clusters).where(clusters.c.id.in_(_IDS)), lists=("ids",))
+_GPU_CLASSES = Prepared(
+    select(gpu_classes.c.id, gpu_classes.c.rate_id, gpu_classes.c.paused, rates.c.rate_thousandths)
+    .join(rates, rates.c.id == gpu_classes.c.rate_id)
+    .where(gpu_classes.c.id.in_(_IDS)),
+    lists=("ids",),
+)
+_NODES = Prepared(
+    select(
+        nodes,
+        node_capacity.c.gpu_class,
+        node_capacity.c.total,
+        node_capacity.c.foreign_used,
+        node_capacity.c.used,
+    )
+    .outerjoin(
+        node_capacity, and_(node_capacity.c.cluster == nodes.c.cluster, node_capacity.c.node == nodes.c.node)
+    )
+    .where(tuple_(nodes.c.cluster, nodes.c.node).in_(_KEYS))
+    .order_by(node_capacity.c.gpu_class),
+    lists=("keys",),
+)
+_ORGANIZATIONS = Prepared(select(organizations).where(organizations.c.id.in_(_IDS)), lists=("ids",))
+_GRANTS = Prepared(
+    select(grants).where(grants.c.id.in_(_IDS), grants.c.ends_at_ms > bindparam("now")), lists=("ids",)
+)
+_TREES = Prepared(
+    select(accounts).where(accounts.c.grant_id.in_(_IDS)).order_by(accounts.c.id), lists=("ids",)
+)
+_JOBS = Prepared(
+    select(jobs).where(jobs.c.id.in_(_IDS), jobs.c.state != JobState.ENDED.value), lists=("ids",)
+)
+_PREEMPTED = Prepared(
+    select(attempts.c.job_id, attempts.c.ended_at_ms).where(
+        attempts.c.job_id.in_(_IDS),
+        attempts.c.end_reason == "preempted",
+        attempts.c.ended_at_ms > bindparam("since"),
+    ),
+    lists=("ids",),
+)
+_PODS = Prepared(
+    select(placements)
+    .where(tuple_(placements.c.job_id, placements.c.attempt).in_(_KEYS))
+    .order_by(placements.c.pod_index),
+    lists=("keys",),
+)
+_ATTEMPTS = Prepared(
+    select(attempts, jobs.c.spec, holds.c.amount_gpu_us)
+    .join(jobs, jobs.c.id == attempts.c.job_id)
+    .join(holds, holds.c.id == attempts.c.hold_id)
+    .where(tuple_(attempts.c.job_id, attempts.c.attempt).in_(_KEYS), _OPEN),
+    lists=("keys",),
+)
 
 
 def load(
@@ -77,9 +137,8 @@ def page(
 
 def _item(kind: FeedKind, object_id: str, seq: int, found: BaseModel | None) -> FeedItem:
     if found is None:
-        return FeedItem(kind=kind, id=object_id, seq=seq, gone=True)
-    item = FeedItem.model_construct(kind=kind, id=object_id, seq=seq, gone=False)
-    return item.model_copy(update={kind: found})
+        return built(FeedItem, kind=kind, id=object_id, seq=seq, gone=True)
+    return built(FeedItem, kind=kind, id=object_id, seq=seq, gone=False, **{kind: found})
 
 
 def _ids(connection: Connection, kind: FeedKind, after: str, limit: int, now_ms: int) -> list[str]:
@@ -114,16 +173,11 @@ def _attempt_ids(connection: Connection, after: str, limit: int) -> list[str]:
     key = tuple_(attempts.c.job_id, attempts.c.attempt)
     rows = connection.execute(
         select(attempts.c.job_id, attempts.c.attempt)
-        .where(_open_attempts(), key > (after_job, int(after_number or 0)))
+        .where(_OPEN, key > (after_job, int(after_number or 0)))
         .order_by(attempts.c.job_id, attempts.c.attempt)
         .limit(limit)
     )
     return [f"{row.job_id}-{row.attempt}" for row in rows]
-
-
-def _open_attempts() -> ColumnElement[bool]:
-    """Attempts that keep capacity, and those whose room is being kept for a job that still waits."""
-    return or_(attempts.c.capacity_held.is_(True), attempts.c.stop_for_job.is_not(None))
 
 
 def _read(connection: Connection, kind: str, ids: Collection[str], now_ms: int) -> dict[str, BaseModel]:
@@ -149,24 +203,22 @@ def _read(connection: Connection, kind: str, ids: Collection[str], now_ms: int) 
 
 
 def _clusters(connection: Connection, ids: Collection[str]) -> dict[str, BaseModel]:
-    rows = connection.execute(select(clusters).where(clusters.c.id.in_(ids)))
+    rows = _CLUSTERS.all(connection, {"ids": ids})
     return {
-        row.id: ClusterObject.model_construct(
-            id=row.id, paused=row.paused, observed_through=row.observed_through_ms
-        )
+        row.id: built(ClusterObject, id=row.id, paused=row.paused, observed_through=row.observed_through_ms)
         for row in rows
     }
 
 
 def _gpu_classes(connection: Connection, ids: Collection[str]) -> dict[str, BaseModel]:
-    rows = connection.execute(
-        select(gpu_classes.c.id, gpu_classes.c.rate_id, gpu_classes.c.paused, rates.c.rate_thousandths)
-        .join(rates, rates.c.id == gpu_classes.c.rate_id)
-        .where(gpu_classes.c.id.in_(ids))
-    )
+    rows = _GPU_CLASSES.all(connection, {"ids": ids})
     return {
-        row.id: GpuClassObject.model_construct(
-            id=row.id, rate_id=row.rate_id, rate_thousandths=row.rate_thousandths, paused=row.paused
+        row.id: built(
+            GpuClassObject,
+            id=row.id,
+            rate_id=row.rate_id,
+            rate_thousandths=row.rate_thousandths,
+            paused=row.paused,
         )
         for row in rows
     }
@@ -174,33 +226,36 @@ def _gpu_classes(connection: Connection, ids: Collection[str]) -> dict[str, Base
 
 def _nodes(connection: Connection, ids: Collection[str]) -> dict[str, BaseModel]:
     keys = [tuple(object_id.split("/", 1)) for object_id in ids]
-    capacities: dict[tuple[str, str], list[NodeCapacityObject]] = defaultdict(list)
-    for row in connection.execute(
-        select(node_capacity)
-        .where(tuple_(node_capacity.c.cluster, node_capacity.c.node).in_(keys))
-        .order_by(node_capacity.c.gpu_class)
-    ):
-        capacities[(row.cluster, row.node)].append(
-            NodeCapacityObject.model_construct(
-                gpu_class=row.gpu_class, total=row.total, foreign=row.foreign_used, used=row.used
-            )
-        )
-    rows = connection.execute(select(nodes).where(tuple_(nodes.c.cluster, nodes.c.node).in_(keys)))
+    by_node: dict[str, list[Row[Any]]] = defaultdict(list)
+    for row in _NODES.all(connection, {"keys": keys}):
+        by_node[f"{row.cluster}/{row.node}"].append(row)
     return {
-        f"{row.cluster}/{row.node}": NodeObject.model_construct(
-            cluster=row.cluster,
-            node=row.node,
-            schedulable=row.schedulable and not row.cordoned,
-            capacities=tuple(capacities[(row.cluster, row.node)]),
+        object_id: built(
+            NodeObject,
+            cluster=rows[0].cluster,
+            node=rows[0].node,
+            schedulable=rows[0].schedulable and not rows[0].cordoned,
+            capacities=tuple(
+                built(
+                    NodeCapacityObject,
+                    gpu_class=row.gpu_class,
+                    total=row.total,
+                    foreign=row.foreign_used,
+                    used=row.used,
+                )
+                for row in rows
+                if row.gpu_class is not None  # a node without any
+            ),
         )
-        for row in rows
+        for object_id, rows in by_node.items()
     }
 
 
 def _organizations(connection: Connection, ids: Collection[str]) -> dict[str, BaseModel]:
-    rows = connection.execute(select(organizations).where(organizations.c.id.in_(ids)))
+    rows = _ORGANIZATIONS.all(connection, {"ids": ids})
     return {
-        row.id: OrganizationObject.model_construct(
+        row.id: built(
+            OrganizationObject,
             id=row.id,
             frozen=row.frozen,
             decayed_usage_gpu_us=row.decayed_usage_gpu_us,
@@ -211,14 +266,13 @@ def _organizations(connection: Connection, ids: Collection[str]) -> dict[str, Ba
 
 
 def _grants(connection: Connection, ids: Collection[str], now_ms: int) -> dict[str, BaseModel]:
-    rows = connection.execute(select(grants).where(grants.c.id.in_(ids), grants.c.ends_at_ms > now_ms)).all()
+    rows = _GRANTS.all(connection, {"ids": ids, "now": now_ms})
     tree: dict[str, list[Row[Any]]] = defaultdict(list)
-    for account in connection.execute(
-        select(accounts).where(accounts.c.grant_id.in_([row.id for row in rows])).order_by(accounts.c.id)
-    ):
+    for account in _TREES.all(connection, {"ids": [row.id for row in rows]}) if rows else ():
         tree[account.grant_id].append(account)
     return {
-        row.id: GrantObject.model_construct(
+        row.id: built(
+            GrantObject,
             id=row.id,
             program_id=row.program_id,
             organization_id=row.organization_id,
@@ -233,21 +287,17 @@ def _grants(connection: Connection, ids: Collection[str], now_ms: int) -> dict[s
 
 
 def _jobs(connection: Connection, ids: Collection[str], now_ms: int) -> dict[str, BaseModel]:
-    rows = connection.execute(
-        select(jobs).where(jobs.c.id.in_(ids), jobs.c.state != JobState.ENDED.value)
-    ).all()
+    rows = _JOBS.all(connection, {"ids": ids})
     preempted: dict[str, list[int]] = defaultdict(list)
-    restarted = [row.id for row in rows if row.attempt > 0]
-    for row in connection.execute(
-        select(attempts.c.job_id, attempts.c.ended_at_ms).where(
-            attempts.c.job_id.in_(restarted),
-            attempts.c.end_reason == "preempted",
-            attempts.c.ended_at_ms > now_ms - PREEMPTION_MEMORY_MS,
-        )
-    ):
-        preempted[row.job_id].append(row.ended_at_ms)
+    restarted = [
+        row.id for row in rows if row.attempt > 1 or (row.attempt and row.state == JobState.QUEUED.value)
+    ]
+    if restarted:
+        for row in _PREEMPTED.all(connection, {"ids": restarted, "since": now_ms - PREEMPTION_MEMORY_MS}):
+            preempted[row.job_id].append(row.ended_at_ms)
     return {
-        row.id: JobObject.model_construct(
+        row.id: built(
+            JobObject,
             id=row.id,
             organization_id=row.organization_id,
             grant_id=row.grant_id,
@@ -271,19 +321,12 @@ def _jobs(connection: Connection, ids: Collection[str], now_ms: int) -> dict[str
 def _attempts(connection: Connection, ids: Collection[str]) -> dict[str, BaseModel]:
     keys = [(object_id.rpartition("-")[0], int(object_id.rpartition("-")[2])) for object_id in ids]
     pods: dict[tuple[str, int], list[PodPlacement]] = defaultdict(list)
-    wanted = tuple_(placements.c.job_id, placements.c.attempt).in_(keys)
-    for row in connection.execute(select(placements).where(wanted).order_by(placements.c.pod_index)):
+    rows = _ATTEMPTS.all(connection, {"keys": keys})
+    found = [(row.job_id, row.attempt) for row in rows]
+    for row in _PODS.all(connection, {"keys": found}) if found else ():
         pods[(row.job_id, row.attempt)].append(
-            PodPlacement.model_construct(
-                index=row.pod_index, node=row.node, gpu_class=row.gpu_class, count=row.gpus
-            )
+            built(PodPlacement, index=row.pod_index, node=row.node, gpu_class=row.gpu_class, count=row.gpus)
         )
-    rows = connection.execute(
-        select(attempts, jobs.c.spec, holds.c.amount_gpu_us)
-        .join(jobs, jobs.c.id == attempts.c.job_id)
-        .join(holds, holds.c.id == attempts.c.hold_id)
-        .where(tuple_(attempts.c.job_id, attempts.c.attempt).in_(keys), _open_attempts())
-    )
     return {
         f"{row.job_id}-{row.attempt}": _attempt(row, tuple(pods[(row.job_id, row.attempt)])) for row in rows
     }
@@ -292,14 +335,16 @@ def _attempts(connection: Connection, ids: Collection[str]) -> dict[str, BaseMod
 def _attempt(row: Row[Any], pods: tuple[PodPlacement, ...]) -> AttemptObject:
     stop = None
     if row.stop_reason is not None:
-        stop = StopRecord.model_construct(
+        stop = built(
+            StopRecord,
             reason=StopReason(row.stop_reason),
             stop_at=row.stop_at_ms,
             grace_ms=row.stop_grace_ms,
             for_job=row.stop_for_job,
         )
     spec = json.loads(row.spec)
-    return AttemptObject.model_construct(
+    return built(
+        AttemptObject,
         id=f"{row.job_id}-{row.attempt}",
         job_id=row.job_id,
         organization_id=row.organization_id,

@@ -18,6 +18,7 @@ from quota.fleet.tables import clusters
 from quota.jobs import settlement
 from quota.jobs.states import AttemptEnd, End, Requeue, after_attempt
 from quota.jobs.tables import attempts, jobs, placements
+from quota.prepared import Prepared
 from quota.schemas.scheduling import (
     EndedItem,
     FindingItem,
@@ -32,6 +33,7 @@ from quota.schemas.scheduling import (
     StartedItem,
     StopReason,
 )
+from quota.schemas.values import built
 
 TOLERANCE_MS = 2000
 """A cluster's time may lie this much before the claim or after now (its clock, not ours)."""
@@ -40,21 +42,35 @@ Outcome = Literal["accepted", "unchanged", "refused"]
 
 _THIS = (attempts.c.job_id == bindparam("job"), attempts.c.attempt == bindparam("number"))
 _KEYS: BindParameter[Any] = bindparam("keys", expanding=True)
-_JOBS = (
-    select(jobs).where(jobs.c.id.in_(bindparam("ids", expanding=True))).order_by(jobs.c.id).with_for_update()
+_CLUSTER = Prepared(select(clusters.c.id).where(clusters.c.id == bindparam("cluster")))
+_JOBS = Prepared(
+    select(jobs).where(jobs.c.id.in_(bindparam("ids", expanding=True))).order_by(jobs.c.id).with_for_update(),
+    lists=("ids",),
 )
-_ATTEMPTS = (
+_ATTEMPTS = Prepared(
     select(attempts)
     .where(tuple_(attempts.c.job_id, attempts.c.attempt).in_(_KEYS))
     .order_by(attempts.c.job_id, attempts.c.attempt)
-    .with_for_update()
+    .with_for_update(),
+    lists=("keys",),
 )
-_PODS = (
+_PODS = Prepared(
     select(placements)
     .where(tuple_(placements.c.job_id, placements.c.attempt).in_(_KEYS))
-    .order_by(placements.c.pod_index)
+    .order_by(placements.c.pod_index),
+    lists=("keys",),
 )
-_END = (
+_STARTED = Prepared(
+    update(attempts)
+    .where(*_THIS)
+    .values(
+        state=bindparam("becomes"),
+        first_started_at_ms=bindparam("first"),
+        last_started_at_ms=bindparam("last"),
+    )
+)
+_JOB_RUNS = Prepared(update(jobs).where(jobs.c.id == bindparam("job")).values(state=JobState.RUNNING.value))
+_END = Prepared(
     update(attempts)
     .where(*_THIS)
     .values(
@@ -67,14 +83,14 @@ _END = (
         lost=bindparam("was_lost"),
     )
 )
-_TRUE_END = update(attempts).where(*_THIS).values(ended_at_ms=bindparam("truth"))
-_FREE = update(attempts).where(*_THIS).values(capacity_held=False)
-_END_JOB = (
+_TRUE_END = Prepared(update(attempts).where(*_THIS).values(ended_at_ms=bindparam("truth")))
+_FREE = Prepared(update(attempts).where(*_THIS).values(capacity_held=False))
+_END_JOB = Prepared(
     update(jobs)
     .where(jobs.c.id == bindparam("job"))
     .values(state=JobState.ENDED.value, end_reason=bindparam("why"), ended_at_ms=bindparam("ended"))
 )
-_REQUEUE_JOB = (
+_REQUEUE_JOB = Prepared(
     update(jobs)
     .where(jobs.c.id == bindparam("job"))
     .values(state=JobState.QUEUED.value, not_before_ms=bindparam("wait"), abandonments=bindparam("counted"))
@@ -97,8 +113,8 @@ class _Report:
 
     def read_again(self, tx: Tx, key: tuple[str, int]) -> None:
         """Read the job and the attempt as this transaction left them."""
-        self.jobs[key[0]] = tx.connection.execute(_JOBS, {"ids": [key[0]]}).one()
-        self.attempts[key] = tx.connection.execute(_ATTEMPTS, {"keys": [key]}).one()
+        self.jobs[key[0]] = _JOBS.one(tx.connection, {"ids": [key[0]]})
+        self.attempts[key] = _ATTEMPTS.one(tx.connection, {"keys": [key]})
 
 
 def report(tx: Tx, batch: ReportBatch, body: bytes, clock_speed: int) -> ReportReply:
@@ -110,7 +126,7 @@ def report(tx: Tx, batch: ReportBatch, body: bytes, clock_speed: int) -> ReportR
     stored = streams.replayed(tx, batch.stream, batch.seq, body, ReportReply)
     if stored is not None:
         return stored
-    if tx.connection.execute(select(clusters.c.id).where(clusters.c.id == batch.cluster)).first() is None:
+    if _CLUSTER.one_or_none(tx.connection, {"cluster": batch.cluster}) is None:
         raise NotFound("there is no cluster {cluster}", field="cluster", cluster=batch.cluster)
     if batch.nodes is not None:
         fleet.store_nodes(tx, batch.cluster, batch.nodes)
@@ -121,7 +137,8 @@ def report(tx: Tx, batch: ReportBatch, body: bytes, clock_speed: int) -> ReportR
     fleet.advance_watermark(tx, batch.cluster, through)
     settlement.settle_cluster(tx, batch.cluster, through, seen.evidence)
     seq = tx.publish() or 0
-    reply = ReportReply(
+    reply = built(
+        ReportReply,
         stream=batch.stream,
         stream_seq=batch.seq,
         seq=seq,
@@ -140,11 +157,11 @@ def _lock_rows(tx: Tx, batch: ReportBatch, clock_speed: int) -> _Report:
     for start in range(0, len(keys), 300):
         part = keys[start : start + 300]
         ids = [job_id for job_id, _ in part]
-        for job in tx.connection.execute(_JOBS, {"ids": ids}):
+        for job in _JOBS.all(tx.connection, {"ids": ids}):
             seen.jobs[job.id] = job
-        for row in tx.connection.execute(_ATTEMPTS, {"keys": part}):
+        for row in _ATTEMPTS.all(tx.connection, {"keys": part}):
             seen.attempts[(row.job_id, row.attempt)] = row
-        for pod in tx.connection.execute(_PODS, {"keys": part}):
+        for pod in _PODS.all(tx.connection, {"keys": part}):
             seen.pods[(pod.job_id, pod.attempt)].append(pod)
     return seen
 
@@ -186,12 +203,13 @@ def _started(tx: Tx, job: Row[Any], row: Row[Any], item: StartedItem, observed_m
     first, last = _start_times(tx, row, item.first_started_at, item.last_started_at, observed_ms)
     if (first, last) == (row.first_started_at_ms, row.last_started_at_ms):
         return "unchanged"
-    values: dict[str, Any] = {"first_started_at_ms": first, "last_started_at_ms": last}
+    values: dict[str, Any] = {"becomes": row.state, "first": first, "last": last}
     if last is not None and row.state == JobState.STARTING.value:
-        values["state"] = JobState.RUNNING.value
-        tx.connection.execute(update(jobs).where(jobs.c.id == job.id).values(state=JobState.RUNNING.value))
+        values["becomes"] = JobState.RUNNING.value
+        _JOB_RUNS.change(tx.connection, {"job": job.id})
         tx.touch("job", job.id)
-    _change(tx, row, values)
+    _STARTED.change(tx.connection, values | {"job": row.job_id, "number": row.attempt})
+    tx.touch("attempt", f"{row.job_id}-{row.attempt}")
     return "accepted"
 
 
@@ -236,17 +254,15 @@ def _freed(tx: Tx, row: Row[Any], seen: _Report, truth_ms: int | None) -> Outcom
         truth_ms = min(max(truth_ms, row.first_started_at_ms), tx.now_ms)
         if truth_ms < row.ended_at_ms:
             settlement.correct_after(tx, row, truth_ms, seen.evidence)
-            tx.connection.execute(_TRUE_END, {"job": row.job_id, "number": row.attempt, "truth": truth_ms})
+            _TRUE_END.change(tx.connection, {"job": row.job_id, "number": row.attempt, "truth": truth_ms})
         elif truth_ms > row.ended_at_ms:
             settlement.extend_lost(tx, row, truth_ms, seen.evidence)
     pods = [
-        PodPlacement.model_construct(
-            index=pod.pod_index, node=pod.node, gpu_class=pod.gpu_class, count=pod.gpus
-        )
+        built(PodPlacement, index=pod.pod_index, node=pod.node, gpu_class=pod.gpu_class, count=pod.gpus)
         for pod in seen.pods[(row.job_id, row.attempt)]
     ]
     fleet.give_back_capacity(tx, row.cluster, pods)
-    tx.connection.execute(_FREE, {"job": row.job_id, "number": row.attempt})
+    _FREE.change(tx.connection, {"job": row.job_id, "number": row.attempt})
     tx.touch("attempt", f"{row.job_id}-{row.attempt}")
     return "accepted"
 
@@ -274,8 +290,8 @@ def _end(
         limit=ABANDONMENTS_LIMIT,
     )
     settlement.correct_after(tx, row, ended if first is not None else 0, seen.evidence)
-    tx.connection.execute(
-        _END,
+    _END.change(
+        tx.connection,
         {
             "job": row.job_id,
             "number": row.attempt,
@@ -292,7 +308,7 @@ def _end(
     match verdict:
         case End(reason=reason):
             values = {"job": job.id, "why": reason.value, "ended": ended}
-            tx.connection.execute(_END_JOB, values)
+            _END_JOB.change(tx.connection, values)
         case Requeue(abandoned=abandoned):
             pause_ms = COOLDOWN_WALL_S * 1000 * 2**job.abandonments * seen.clock_speed if abandoned else 0
             values = {
@@ -300,7 +316,7 @@ def _end(
                 "wait": tx.now_ms + pause_ms if pause_ms else None,
                 "counted": job.abandonments + (1 if abandoned else 0),
             }
-            tx.connection.execute(_REQUEUE_JOB, values)
+            _REQUEUE_JOB.change(tx.connection, values)
         case _:
             assert_never(verdict)
     tx.touch("job", job.id)
@@ -355,18 +371,9 @@ def _possible(tx: Tx, row: Row[Any], name: str, moment_ms: int, observed_ms: int
     return observed
 
 
-def _change(tx: Tx, row: Row[Any], values: dict[str, Any]) -> None:
-    tx.connection.execute(
-        update(attempts)
-        .where(attempts.c.job_id == row.job_id, attempts.c.attempt == row.attempt)
-        .values(**values)
-    )
-    tx.touch("attempt", f"{row.job_id}-{row.attempt}")
-
-
 def _reason(stored: str | None) -> StopReason | None:
     return None if stored is None else StopReason(stored)
 
 
 def _result(item: ReportItem, outcome: Outcome, code: str = "") -> ItemResult:
-    return ItemResult(job_id=item.job_id, attempt=item.attempt, outcome=outcome, code=code)
+    return built(ItemResult, job_id=item.job_id, attempt=item.attempt, outcome=outcome, code=code)

@@ -146,7 +146,10 @@ def send_reports(request: Request, raw: Raw) -> Response:
     openapi_extra=_takes(RankingDocument) | access(Role.SCHEDULER, scope=Scope.SCHEDULER),
 )
 def put_ranking(request: Request, raw: Raw) -> Response:
-    """The waiting jobs in order, with the reasons that changed; may come gzipped. 409 `ranking_base_unknown`, 409 `stale_epoch`."""
+    """The waiting jobs in order, with the reasons that changed; may come gzipped.
+
+    409 `ranking_base_unknown`, 409 `stale_epoch`.
+    """
     document = parse(RankingDocument, raw)
     return answer(hub_of(request).database.write(lambda tx: ranking.put_ranking(tx, document)))
 

@@ -6,13 +6,24 @@ import hashlib
 from typing import TypeVar
 
 from pydantic import BaseModel
-from sqlalchemy import insert, select, update
+from sqlalchemy import bindparam, select, update
 
 from quota.db import Tx
 from quota.dispatch.tables import streams
 from quota.errors import StaleSequence
+from quota.prepared import Prepared
 
 R = TypeVar("R", bound=BaseModel)
+
+_THIS = streams.c.stream == bindparam("which")
+_LAST = Prepared(select(streams.c.last_seq, streams.c.body_sha256).where(_THIS).with_for_update())
+_REPLY = Prepared(select(streams.c.reply).where(_THIS))
+_FIRST = Prepared.insert(streams, ("stream", "last_seq", "body_sha256", "reply"))
+_NEXT = Prepared(
+    update(streams)
+    .where(_THIS)
+    .values(last_seq=bindparam("number"), body_sha256=bindparam("digest"), reply=bindparam("answer"))
+)
 
 
 def replayed(tx: Tx, stream: str, seq: int, body: bytes, reply: type[R]) -> R | None:
@@ -20,16 +31,14 @@ def replayed(tx: Tx, stream: str, seq: int, body: bytes, reply: type[R]) -> R | 
 
     Raises StaleSequence for anything else, another body under the last number included.
     """
-    row = tx.connection.execute(
-        select(streams).where(streams.c.stream == stream).with_for_update()
-    ).one_or_none()
+    row = _LAST.one_or_none(tx.connection, {"which": stream})
     last = 0 if row is None else row.last_seq
     if seq == last + 1:
         return None
     if row is not None and seq == last:
         if row.body_sha256 != _digest(body):
             raise StaleSequence("batch {seq} of {stream} was another one", seq=seq, stream=stream, last=last)
-        return reply.model_validate_json(row.reply)
+        return reply.model_validate_json(_REPLY.one(tx.connection, {"which": stream}).reply)
     raise StaleSequence(
         "{stream} stands at batch {last}; {seq} is not the next", stream=stream, last=last, seq=seq
     )
@@ -37,11 +46,12 @@ def replayed(tx: Tx, stream: str, seq: int, body: bytes, reply: type[R]) -> R | 
 
 def remember(tx: Tx, stream: str, seq: int, body: bytes, reply: BaseModel) -> None:
     """Store a batch's reply beside its number."""
-    values = {"last_seq": seq, "body_sha256": _digest(body), "reply": reply.model_dump_json()}
+    digest, answer = _digest(body), reply.model_dump_json()
     if seq == 1:
-        tx.connection.execute(insert(streams), values | {"stream": stream})
+        row = {"stream": stream, "last_seq": seq, "body_sha256": digest, "reply": answer}
+        _FIRST.change(tx.connection, row)
     else:
-        tx.connection.execute(update(streams).where(streams.c.stream == stream).values(**values))
+        _NEXT.change(tx.connection, {"which": stream, "number": seq, "digest": digest, "answer": answer})
 
 
 def _digest(body: bytes) -> str:

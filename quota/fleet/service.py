@@ -16,6 +16,7 @@ from quota.fleet.rules import Rate
 from quota.fleet.switches import check_open, set_cordoned
 from quota.fleet.tables import clusters, gpu_classes, hub_switches, node_capacity, nodes, rates
 from quota.fleet.views import read_cluster, read_gpu_class, read_node
+from quota.prepared import Prepared
 from quota.schemas.fleet import Cluster, GpuClass, NewCluster, NewGpuClass, Node, NodeChange
 from quota.schemas.identity import Caller
 from quota.schemas.scheduling import NodeReport, PodPlacement
@@ -25,7 +26,7 @@ _SPOT = and_(
     node_capacity.c.node == bindparam("on_node"),
     node_capacity.c.gpu_class == bindparam("of_class"),
 )
-_TAKE = (
+_TAKE = Prepared(
     update(node_capacity)
     .where(
         _SPOT,
@@ -33,24 +34,36 @@ _TAKE = (
     )
     .values(used=node_capacity.c.used + bindparam("gpus"))
 )
-_GIVE_BACK = update(node_capacity).where(_SPOT).values(used=node_capacity.c.used - bindparam("gpus"))
-_RATE = (
+_GIVE_BACK = Prepared(
+    update(node_capacity).where(_SPOT).values(used=node_capacity.c.used - bindparam("gpus"))
+)
+_RATE = Prepared(
     select(rates)
     .join(gpu_classes, gpu_classes.c.rate_id == rates.c.id)
     .where(gpu_classes.c.id == bindparam("of_class"))
 )
-_TOTALS = (
+_TOTALS = Prepared(
     select(node_capacity.c.cluster, node_capacity.c.total, func.count().label("nodes"))
     .where(node_capacity.c.gpu_class == bindparam("of_class"))
     .group_by(node_capacity.c.cluster, node_capacity.c.total)
 )
-_NODES = (
-    select(nodes)
+_NODES = Prepared(
+    select(nodes.c.node, nodes.c.schedulable, nodes.c.cordoned)
     .where(nodes.c.cluster == bindparam("in_cluster"), nodes.c.node.in_(bindparam("names", expanding=True)))
     .order_by(nodes.c.node)
-    .with_for_update(read=True)
+    .with_for_update(read=True),
+    lists=("names",),
 )
-_AT = select(node_capacity).where(_SPOT)
+_AT = Prepared(select(node_capacity).where(_SPOT))
+_WATERMARK = Prepared(
+    update(clusters)
+    .where(
+        clusters.c.id == bindparam("in_cluster"),
+        func.coalesce(clusters.c.observed_through_ms, -1) < bindparam("through"),
+    )
+    .values(observed_through_ms=bindparam("through"))
+)
+_PLACEMENT_PAUSED = Prepared(select(hub_switches.c.placement_paused))
 
 
 def create_cluster(tx: Tx, caller: Caller, body: NewCluster) -> Cluster:
@@ -109,7 +122,7 @@ def put_gpu_class(tx: Tx, caller: Caller, body: NewGpuClass, if_match: str | Non
 
 def read_rate(connection: Connection, gpu_class: str) -> Rate:
     """The present rate of a class. Raises UnknownGpuClass with the classes there are."""
-    row = connection.execute(_RATE, {"of_class": gpu_class}).one_or_none()
+    row = _RATE.one_or_none(connection, {"of_class": gpu_class})
     if row is None:
         known = connection.execute(select(gpu_classes.c.id).order_by(gpu_classes.c.id)).scalars().all()
         listed = ", ".join(known) or "none yet"
@@ -124,7 +137,7 @@ def read_rate(connection: Connection, gpu_class: str) -> Rate:
 
 def largest_gangs(connection: Connection, gpu_class: str, gpus_per_pod: int) -> int:
     """How many pods of this size the emptiest imaginable cluster could run at once."""
-    rows = connection.execute(_TOTALS, {"of_class": gpu_class})
+    rows = _TOTALS.all(connection, {"of_class": gpu_class})
     pods: dict[str, int] = defaultdict(int)
     for row in rows:
         pods[row.cluster] += row.nodes * (row.total // gpus_per_pod)
@@ -147,8 +160,8 @@ def take_capacity(tx: Tx, cluster: str, pods: Iterable[PodPlacement]) -> None:
     _must_be_open(tx, cluster, {node for node, _ in needed})
     for (node, gpu_class), count in sorted(needed.items()):
         spot: dict[str, Any] = {"in_cluster": cluster, "on_node": node, "of_class": gpu_class}
-        if not tx.connection.execute(_TAKE, spot | {"gpus": count}).rowcount:
-            row = tx.connection.execute(_AT, spot).one_or_none()
+        if not _TAKE.change(tx.connection, spot | {"gpus": count}):
+            row = _AT.one_or_none(tx.connection, spot)
             free = 0 if row is None else row.total - row.foreign_used - row.used
             raise CapacityTaken(
                 "{node} has {free} free {gpu_class}, {needed} are needed",
@@ -164,7 +177,7 @@ def give_back_capacity(tx: Tx, cluster: str, pods: Iterable[PodPlacement]) -> No
     """Free the GPUs of one placement."""
     for (node, gpu_class), count in sorted(_per_node(pods).items()):
         spot: dict[str, Any] = {"in_cluster": cluster, "on_node": node, "of_class": gpu_class}
-        freed = tx.connection.execute(_GIVE_BACK, spot | {"gpus": count}).rowcount
+        freed = _GIVE_BACK.change(tx.connection, spot | {"gpus": count})
         assert freed == 1, "capacity is given back where it was taken"
         tx.touch("node", f"{cluster}/{node}")
 
@@ -202,14 +215,7 @@ def _close_node(tx: Tx, cluster: str, name: str) -> None:
 
 def advance_watermark(tx: Tx, cluster: str, observed_through_ms: int) -> None:
     """Everything on the cluster up to this time has been reported; it only grows."""
-    tx.connection.execute(
-        update(clusters)
-        .where(
-            clusters.c.id == cluster,
-            func.coalesce(clusters.c.observed_through_ms, -1) < observed_through_ms,
-        )
-        .values(observed_through_ms=observed_through_ms)
-    )
+    _WATERMARK.change(tx.connection, {"in_cluster": cluster, "through": observed_through_ms})
 
 
 def _store_node(tx: Tx, cluster: str, report: NodeReport, row: Row[Any] | None) -> None:
@@ -267,7 +273,7 @@ def _must_be_open(tx: Tx, cluster: str, names: set[str]) -> None:
     for start in range(0, len(new), 500):
         part = new[start : start + 500]
         opened |= dict.fromkeys(part, False)
-        for row in tx.connection.execute(_NODES, {"in_cluster": cluster, "names": part}):
+        for row in _NODES.all(tx.connection, {"in_cluster": cluster, "names": part}):
             opened[row.node] = row.schedulable and not row.cordoned
     tx.memo[("open nodes", cluster)] = opened
     closed = sorted(name for name in names if not opened[name])
@@ -284,4 +290,4 @@ def _per_node(pods: Iterable[PodPlacement]) -> dict[tuple[str, str], int]:
 
 def placement_paused(connection: Connection) -> bool:
     """Whether operators let no job start anywhere."""
-    return bool(connection.execute(select(hub_switches.c.placement_paused)).scalar_one())
+    return bool(_PLACEMENT_PAUSED.one(connection).placement_paused)

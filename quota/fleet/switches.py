@@ -17,6 +17,7 @@ from quota.audit.tables import audit as audit_rows
 from quota.db import Tx
 from quota.errors import NotFound, NotSchedulable
 from quota.fleet.tables import clusters, gpu_classes, hub_switches, nodes
+from quota.prepared import Prepared
 from quota.schemas.identity import Caller
 from quota.schemas.switches import PlacementKind, PlacementList, PlacementSwitch
 
@@ -40,10 +41,12 @@ _PLACES: dict[PlacementKind, _Place] = {
     "cluster": _Place(clusters, clusters.c.paused),
     "gpu_class": _Place(gpu_classes, gpu_classes.c.paused),
 }
-_READ = {kind: place.read() for kind, place in _PLACES.items()}
-_THROW = {kind: place.read().with_for_update() for kind, place in _PLACES.items()}
+_READ = {kind: Prepared(place.read()) for kind, place in _PLACES.items()}
+_THROW = {kind: Prepared(place.read().with_for_update()) for kind, place in _PLACES.items()}
 # FOR KEY SHARE: a report may move the watermark on the same row meanwhile, a switch may not
-_RELY_ON = {kind: place.read().with_for_update(read=True, key_share=True) for kind, place in _PLACES.items()}
+_RELY_ON = {
+    kind: Prepared(place.read().with_for_update(read=True, key_share=True)) for kind, place in _PLACES.items()
+}
 _LAST_PAUSE = (
     select(audit_rows.c.at_ms, audit_rows.c.actor, audit_rows.c.reason)
     .where(audit_rows.c.subject == bindparam("of_subject"), audit_rows.c.action == bindparam("of_action"))
@@ -125,10 +128,10 @@ def _paused_for_good(tx: Tx, kind: PlacementKind, key: str) -> bool:
 
 
 def _state(
-    connection: Connection, statements: dict[PlacementKind, Select[Any]], kind: PlacementKind, key: str
+    connection: Connection, statements: dict[PlacementKind, Prepared], kind: PlacementKind, key: str
 ) -> bool:
     known = kind != "hub" or key == HUB
-    row = connection.execute(statements[kind], {"row": _row(kind, key)}).one_or_none() if known else None
+    row = statements[kind].one_or_none(connection, {"row": _row(kind, key)}) if known else None
     if row is None:
         raise NotFound("there is no {kind} {id}", kind=kind, id=key)
     return bool(row[0])

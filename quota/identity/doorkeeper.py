@@ -20,6 +20,7 @@ from quota.identity import lockout
 from quota.identity.lockout import LOCKED_UNTIL, Limits, Sources
 from quota.identity.tables import tokens
 from quota.identity.tokens import digest, scopes_of
+from quota.prepared import Prepared
 from quota.schemas.identity import Caller, Role
 
 log = structlog.get_logger("quota.identity")
@@ -30,8 +31,10 @@ FLUSH_EVERY_S = 60.0
 FINENESS_MS = 60_000
 """A use within this time (business) after the stored one is not written: replicas write no token more often."""
 
-_BY_SECRET = select(tokens, LOCKED_UNTIL.label("locked_until_wall_ms")).where(
-    tokens.c.secret_sha256 == bindparam("digest")
+_BY_SECRET = Prepared(
+    select(tokens, LOCKED_UNTIL.label("locked_until_wall_ms")).where(
+        tokens.c.secret_sha256 == bindparam("digest")
+    )
 )
 _USED = (
     update(tokens)
@@ -62,9 +65,7 @@ class Doorkeeper:
         """
         found = lockout.sources(address, secret)
         with database.read() as connection:
-            row = connection.execute(
-                _BY_SECRET, found.parameters() | {"digest": digest(secret)}
-            ).one_or_none()
+            row = _BY_SECRET.one_or_none(connection, found.parameters() | {"digest": digest(secret)})
             until = row.locked_until_wall_ms if row is not None else lockout.locked_until(connection, found)
         now_ms = self._wall()
         if until is not None and until > now_ms:

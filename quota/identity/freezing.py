@@ -7,11 +7,12 @@ from sqlalchemy import bindparam, select, update
 from quota.db import Tx
 from quota.errors import NotFound, NotSchedulable
 from quota.identity.tables import organizations
+from quota.prepared import Prepared
 
 _FROZEN = select(organizations.c.frozen).where(organizations.c.id == bindparam("organization"))
 _THROW = _FROZEN.with_for_update()
 # FOR KEY SHARE: the decayed usage on the same row may move meanwhile, the freeze may not
-_RELY_ON = _FROZEN.with_for_update(read=True, key_share=True)
+_RELY_ON = Prepared(_FROZEN.with_for_update(read=True, key_share=True))
 
 
 def set_frozen(tx: Tx, organization_id: str, frozen: bool) -> bool:
@@ -34,5 +35,5 @@ def set_frozen(tx: Tx, organization_id: str, frozen: bool) -> bool:
 def check_not_frozen(tx: Tx, organization_id: str) -> None:
     """Raise NotSchedulable if it is frozen; else it cannot be frozen until `tx` is committed."""
     asked = {"organization": organization_id}
-    if tx.once(("frozen", organization_id), lambda: tx.connection.execute(_RELY_ON, asked).scalar_one()):
+    if tx.once(("frozen", organization_id), lambda: _RELY_ON.one(tx.connection, asked).frozen):
         raise NotSchedulable("organization {organization_id} is frozen", organization_id=organization_id)

@@ -146,7 +146,7 @@ def revoke_organization_tokens(request: Request, organization_id: Slug, body: To
     openapi_extra=access(Role.OPERATOR, scope=Scope.IDENTITY_WRITE),
 )
 def create_token(request: Request, body: NewToken, key: IdempotencyKey = None) -> Response:
-    """Make a token (operators); its secret is answered this once.
+    """Make a token (operators); its secret is answered this once. 404 `not_found` (organization).
 
     The secret is stored nowhere: the same Idempotency-Key again answers 409 `secret_already_shown` with the
     token's id, so that a token whose secret was lost with the reply can be revoked or rotated.
@@ -237,6 +237,7 @@ def rotate_token(request: Request, token_id: Id, body: TokenRotation, key: Idemp
             keep=_without_secret,
         )
     )
+    hub_of(request).throttle.hand_on(token_id, made.id)
     return answer(made, 201)
 
 

@@ -11,6 +11,7 @@ from quota.db import Tx
 from quota.door import check_match, etag
 from quota.errors import AlreadyExists, BadRequest, NotFound
 from quota.identity.tables import organizations
+from quota.prepared import Prepared
 from quota.schemas.identity import (
     Caller,
     NewOrganization,
@@ -21,7 +22,9 @@ from quota.schemas.identity import (
     Role,
 )
 
-_ORGANIZATION = select(organizations).where(organizations.c.id == bindparam("organization"))
+_BY_ID = select(organizations).where(organizations.c.id == bindparam("organization"))
+_ORGANIZATION = Prepared(_BY_ID)
+_ORGANIZATION_LOCKED = Prepared(_BY_ID.with_for_update())
 
 
 def create_organization(tx: Tx, caller: Caller, body: NewOrganization) -> Organization:
@@ -58,9 +61,7 @@ def change_organization(
     """
     if body.name is None and body.kind is None:
         raise BadRequest("say what to change: name, kind", field="name")
-    row = tx.connection.execute(
-        _ORGANIZATION.with_for_update(), {"organization": organization_id}
-    ).one_or_none()
+    row = _ORGANIZATION_LOCKED.one_or_none(tx.connection, {"organization": organization_id})
     if row is None:
         raise _unknown(organization_id)
     before = _organization(row)
@@ -93,7 +94,7 @@ def organization_tag(organization: Organization) -> str:
 
 def read_organization(connection: Connection, organization_id: str) -> Organization:
     """One organization. Raises NotFound."""
-    row = connection.execute(_ORGANIZATION, {"organization": organization_id}).one_or_none()
+    row = _ORGANIZATION.one_or_none(connection, {"organization": organization_id})
     if row is None:
         raise _unknown(organization_id)
     return _organization(row)

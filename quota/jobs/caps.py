@@ -8,9 +8,10 @@ from quota.db import Tx
 from quota.errors import GrantCapReached
 from quota.jobs.tables import attempts
 from quota.ledger.tables import holds
+from quota.prepared import Prepared
 
-_IN_USE = (
-    select(func.coalesce(func.sum(holds.c.gpus), 0))
+_IN_USE = Prepared(
+    select(func.coalesce(func.sum(holds.c.gpus), 0).label("gpus"))
     .join(attempts, attempts.c.hold_id == holds.c.id)
     .where(attempts.c.grant_id == bindparam("grant"), attempts.c.capacity_held.is_(True))
 )
@@ -18,7 +19,7 @@ _IN_USE = (
 
 def gpus_in_use(connection: Connection, grant_id: str) -> int:
     """GPUs of the attempts on a grant that keep their capacity: also those that stop, or were lost from sight."""
-    return int(connection.execute(_IN_USE, {"grant": grant_id}).scalar_one())
+    return int(_IN_USE.one(connection, {"grant": grant_id}).gpus)
 
 
 def take_gpus(tx: Tx, grant_id: str, max_gpus: int | None, gpus: int) -> None:

@@ -16,6 +16,7 @@ from quota.jobs.service import lock_job
 from quota.jobs.tables import attempts, jobs
 from quota.ledger import extending, holds
 from quota.ledger.rules import Hold, amount_gpu_us
+from quota.ledger.tables import accounts
 from quota.programs.limits import room_outside
 from quota.programs.tables import grants
 from quota.schemas.identity import Caller
@@ -30,7 +31,11 @@ _ATTEMPT = (
     .with_for_update()
 )
 # its end must not move before this is committed
-_GRANT_END = select(grants.c.ends_at_ms).where(grants.c.id == bindparam("grant")).with_for_update(read=True)
+_GRANT = (
+    select(grants.c.organization_id, grants.c.ends_at_ms)
+    .where(grants.c.id == bindparam("grant"))
+    .with_for_update(read=True)
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +45,14 @@ class _Room:
     limit_s: int
     grant_s: int
     balance_s: int
-    left_gpu_us: int
+    told_s: int
+    told_gpu_us: int
+    """The same as the caller may know it: a party of a consortium learns of its own share only."""
     grant_ends_ms: int
 
     @property
     def fitting_s(self) -> int:
-        return max(0, min(self.limit_s, self.grant_s, self.balance_s))
+        return max(0, min(self.limit_s, self.grant_s, self.told_s))
 
 
 def extend(tx: Tx, caller: Caller, job_id: str, body: JobExtension) -> ExtendedJob:
@@ -62,7 +69,7 @@ def extend(tx: Tx, caller: Caller, job_id: str, body: JobExtension) -> ExtendedJ
     row = _open_attempt(tx, job)
     check_not_frozen(tx, job.organization_id)
     held = holds.read_hold(tx, row.hold_id)
-    room = _room(tx, row, held)
+    room = _room(tx, job.organization_id, row, held)
     _check_fits(body, held, room, row.grant_id)
     number = held.extensions + 1
     extending.extend(tx, held, number, body.walltime_s * 1000, actor=caller.token_id, reason=body.reason)
@@ -95,22 +102,37 @@ def _open_attempt(tx: Tx, job: Row[Any]) -> Row[Any]:
     return row
 
 
-def _room(tx: Tx, row: Row[Any], held: Hold) -> _Room:
+def _room(tx: Tx, organization_id: str, row: Row[Any], held: Hold) -> _Room:
     # what does not run yet may start as late as now
     starts_ms = tx.now_ms if row.last_started_at_ms is None else row.last_started_at_ms
     per_s = amount_gpu_us(1000, held.gpus, held.rate.rate_thousandths)
     left_gpu_us = extending.room_gpu_us(tx, held.path)
+    _check_open(tx, row, held)
     outside_gpu_us = room_outside(tx.connection, row.grant_id, held.path)
     if outside_gpu_us is not None:
         left_gpu_us = min(left_gpu_us, outside_gpu_us)
-    grant_ends_ms = int(tx.connection.execute(_GRANT_END, {"grant": row.grant_id}).scalar_one())
+    grant = tx.connection.execute(_GRANT, {"grant": row.grant_id}).one()
+    told_gpu_us = left_gpu_us
+    if grant.organization_id != organization_id:
+        told_gpu_us = extending.room_gpu_us(tx, [f"share:{row.grant_id}:{organization_id}"])
+    grant_ends_ms = int(grant.ends_at_ms)
     return _Room(
         limit_s=BIGGEST_WALLTIME_S - row.walltime_ms // 1000,
         grant_s=(grant_ends_ms - starts_ms - row.walltime_ms) // 1000,
         balance_s=left_gpu_us // per_s,
-        left_gpu_us=left_gpu_us,
+        told_s=told_gpu_us // per_s,
+        told_gpu_us=told_gpu_us,
         grant_ends_ms=grant_ends_ms,
     )
+
+
+def _check_open(tx: Tx, row: Row[Any], held: Hold) -> None:
+    """More is held only where a start could hold it: a party whose share was closed runs on, and takes no more."""
+    closed = select(accounts.c.id).where(accounts.c.id.in_(held.path), accounts.c.released.is_(False))
+    if tx.connection.execute(closed.limit(1)).first() is not None:
+        raise WrongState(
+            "the share that pays for job {job_id} was closed; it cannot be extended", job_id=row.job_id
+        )
 
 
 def _check_fits(body: JobExtension, held: Hold, room: _Room, grant_id: str) -> None:
@@ -128,11 +150,19 @@ def _check_fits(body: JobExtension, held: Hold, room: _Room, grant_id: str) -> N
             ends_at_ms=room.grant_ends_ms,
             fitting_walltime_s=room.fitting_s,
         )
+    needed_gpu_us = amount_gpu_us(body.walltime_s * 1000, held.gpus, held.rate.rate_thousandths)
+    if room.balance_s < body.walltime_s <= room.told_s:
+        raise InsufficientBalance(
+            "{walltime_s} s more need {needed_gpu_us} GPU-us, more than the parties of grant {grant_id} have left",
+            needed_gpu_us=needed_gpu_us,
+            walltime_s=body.walltime_s,
+            grant_id=grant_id,
+        )
     if body.walltime_s > room.balance_s:
         raise InsufficientBalance(
             "{walltime_s} s more need {needed_gpu_us} GPU-us, {left_gpu_us} are left; {fitting_walltime_s} s fit",
-            needed_gpu_us=amount_gpu_us(body.walltime_s * 1000, held.gpus, held.rate.rate_thousandths),
-            left_gpu_us=room.left_gpu_us,
+            needed_gpu_us=needed_gpu_us,
+            left_gpu_us=room.told_gpu_us,
             walltime_s=body.walltime_s,
             fitting_walltime_s=room.fitting_s,
         )

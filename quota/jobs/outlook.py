@@ -46,11 +46,24 @@ class Purse:
     """What is left when all holds have come back."""
     max_gpus: int | None
     gpus_left: int | None
+    share_room_gpu_us: int | None = None
+    """What the organization's share of another's grant has neither used nor held; None for its own grant."""
 
     @property
     def remainder_gpu_us(self) -> int:
         """The most that one hold could take."""
         return max(self.rooms_gpu_us, default=0)
+
+    @property
+    def told_gpu_us(self) -> int:
+        """What the organization is told is left: a party learns of its share, not of what others left of the grant."""
+        left = self.remainder_gpu_us if self.share_room_gpu_us is None else self.share_room_gpu_us
+        return max(0, left)
+
+    @property
+    def told_gpus_left(self) -> int | None:
+        """How far the cap is, which only the grant's own organization is told."""
+        return self.gpus_left if self.share_room_gpu_us is None else None
 
 
 @dataclass(frozen=True, slots=True)

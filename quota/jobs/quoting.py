@@ -153,6 +153,9 @@ def _purse(connection: Connection, organization_id: str, row: Row[Any], tree: li
         if path.organization_id == organization_id
     ]
     left = None if row.max_gpus is None else max(0, row.max_gpus - gpus_in_use(connection, row.id))
+    share = None
+    if row.organization_id != organization_id:
+        share = next(one for one in tree if one.kind == "share" and one.organization_id == organization_id)
     return Purse(
         grant_id=row.id,
         starts_at_ms=row.starts_at_ms,
@@ -161,11 +164,17 @@ def _purse(connection: Connection, organization_id: str, row: Row[Any], tree: li
         unused_gpu_us=row.left_gpu_us,
         max_gpus=row.max_gpus,
         gpus_left=left,
+        share_room_gpu_us=None if share is None else _room(share),
     )
 
 
+def _room(account: Row[Any]) -> int:
+    left = account.granted_gpu_us + account.overdraft_gpu_us - account.held_gpu_us - account.used_gpu_us
+    return int(left)
+
+
 def _grant_quote(one: Judged) -> GrantQuote:
-    left = max(0, one.purse.remainder_gpu_us)
+    left = one.purse.told_gpu_us
     return GrantQuote(
         grant_id=one.purse.grant_id,
         verdict=one.verdict,
@@ -174,7 +183,7 @@ def _grant_quote(one: Judged) -> GrantQuote:
         left_gpu_us=left,
         left_gpu_hours=left,
         fitting_walltime_s=None if one.fitting_ms is None else one.fitting_ms // 1000,
-        gpus_left=one.purse.gpus_left,
+        gpus_left=one.purse.told_gpus_left,
         could_ever=one.could_ever,
     )
 
@@ -235,12 +244,14 @@ def _unpaid(ask: Ask, judged: list[Judged]) -> Waiting | None:
         return Waiting(code=code)
     purse = one.purse
     numbers: dict[str, int | str] = {"grant": purse.grant_id}
-    if code is WaitReason.GRANT_CAP and purse.max_gpus is not None and purse.gpus_left is not None:
-        in_use = purse.max_gpus - purse.gpus_left
-        numbers |= {"cap": purse.max_gpus, "in_use": in_use, "needed": ask.gpus}
+    if code is WaitReason.GRANT_CAP and purse.max_gpus is not None:
+        numbers |= {"cap": purse.max_gpus, "needed": ask.gpus}
+        if purse.told_gpus_left is not None:
+            numbers |= {"in_use": purse.max_gpus - purse.told_gpus_left}
     elif code is WaitReason.GRANT_EXHAUSTED:
-        left = max(0, purse.remainder_gpu_us)
-        numbers |= {"needed_gpu_us": ask.cost_gpu_us, "left_gpu_us": left}
+        numbers |= {"needed_gpu_us": ask.cost_gpu_us}
+        if purse.share_room_gpu_us in (None, purse.remainder_gpu_us):
+            numbers |= {"left_gpu_us": purse.told_gpu_us}
     elif code is WaitReason.GRANT_ENDS_FIRST:
         numbers |= {"ends_at_ms": purse.ends_at_ms, "walltime_ms": one.fitting_ms or 0}
     elif code is WaitReason.GRANT_NOT_STARTED:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Collection
 from typing import Any
 
-from sqlalchemy import Connection, Row, bindparam, insert, select, update
+from sqlalchemy import Connection, Row, bindparam, select, update
 
 from quota.audit import service as audit
 from quota.db import Tx
@@ -18,6 +18,7 @@ from quota.jobs import views
 from quota.jobs.states import check_move
 from quota.jobs.tables import attempts, jobs
 from quota.ledger.rules import amount_gpu_us
+from quota.prepared import Prepared
 from quota.programs import service as programs
 from quota.queue import Queue
 from quota.schemas.identity import Caller
@@ -28,14 +29,15 @@ from quota.usage import service as usage
 ASKED_STOPS = frozenset({StopReason.GRANT_ENDED, StopReason.REQUEUED})
 """Stops that the service asks for; the scheduler may record them only then."""
 
-_LOCK = select(jobs).where(jobs.c.id == bindparam("job")).with_for_update()
-_GIVE_UP_ROOM = (
+_LOCK = Prepared(select(jobs).where(jobs.c.id == bindparam("job")).with_for_update())
+_GIVE_UP_ROOM = Prepared(
     update(attempts)
     .where(attempts.c.stop_for_job.in_(bindparam("jobs", expanding=True)))
     .values(stop_for_job=None)
-    .returning(attempts.c.job_id, attempts.c.attempt)
+    .returning(attempts.c.job_id, attempts.c.attempt),
+    lists=("jobs",),
 )
-_NEW_JOB = insert(jobs)
+_NEW_JOB = Prepared.insert(jobs, jobs.c.keys())
 
 
 def submit(tx: Tx, caller: Caller, body: JobSubmission) -> Job:
@@ -77,11 +79,9 @@ def submit(tx: Tx, caller: Caller, body: JobSubmission) -> Job:
         "not_before_ms": None,
         "cancel_requested_at_ms": None,
     }
-    tx.connection.execute(_NEW_JOB, row)
+    _NEW_JOB.change(tx.connection, row)
     tx.touch("job", str(row["id"]))
-    audit.record(
-        tx, caller.token_id, "job.submit", str(row["id"]), detail={"organization_id": organization_id}
-    )
+    audit.record(tx, caller, "job.submit", str(row["id"]), detail={"organization_id": organization_id})
     return views.fresh_job(row, rate, cost)
 
 
@@ -103,7 +103,7 @@ def cancel(tx: Tx, caller: Caller, job_id: str, queue: Queue) -> Job:
             give_up_room(tx, [job_id])
         tx.connection.execute(update(jobs).where(jobs.c.id == job_id).values(**values))
         tx.touch("job", job_id)
-        audit.record(tx, caller.token_id, "job.cancel", job_id, detail={"state": state.value})
+        audit.record(tx, caller, "job.cancel", job_id, detail={"state": state.value})
     return views.job_views(tx.connection, caller, [_job_row(tx.connection, job_id)], queue)[0]
 
 
@@ -145,13 +145,14 @@ def read_job(connection: Connection, caller: Caller, job_id: str, queue: Queue) 
 
 def give_up_room(tx: Tx, job_ids: Collection[str]) -> None:
     """These jobs started or ended: the room of the attempts that were stopped for them is kept no longer."""
-    for row in tx.connection.execute(_GIVE_UP_ROOM, {"jobs": list(job_ids)}).all():
+    for row in _GIVE_UP_ROOM.all(tx.connection, {"jobs": list(job_ids)}):
         tx.touch("attempt", f"{row.job_id}-{row.attempt}")
 
 
 def lock_job(tx: Tx, job_id: str) -> Row[Any] | None:
     """A job's row, locked until the transaction ends; None if there is none."""
-    return tx.connection.execute(_LOCK, {"job": job_id}).one_or_none()
+    row: Row[Any] | None = _LOCK.one_or_none(tx.connection, {"job": job_id})
+    return row
 
 
 # --- checks at the door ---------------------------------------------------------------------------

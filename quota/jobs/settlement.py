@@ -16,6 +16,7 @@ from quota.jobs.tables import attempts, jobs
 from quota.ledger import holds, refunds, settling
 from quota.ledger.rules import Hold, Slice, hour_marks
 from quota.ledger.tables import slices, transfers
+from quota.prepared import Prepared
 from quota.programs import endings
 from quota.programs.policies import policy_of
 from quota.schemas.ledger import RefundKind
@@ -24,34 +25,55 @@ ACTOR = "hub"
 _LOST_WORK = {"node_failed": RefundKind.FAULT, "preempted": RefundKind.PREEMPTED}
 HALF_LIFE_MS = 7 * 24 * HOUR_MS
 
-_SETTLED = (
+_DUE = Prepared(
+    select(attempts)
+    .where(
+        attempts.c.cluster == bindparam("on_cluster"),
+        attempts.c.settled.is_(False),
+        or_(
+            attempts.c.ended_at_ms <= bindparam("through"),
+            func.coalesce(attempts.c.settled_through_ms, attempts.c.first_started_at_ms)
+            < bindparam("hour_start"),
+        ),
+    )
+    .order_by(attempts.c.job_id, attempts.c.attempt)
+    .with_for_update()
+)
+_SETTLED = Prepared(
     update(attempts)
     .where(attempts.c.job_id == bindparam("job"), attempts.c.attempt == bindparam("number"))
     .values(settled=bindparam("final"), settled_through_ms=bindparam("through"))
 )
-_SLICES = (
+_SLICES = Prepared(
     select(slices.c.starts_at_ms, slices.c.ends_at_ms, slices.c.payer)
     .where(slices.c.job_id == bindparam("job"), slices.c.attempt == bindparam("number"))
     .order_by(slices.c.starts_at_ms)
+)
+_USAGE = Prepared(
+    select(organizations.c.decayed_usage_gpu_us, organizations.c.decayed_as_of_ms)
+    .where(organizations.c.id == bindparam("organization"))
+    .with_for_update(key_share=True)  # a start that relies on the row does not wait for it
+)
+_COUNT_USAGE = Prepared(
+    update(organizations)
+    .where(organizations.c.id == bindparam("organization"))
+    .values(decayed_usage_gpu_us=bindparam("usage"), decayed_as_of_ms=bindparam("now"))
+)
+_CHECKPOINTS = Prepared(select(jobs.c.checkpoint_interval_ms).where(jobs.c.id == bindparam("job")))
+_FAULTS = Prepared(
+    select(transfers.c.starts_at_ms, transfers.c.ends_at_ms).where(
+        transfers.c.job_id == bindparam("job"),
+        transfers.c.type == "refund",
+        transfers.c.refund_kind == RefundKind.FAULT.value,
+    )
 )
 
 
 def settle_cluster(tx: Tx, cluster: str, observed_through_ms: int, evidence: str) -> None:
     """Close slices of every unsettled attempt of a cluster up to its watermark; `evidence` names what moved it."""
     hour_start = observed_through_ms - observed_through_ms % HOUR_MS
-    rows = tx.connection.execute(
-        select(attempts)
-        .where(
-            attempts.c.cluster == cluster,
-            attempts.c.settled.is_(False),
-            or_(
-                attempts.c.ended_at_ms <= observed_through_ms,
-                func.coalesce(attempts.c.settled_through_ms, attempts.c.first_started_at_ms) < hour_start,
-            ),
-        )
-        .order_by(attempts.c.job_id, attempts.c.attempt)
-        .with_for_update()
-    ).all()
+    due = {"on_cluster": cluster, "through": observed_through_ms, "hour_start": hour_start}
+    rows = _DUE.all(tx.connection, due)
     if not rows:
         return
     held = holds.read_holds(tx, [row.hold_id for row in rows])
@@ -76,8 +98,8 @@ def _settle_attempt(tx: Tx, row: Row[Any], held: Hold, observed_through_ms: int,
         settled = held.settled_gpu_us + charged
         settling.release(tx, held, settled, actor=ACTOR, reason="attempt ended", evidence=evidence)
     through = parts[-1].ends_at_ms if parts else row.settled_through_ms
-    tx.connection.execute(
-        _SETTLED, {"job": row.job_id, "number": row.attempt, "final": final, "through": through}
+    _SETTLED.change(
+        tx.connection, {"job": row.job_id, "number": row.attempt, "final": final, "through": through}
     )
     returned = _refund_lost_work(tx, row, held, parts, evidence) if final else 0
     tx.touch("grant", row.grant_id)
@@ -106,8 +128,16 @@ def correct_after(tx: Tx, row: Row[Any], truth_ms: int, evidence: str) -> None:
 
 
 def extend_lost(tx: Tx, row: Row[Any], ended_ms: int, evidence: str) -> None:
-    """A lost attempt's pods are known to have run longer than they were seen: the platform pays that time."""
+    """A lost attempt's pods are known to have run longer than they were seen: the platform pays that time.
+
+    Slices follow each other: what is not settled yet up to where it was last seen comes first.
+    """
     held = holds.read_hold(tx, row.hold_id)
+    if not row.settled:
+        charged = _settle_attempt(tx, row, held, row.ended_at_ms, evidence)
+        if charged:
+            count_usage(tx, row.organization_id, charged)
+        endings.sweep(tx, [row.grant_id])
     marks = [row.ended_at_ms, *hour_marks(row.ended_at_ms, ended_ms), ended_ms]
     parts = [Slice(left, right, "platform") for left, right in itertools.pairwise(marks)]
     settling.settle(tx, held, parts, actor=ACTOR, evidence=evidence)
@@ -135,24 +165,17 @@ def count_faults(tx: Tx, job_id: str, milliseconds: int) -> None:
 
 def slices_of(tx: Tx, job_id: str, attempt: int) -> list[Slice]:
     """The slices of an attempt that earlier transactions settled, in order."""
-    rows = tx.connection.execute(_SLICES, {"job": job_id, "number": attempt})
+    rows = _SLICES.all(tx.connection, {"job": job_id, "number": attempt})
     return [Slice(part.starts_at_ms, part.ends_at_ms, part.payer) for part in rows]
 
 
 def count_usage(tx: Tx, organization_id: str, amount_gpu_us: int) -> None:
     """Add to the organization's decayed usage: value x 2^(-dt / 7 d) + amount. Fair-share only."""
-    row = tx.connection.execute(
-        select(organizations.c.decayed_usage_gpu_us, organizations.c.decayed_as_of_ms)
-        .where(organizations.c.id == organization_id)
-        .with_for_update(key_share=True)  # a start that relies on the row does not wait for it
-    ).one()
+    row = _USAGE.one(tx.connection, {"organization": organization_id})
     age_ms = max(0, tx.now_ms - row.decayed_as_of_ms)
     usage = row.decayed_usage_gpu_us * 2.0 ** (-age_ms / HALF_LIFE_MS) + amount_gpu_us
-    tx.connection.execute(
-        update(organizations)
-        .where(organizations.c.id == organization_id)
-        .values(decayed_usage_gpu_us=max(0.0, usage), decayed_as_of_ms=tx.now_ms)
-    )
+    counted = {"organization": organization_id, "usage": max(0.0, usage), "now": tx.now_ms}
+    _COUNT_USAGE.change(tx.connection, counted)
     tx.touch("organization", organization_id)
 
 
@@ -186,7 +209,7 @@ def _refund_lost_work(tx: Tx, row: Row[Any], held: Hold, fresh: list[Slice], evi
 
 def _work_lost_since(tx: Tx, row: Row[Any]) -> int:
     """The last checkpoint mark before an attempt's end, else its start."""
-    job = tx.connection.execute(select(jobs.c.checkpoint_interval_ms).where(jobs.c.id == row.job_id)).one()
+    job = _CHECKPOINTS.one(tx.connection, {"job": row.job_id})
     start: int = row.last_started_at_ms
     if not job.checkpoint_interval_ms:
         return start
@@ -207,11 +230,5 @@ def _times(row: Row[Any]) -> Times:
 
 
 def _stored_faults_ms(tx: Tx, job_id: str) -> int:
-    rows = tx.connection.execute(
-        select(transfers.c.starts_at_ms, transfers.c.ends_at_ms).where(
-            transfers.c.job_id == job_id,
-            transfers.c.type == "refund",
-            transfers.c.refund_kind == RefundKind.FAULT.value,
-        )
-    )
+    rows = _FAULTS.all(tx.connection, {"job": job_id})
     return sum(row.ends_at_ms - row.starts_at_ms for row in rows)

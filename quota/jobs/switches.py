@@ -6,6 +6,7 @@ stands as asked writes nothing: no row, no audit, nothing in the feed.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import Row, select, update
@@ -48,6 +49,8 @@ _CHUNK = 500
 
 def freeze(tx: Tx, caller: Caller, organization_id: str, body: FreezeChange) -> FreezeReply:
     """Let an organization start nothing more, or go on; with `stop_running` cancel what it runs. Raises NotFound."""
+    if body.stop_running:
+        _lock_placed(tx, organization_id)
     changed = set_frozen(tx, organization_id, body.frozen)
     # after the lock: a start that passed the check just before is seen, and cancelled too
     stopped = _cancel_placed(tx, caller, organization_id, body.reason) if body.stop_running else []
@@ -105,8 +108,15 @@ def requeue(tx: Tx, caller: Caller, job_id: str, body: RequeueRequest, queue: Qu
     job = job_service.lock_job(tx, job_id)
     if job is None:
         raise NotFound("there is no job {job_id}", job_id=job_id)
+    if body.attempt is not None and body.attempt != job.attempt:
+        raise WrongState(
+            "attempt {attempt} of job {job_id} is not the present one, {present} is",
+            attempt=body.attempt,
+            job_id=job_id,
+            present=job.attempt,
+        )
     attempt = _placed_attempt(tx, job)
-    changed = job_service.ask_stop(tx, job_id, StopReason.REQUEUED, actor=caller.token_id, why=body.reason)
+    changed = job_service.ask_stop(tx, job_id, StopReason.REQUEUED, actor=caller, why=body.reason)
     charged = _charged_until_now(tx, attempt)
     return RequeueReply(
         dry_run=False,
@@ -129,9 +139,12 @@ def _reach_of(tx: Tx, kind: PlacementKind, key: str) -> Reach:
             return reach.of_class(tx.connection, key)
 
 
-def _cancel_placed(tx: Tx, caller: Caller, organization_id: str, reason: str) -> list[str]:
-    """Cancel the organization's jobs that start or run, as `cancel` does each. Answers their ids in order."""
-    placed = tx.connection.execute(
+def _lock_placed(tx: Tx, organization_id: str) -> Sequence[Row[Any, Any]]:
+    """The organization's jobs that start or run and were not cancelled, in order of id.
+
+    Jobs before their organization, as reports, starts and extensions lock them: else they wait in a circle.
+    """
+    return tx.connection.execute(
         select(jobs.c.id, jobs.c.state)
         .where(
             jobs.c.organization_id == organization_id,
@@ -141,6 +154,11 @@ def _cancel_placed(tx: Tx, caller: Caller, organization_id: str, reason: str) ->
         .order_by(jobs.c.id)
         .with_for_update()
     ).all()
+
+
+def _cancel_placed(tx: Tx, caller: Caller, organization_id: str, reason: str) -> list[str]:
+    """Cancel the organization's jobs that start or run, as `cancel` does each. Answers their ids in order."""
+    placed = _lock_placed(tx, organization_id)
     for start in range(0, len(placed), _CHUNK):
         part = [row.id for row in placed[start : start + _CHUNK]]
         tx.connection.execute(

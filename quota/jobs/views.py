@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from sqlalchemy import Connection, Row, bindparam, func, select
@@ -10,7 +11,7 @@ from quota.fleet import service as fleet
 from quota.fleet.rules import Rate
 from quota.jobs.tables import attempts, placements
 from quota.ledger.rules import amount_gpu_us
-from quota.ledger.tables import holds, transfers
+from quota.ledger.tables import accounts, holds, transfers
 from quota.queue import Queue
 from quota.schemas.identity import Caller, Role
 from quota.schemas.jobs import Attempt, Extension, Job
@@ -18,7 +19,9 @@ from quota.schemas.ledger import TransferType
 from quota.schemas.scheduling import EndReason, JobState, PodPlacement, StopReason, Waiting, WaitReason
 
 TOLD_TEXTS = frozenset({"gpu_class", "grant_id", "grant", "until", "starts_at", "ends_at"})
-"""Texts of a wait reason that a tenant may read; others could name somebody else. Numbers are all told."""
+"""Texts of a wait reason that a tenant may read; others could name somebody else."""
+SUMS = frozenset({"in_use", "left_gpu_us"})
+"""Numbers of a wait reason that sum over all parties of a grant, unless they are of a party's own share."""
 _EXTENSIONS = (
     select(transfers, holds.c.rate_thousandths)
     .join(holds, holds.c.id == transfers.c.hold_id)
@@ -46,11 +49,12 @@ def job_views(connection: Connection, caller: Caller, rows: list[Row[Any]], queu
             charged[total.job_id] = int(total.charged)
             limits[total.job_id] = int(total.amount)
     rates = {name: fleet.read_rate(connection, name) for name in {row.gpu_class for row in rows}}
+    reasons = _reasons(connection, caller, rows, queue)
     return [
         _job(
             row,
             rates[row.gpu_class],
-            _why(caller, row, queue),
+            reasons.get(row.id),
             queue.position(row.id),
             charged.get(row.id, 0),
             limits.get(row.id),
@@ -59,17 +63,43 @@ def job_views(connection: Connection, caller: Caller, rows: list[Row[Any]], queu
     ]
 
 
-def _why(caller: Caller, row: Row[Any], queue: Queue) -> Waiting | None:
-    """Why a queued job waits. A tenant is not told the names of another's jobs or organizations."""
-    if row.state != JobState.QUEUED.value:
-        return None
-    waiting = queue.waiting(row.id) or Waiting(code=WaitReason.NEW)
-    if caller.role is not Role.MEMBER:
-        return waiting
-    told = {
-        name: value for name, value in waiting.numbers.items() if isinstance(value, int) or name in TOLD_TEXTS
+def _reasons(
+    connection: Connection, caller: Caller, rows: list[Row[Any]], queue: Queue
+) -> dict[str, Waiting]:
+    """Why each queued job waits. A tenant is told no name of another's jobs or organizations, and no sum over them."""
+    reasons = {
+        row.id: queue.waiting(row.id) or Waiting(code=WaitReason.NEW)
+        for row in rows
+        if row.state == JobState.QUEUED.value
     }
-    return waiting.model_copy(update={"numbers": told})
+    if caller.role is not Role.MEMBER:
+        return reasons
+    own = _own_accounts(connection, caller, {waiting.numbers.get("grant") for waiting in reasons.values()})
+    return {
+        job_id: waiting.model_copy(update={"numbers": _told(waiting, own)})
+        for job_id, waiting in reasons.items()
+    }
+
+
+def _told(waiting: Waiting, own: Collection[object]) -> dict[str, int | str]:
+    """Without what others do. `own` are the caller's grants and its shares' accounts."""
+    numbers = waiting.numbers
+    summed = "grant" in numbers and not {numbers["grant"], numbers.get("account")} & set(own)
+    return {
+        name: value
+        for name, value in numbers.items()
+        if not (summed and name in SUMS) and (isinstance(value, int) or name in TOLD_TEXTS)
+    }
+
+
+def _own_accounts(connection: Connection, caller: Caller, grant_ids: Collection[object]) -> frozenset[str]:
+    """Of these grants the caller's own, and the accounts of its shares in the others."""
+    mine = select(accounts.c.kind, accounts.c.id, accounts.c.grant_id).where(
+        accounts.c.organization_id == caller.organization_id,
+        accounts.c.kind.in_(("grant", "share")),
+        accounts.c.grant_id.in_([grant_id for grant_id in grant_ids if grant_id is not None]),
+    )
+    return frozenset(row.grant_id if row.kind == "grant" else row.id for row in connection.execute(mine))
 
 
 def _job(

@@ -9,24 +9,29 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 
-from sqlalchemy import bindparam, insert, select
+from sqlalchemy import bindparam, select
 
 from quota.db import Tx
 from quota.fleet.rules import Rate
 from quota.ledger.posting import post
 from quota.ledger.rules import Hold, Leg
 from quota.ledger.tables import hold_accounts, holds
+from quota.prepared import Prepared
 from quota.schemas.ledger import TransferType
 
-_HOLDS = (
+_HOLDS = Prepared(
     select(holds)
     .where(holds.c.id.in_(bindparam("holds", expanding=True)))
     .order_by(holds.c.id)
-    .with_for_update()
+    .with_for_update(),
+    lists=("holds",),
 )
-_HOLD_PATHS = select(hold_accounts).where(hold_accounts.c.hold_id.in_(bindparam("holds", expanding=True)))
-_NEW_HOLD = insert(holds)
-_NEW_HOLD_ACCOUNTS = insert(hold_accounts)
+_HOLD_PATHS = Prepared(
+    select(hold_accounts).where(hold_accounts.c.hold_id.in_(bindparam("holds", expanding=True))),
+    lists=("holds",),
+)
+_NEW_HOLD = Prepared.insert(holds, holds.c.keys())
+_NEW_HOLD_ACCOUNTS = Prepared.insert(hold_accounts, hold_accounts.c.keys())
 
 
 def hold(
@@ -63,8 +68,8 @@ def hold(
     )
     if not done:
         return hold_id
-    tx.connection.execute(
-        _NEW_HOLD,
+    _NEW_HOLD.change(
+        tx.connection,
         {
             "id": hold_id,
             "job_id": job_id,
@@ -84,8 +89,8 @@ def hold(
             "price_krw": rate.price_krw,
         },
     )
-    tx.connection.execute(
-        _NEW_HOLD_ACCOUNTS, [{"hold_id": hold_id, "account_id": account_id} for account_id in path]
+    _NEW_HOLD_ACCOUNTS.change_all(
+        tx.connection, [{"hold_id": hold_id, "account_id": account_id} for account_id in path]
     )
     return hold_id
 
@@ -102,9 +107,9 @@ def read_holds(tx: Tx, hold_ids: Sequence[str]) -> dict[str, Hold]:
     for start in range(0, len(ordered), 500):
         part = ordered[start : start + 500]
         paths: dict[str, list[str]] = defaultdict(list)
-        for row in tx.connection.execute(_HOLD_PATHS, {"holds": part}):
+        for row in _HOLD_PATHS.all(tx.connection, {"holds": part}):
             paths[row.hold_id].append(row.account_id)
-        for row in tx.connection.execute(_HOLDS, {"holds": part}):
+        for row in _HOLDS.all(tx.connection, {"holds": part}):
             rate = Rate(row.rate_id, row.gpu_class, row.rate_thousandths, row.price_krw)
             found[row.id] = Hold(
                 id=row.id,

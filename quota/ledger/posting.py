@@ -11,12 +11,12 @@ from quota.db import Tx
 from quota.errors import InsufficientBalance, TransferMismatch
 from quota.ledger.rules import Leg
 from quota.ledger.tables import accounts, transfer_legs, transfers
+from quota.prepared import Prepared
 from quota.schemas.ledger import TransferType
 
 TREASURY = "treasury"
 PLATFORM = "platform"
 
-# Statements that every job needs are built once: building one takes longer than SQLite takes to run it.
 _ADD = {
     "granted_gpu_us": accounts.c.granted_gpu_us + bindparam("d_granted"),
     "held_gpu_us": accounts.c.held_gpu_us + bindparam("d_held"),
@@ -35,11 +35,21 @@ _ROOM = (
     - bindparam("needed", type_=BigInteger)
 )
 _HAS_ROOM = or_(_ROOM >= 0, accounts.c.kind.in_((TREASURY, PLATFORM)))
-_TAKE = _GIVE.where(_HAS_ROOM)
 _GRANT = _GIVE.values(overdraft_gpu_us=_OVERDRAFT)
-_UNGRANT = _GRANT.where(_HAS_ROOM)
-_KNOWN = select(transfers).where(transfers.c.id == bindparam("transfer"))
-_KNOWN_LEGS = select(transfer_legs).where(transfer_legs.c.transfer_id == bindparam("transfer"))
+_CHANGES = {
+    # (takes room, changes what is granted)
+    (False, False): Prepared(_GIVE),
+    (True, False): Prepared(_GIVE.where(_HAS_ROOM)),
+    (False, True): Prepared(_GRANT),
+    (True, True): Prepared(_GRANT.where(_HAS_ROOM)),
+}
+_KNOWN = Prepared(select(transfers).where(transfers.c.id == bindparam("transfer")))
+_KNOWN_LEGS = Prepared(select(transfer_legs).where(transfer_legs.c.transfer_id == bindparam("transfer")))
+_ACCOUNT = Prepared(select(accounts).where(accounts.c.id == bindparam("account")))
+_EMPTY = dict.fromkeys(
+    ("job_id", "attempt", "hold_id", "slice_id", "refund_of", "refund_kind", "starts_at_ms", "ends_at_ms")
+) | {"gpus": None, "rate_id": None}
+"""A transfer of nobody's attempt."""
 
 
 def post(
@@ -75,7 +85,8 @@ def post(
 
 def find(tx: Tx, transfer_id: str) -> Row[Any] | None:
     """A stored transfer, or None."""
-    return tx.connection.execute(_KNOWN, {"transfer": transfer_id}).one_or_none()
+    row: Row[Any] | None = _KNOWN.one_or_none(tx.connection, {"transfer": transfer_id})
+    return row
 
 
 def _check_same(
@@ -89,7 +100,7 @@ def _check_same(
     """Raise TransferMismatch unless the stored transfer is the one asked for: amount, accounts, time, rate."""
     stored = {
         Leg(row.account_id, row.d_granted, row.d_held, row.d_used)
-        for row in tx.connection.execute(_KNOWN_LEGS, {"transfer": known.id})
+        for row in _KNOWN_LEGS.all(tx.connection, {"transfer": known.id})
     }
     differs = [name for name, value in columns.items() if getattr(known, name) != value]
     if (known.type, known.amount_gpu_us, stored) == (kind.value, amount_gpu_us, set(legs)) and not differs:
@@ -120,10 +131,8 @@ def queue(
     **columns: Any,
 ) -> None:
     """Write a transfer and its legs when the transaction is published; the caller has changed the accounts."""
-    empty = dict.fromkeys(
-        ("job_id", "attempt", "hold_id", "slice_id", "refund_of", "refund_kind", "starts_at_ms", "ends_at_ms")
-    ) | {"gpus": None, "rate_id": None}
     row = {
+        **_EMPTY,
         "id": transfer_id,
         "type": kind.value,
         "at_ms": tx.now_ms,
@@ -131,8 +140,9 @@ def queue(
         "reason": reason,
         "evidence": evidence,
         "amount_gpu_us": amount_gpu_us,
+        **columns,
     }
-    tx.defer(transfers, empty | row | columns)
+    tx.defer(transfers, row)
     for leg in legs:
         tx.defer(
             transfer_legs,
@@ -156,10 +166,9 @@ def change(tx: Tx, leg: Leg) -> None:
         "d_used": leg.d_used,
     }
     takes = leg.d_held + leg.d_used > 0 or leg.d_granted < 0
-    give, take = (_GRANT, _UNGRANT) if leg.d_granted else (_GIVE, _TAKE)
-    statement, values = (take, values | {"needed": needed}) if takes else (give, values)
-    changed = tx.connection.execute(statement, values).rowcount
-    if changed != 1:
+    if takes:
+        values["needed"] = needed
+    if _CHANGES[takes, leg.d_granted != 0].change(tx.connection, values) != 1:
         row = _account(tx, leg.account_id)
         left = row.granted_gpu_us + row.overdraft_gpu_us - row.held_gpu_us - row.used_gpu_us
         raise InsufficientBalance(
@@ -171,4 +180,5 @@ def change(tx: Tx, leg: Leg) -> None:
 
 
 def _account(tx: Tx, account_id: str) -> Row[Any]:
-    return tx.connection.execute(select(accounts).where(accounts.c.id == account_id)).one()
+    row: Row[Any] = _ACCOUNT.one(tx.connection, {"account": account_id})
+    return row

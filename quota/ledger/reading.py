@@ -60,7 +60,8 @@ def list_transfers(
     ordered = statement.order_by(transfers.c.seq, transfers.c.position).limit(limit + 1)
     rows, following = page(connection.execute(ordered).all(), limit, lambda row: f"{row.seq}.{row.position}")
     shown = _legs(connection, rows, visible)
-    return TransferPage(items=tuple(_transfer(row, shown[row.id]) for row in rows), next=following)
+    items = tuple(_transfer(row, shown[row.id], whole=visible is None) for row in rows)
+    return TransferPage(items=items, next=following)
 
 
 def _place(after: str | None) -> tuple[int, int] | None:
@@ -139,7 +140,8 @@ def _legs(
     return found
 
 
-def _transfer(row: Row[Any], legs: Sequence[TransferLeg]) -> Transfer:
+def _transfer(row: Row[Any], legs: Sequence[TransferLeg], *, whole: bool) -> Transfer:
+    amount = row.amount_gpu_us if whole else _told_gpu_us(row.amount_gpu_us, legs)
     return Transfer(
         id=row.id,
         seq=row.seq,
@@ -149,8 +151,8 @@ def _transfer(row: Row[Any], legs: Sequence[TransferLeg]) -> Transfer:
         actor=row.actor,
         reason=row.reason,
         evidence=row.evidence,
-        amount_gpu_us=row.amount_gpu_us,
-        amount_gpu_hours=row.amount_gpu_us,
+        amount_gpu_us=amount,
+        amount_gpu_hours=amount,
         job_id=row.job_id,
         attempt=row.attempt,
         hold_id=row.hold_id,
@@ -160,6 +162,14 @@ def _transfer(row: Row[Any], legs: Sequence[TransferLeg]) -> Transfer:
         slice=None if row.starts_at_ms is None else _arithmetic(row),
         legs=tuple(legs),
     )
+
+
+def _told_gpu_us(amount_gpu_us: int, legs: Sequence[TransferLeg]) -> int:
+    """A party of a consortium learns what moved on its share, not what the grant lost or expired as a whole."""
+    if any(not leg.account_id.startswith("share:") for leg in legs):
+        return amount_gpu_us
+    changes = (amount for leg in legs for amount in (leg.granted_gpu_us, leg.held_gpu_us, leg.used_gpu_us))
+    return max(map(abs, changes), default=0)
 
 
 def _arithmetic(row: Row[Any]) -> SliceArithmetic:

@@ -11,9 +11,10 @@ from quota.db import Tx
 from quota.ledger.posting import PLATFORM, post
 from quota.ledger.rules import Hold, Leg, Slice, amount_gpu_us
 from quota.ledger.tables import holds, transfer_legs, transfers
+from quota.prepared import Prepared
 from quota.schemas.ledger import RefundKind, TransferType
 
-_REFUND = (
+_REFUND = Prepared(
     update(holds)
     .where(holds.c.id == bindparam("hold"))
     .values(
@@ -31,7 +32,7 @@ _FROM_PLATFORM = (
     .correlate(transfers)
     .exists()
 )
-_REFUNDS = (
+_REFUNDS = Prepared(
     select(
         transfers.c.id,
         transfers.c.refund_of,
@@ -147,7 +148,7 @@ def refund(
     tx.memo[("given back", held.id)] = (*_of_attempt(tx, held), entry)
     to_platform = -amount if payer == "platform" else (amount if kind is not RefundKind.CORRECTION else 0)
     to_grant = amount if payer == "grant" else 0
-    tx.connection.execute(_REFUND, {"hold": held.id, "to_grant": to_grant, "to_platform": to_platform})
+    _REFUND.change(tx.connection, {"hold": held.id, "to_grant": to_grant, "to_platform": to_platform})
     return to_grant
 
 
@@ -179,7 +180,7 @@ def _of_attempt(tx: Tx, held: Hold) -> tuple[GivenBack, ...]:
 
 
 def _stored_refunds(tx: Tx, held: Hold) -> tuple[GivenBack, ...]:
-    rows = tx.connection.execute(_REFUNDS, {"job": held.job_id, "number": held.attempt})
+    rows = _REFUNDS.all(tx.connection, {"job": held.job_id, "number": held.attempt})
     found: list[GivenBack] = []
     for row in rows:
         kind = RefundKind(row.refund_kind)

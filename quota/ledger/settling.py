@@ -11,9 +11,10 @@ from quota.db import Tx
 from quota.ledger.posting import PLATFORM, change, post, queue
 from quota.ledger.rules import Hold, Leg, Slice
 from quota.ledger.tables import holds, slices
+from quota.prepared import Prepared
 from quota.schemas.ledger import TransferType
 
-_SETTLE = (
+_SETTLE = Prepared(
     update(holds)
     .where(holds.c.id == bindparam("hold"))
     .values(
@@ -21,7 +22,7 @@ _SETTLE = (
         platform_gpu_us=holds.c.platform_gpu_us + bindparam("booked"),
     )
 )
-_RESOLVE = (
+_RESOLVE = Prepared(
     update(holds)
     .where(holds.c.id == bindparam("hold"), holds.c.resolved.is_(False))
     .values(resolved=True, released_gpu_us=holds.c.released_gpu_us + bindparam("rest"))
@@ -67,7 +68,7 @@ def settle(tx: Tx, held: Hold, parts: Sequence[Slice], *, actor: str, evidence: 
     for leg in sorted(legs, key=lambda leg: leg.account_id):
         change(tx, leg)
     if legs:
-        tx.connection.execute(_SETTLE, {"hold": held.id, "charged": charged, "booked": booked})
+        _SETTLE.change(tx.connection, {"hold": held.id, "charged": charged, "booked": booked})
     return charged
 
 
@@ -93,7 +94,7 @@ def release(
             attempt=held.attempt,
             hold_id=held.id,
         )
-    tx.connection.execute(_RESOLVE, {"hold": held.id, "rest": rest})
+    _RESOLVE.change(tx.connection, {"hold": held.id, "rest": rest})
 
 
 def _slice_legs(held: Hold, part: Slice, amount: int) -> tuple[Leg, ...]:

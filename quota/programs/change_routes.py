@@ -248,7 +248,7 @@ def list_transfers(
     """The ledger's transfers with legs, actor, reason, evidence and arithmetic, oldest first.
 
     `since` and `until` bound the time, half open. A member sees what touched its organization's accounts, and
-    of that only these accounts' legs.
+    of that only these accounts' legs. 404 `not_found` (account, grant).
     """
     wanted = TransferFilter(account_id, grant_id, job_id, type, since, until)
     with hub_of(request).database.read() as connection:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Row
+from sqlalchemy import Row, select
 
 from quota.audit import service as audit
 from quota.db import Tx
@@ -12,6 +12,7 @@ from quota.errors import BadRequest, GrantNotActive
 from quota.ids import new_id
 from quota.ledger import moving
 from quota.ledger.posting import TREASURY
+from quota.ledger.tables import accounts
 from quota.programs import endings
 from quota.programs.awards import check_budgets
 from quota.programs.service import check_positive, grant_row, read_grant, read_program
@@ -111,6 +112,9 @@ def adjust_grant(tx: Tx, caller: Caller, grant_id: str, body: Adjustment) -> Gra
 def adjust_program(tx: Tx, caller: Caller, program_id: str, body: Adjustment) -> Program:
     """Correct a programme's budget, against the treasury; less never below what it awarded."""
     before = read_program(tx.connection, program_id)
+    # the programme before the treasury, as moves lock them
+    tx.connection.execute(select(accounts.c.id).where(accounts.c.id == before.account_id).with_for_update())
+    before = read_program(tx.connection, program_id)
     if body.gpu_hours > 0:
         check_budgets(tx, body.gpu_hours)
     _adjust(tx, caller, TREASURY, before.account_id, body)
@@ -166,10 +170,14 @@ def _cuts(children: tuple[LimitCut, ...]) -> tuple[moving.ChildCut, ...]:
 
 
 def _changed(
-    tx: Tx, caller: Caller, action: str, row: Row[Any], body: GrantChange | Adjustment, **detail: str
+    tx: Tx, caller: Caller, action: str, row: Row[Any], body: GrantChange | Adjustment, **detail: object
 ) -> Grant:
     after = read_grant(tx.connection, row.id, tx.now_ms)
     tx.touch("grant", row.id)
+    if isinstance(body, GrantCut) and body.children and action != "grant.receive":
+        detail["children"] = {child.account_id: str(child.gpu_hours) for child in body.children}
+    if isinstance(body, TopUp) and body.tranche is not None:
+        detail["tranche"] = body.tranche
     audit.record(
         tx,
         caller,

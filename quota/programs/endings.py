@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, bindparam, func, or_, select, update
+from sqlalchemy import Connection, Row, bindparam, func, or_, select, update
 from sqlalchemy.exc import SQLAlchemyError
 
 from quota.audit import service as audit
@@ -18,6 +18,7 @@ from quota.db import Database, Tx
 from quota.errors import BadRequest, GrantNotActive, HubError, InsufficientBalance
 from quota.ledger import expiring, moving
 from quota.ledger.tables import accounts, transfers
+from quota.prepared import Prepared
 from quota.programs.policies import read_document
 from quota.programs.service import check_positive, grant_row, read_grant
 from quota.programs.tables import grants
@@ -28,14 +29,20 @@ from quota.schemas.programs import CarryOver, Grant, GrantMove
 HUB = "hub"
 
 # built once: every report that settles something asks it
-_ENDED = select(grants.c.id).where(
-    grants.c.id.in_(bindparam("grants", expanding=True)), grants.c.ends_at_ms <= bindparam("now")
+_ENDED = Prepared(
+    select(grants.c.id).where(
+        grants.c.id.in_(bindparam("grants", expanding=True)), grants.c.ends_at_ms <= bindparam("now")
+    ),
+    lists=("grants",),
 )
-_ENDED_LOCKED = (
+# not FOR UPDATE: the foreign keys of attempts rely on the row, and a report may wait for an account meanwhile
+_GRANT_LOCKED = select(grants).where(grants.c.id == bindparam("grant")).with_for_update(key_share=True)
+_ENDED_LOCKED = Prepared(
     select(grants)
     .where(grants.c.id.in_(bindparam("grants", expanding=True)), grants.c.ends_at_ms <= bindparam("now"))
     .order_by(grants.c.id)
-    .with_for_update()
+    .with_for_update(key_share=True),
+    lists=("grants",),
 )
 
 
@@ -81,7 +88,7 @@ def change_end(tx: Tx, caller: Caller, grant_id: str, ends_at: int, reason: str)
     """
     grant_row(tx.connection, grant_id)
     _lock_accounts(tx, [grant_id])
-    row = tx.connection.execute(select(grants).where(grants.c.id == grant_id).with_for_update()).one()
+    row = tx.connection.execute(_GRANT_LOCKED, {"grant": grant_id}).one()
     if ends_at == row.ends_at_ms:
         return read_grant(tx.connection, grant_id, tx.now_ms)
     if ends_at < tx.now_ms or ends_at <= row.starts_at_ms:
@@ -123,7 +130,7 @@ def carry_over(tx: Tx, caller: Caller, grant_id: str, body: CarryOver) -> GrantM
     if target.ends_at_ms <= tx.now_ms:
         raise GrantNotActive("grant {grant_id} has ended", field="to_grant_id", grant_id=target.id)
     _lock_accounts(tx, [target.id])
-    row = tx.connection.execute(select(grants).where(grants.c.id == grant_id).with_for_update()).one()
+    row = tx.connection.execute(_GRANT_LOCKED, {"grant": grant_id}).one()
     left = carriable_gpu_us(tx, row)
     if body.gpu_hours > left:
         raise InsufficientBalance(
@@ -208,8 +215,8 @@ def _expire(tx: Tx, row: Row[Any]) -> bool:
     return True
 
 
-def _ended(tx: Tx, statement: Select[Any], grant_ids: list[str]) -> Sequence[Row[Any]]:
-    return tx.connection.execute(statement, {"grants": grant_ids, "now": tx.now_ms}).all()
+def _ended(tx: Tx, statement: Prepared, grant_ids: list[str]) -> Sequence[Row[Any]]:
+    return statement.all(tx.connection, {"grants": grant_ids, "now": tx.now_ms})
 
 
 def _lock_accounts(tx: Tx, grant_ids: Collection[str]) -> None:

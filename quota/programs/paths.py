@@ -7,6 +7,7 @@ from typing import Any
 from sqlalchemy import Row
 
 from quota.schemas.scheduling import AccountBalance, AccountPath
+from quota.schemas.values import built
 
 
 def account_paths(organization_id: str, rows: list[Row[Any]]) -> tuple[AccountPath, ...]:
@@ -23,8 +24,10 @@ def account_paths(organization_id: str, rows: list[Row[Any]]) -> tuple[AccountPa
     released = [[row] for row in tranches if row.released] if tranches else [[]]
     parties = shares if divided else [(organization_id, [])]
     return tuple(
-        AccountPath.model_construct(
-            accounts=tuple(_balance(row) for row in (*share, *tranche, *grant)), organization_id=party
+        built(
+            AccountPath,
+            accounts=tuple(_balance(row) for row in (*share, *tranche, *grant)),
+            organization_id=party,
         )
         for party, share in parties
         for tranche in released
@@ -32,7 +35,8 @@ def account_paths(organization_id: str, rows: list[Row[Any]]) -> tuple[AccountPa
 
 
 def _balance(row: Row[Any]) -> AccountBalance:
-    return AccountBalance.model_construct(
+    return built(
+        AccountBalance,
         id=row.id,
         granted_gpu_us=row.granted_gpu_us,
         held_gpu_us=row.held_gpu_us,

@@ -9,7 +9,7 @@ from sqlalchemy import Connection, Row, insert, select, update
 from quota.audit import service as audit
 from quota.db import Tx
 from quota.door import check_match, etag, page
-from quota.errors import NotFound
+from quota.errors import NotFound, PreconditionFailed
 from quota.programs.tables import grants, policies
 from quota.schemas.identity import Caller
 from quota.schemas.policies import GrantPolicy, PolicyDocument, PolicyList, PolicyPut
@@ -56,7 +56,10 @@ def put_policy(
     """
     row = _row(tx.connection, policy_id, lock=True)
     before = None if row is None else _policy(row)
-    check_match(if_match, "" if before is None else tag_of(before))
+    if before is not None:
+        check_match(if_match, tag_of(before))
+    elif if_match is not None:
+        raise PreconditionFailed("there is no policy {policy_id}", policy_id=policy_id)
     if before is not None and before.policy == body.policy:
         return before
     version = 1 if before is None else before.version + 1

@@ -42,7 +42,7 @@ router = APIRouter(tags=["programs"], route_class=HubRoute)
     openapi_extra=access(Role.OPERATOR, scope=Scope.GRANTS_WRITE),
 )
 def create_program(request: Request, body: NewProgram, key: IdempotencyKey = None) -> Response:
-    """Open a programme and deposit its budget (operators). 409 `already_exists`."""
+    """Open a programme and deposit its budget (operators). 404 `not_found` (policy), 409 `already_exists`."""
     caller = caller_of(request)
     made = hub_of(request).database.write(
         lambda tx: once(

@@ -22,6 +22,7 @@ from quota.door import etag, page
 from quota.errors import BadRequest, NotFound
 from quota.identity import service as identity
 from quota.ledger.tables import accounts
+from quota.prepared import Prepared
 from quota.programs.policies import read_document
 from quota.programs.tables import grants, programs
 from quota.schemas.identity import Caller, Role
@@ -44,7 +45,7 @@ _SHARES = accounts.alias("shares")
 _DIVIDED = exists().where(_SHARES.c.grant_id == grants.c.id, _SHARES.c.kind == "share")
 _LEFT = accounts.c.granted_gpu_us + accounts.c.overdraft_gpu_us - accounts.c.used_gpu_us
 _OWN_LEFT = _OWN.c.granted_gpu_us + _OWN.c.overdraft_gpu_us - _OWN.c.used_gpu_us
-_PAYABLE = (
+_PAYABLE = Prepared(
     _WITH_BALANCE.add_columns(case((_OWN_LEFT < _LEFT, _OWN_LEFT), else_=_LEFT).label("left_gpu_us"))
     .join(_OWN, _OWN.c.grant_id == grants.c.id)
     .where(
@@ -146,7 +147,7 @@ def payable_grants(connection: Connection, organization_id: str, now_ms: int) ->
 
     `left_gpu_us` is what it has not used of its part: its share of a consortium's grant, else the grant.
     """
-    return list(connection.execute(_PAYABLE, {"organization": organization_id, "now": now_ms}))
+    return _PAYABLE.all(connection, {"organization": organization_id, "now": now_ms})
 
 
 def grant_row(connection: Connection, grant_id: str, *, field: str = "") -> Row[Any]:

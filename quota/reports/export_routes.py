@@ -42,6 +42,8 @@ def export_ledger(
 
     For `gpuhub audit verify`, which needs nothing else. It holds personal data, so it takes a `reason` and is itself
     in the trail. A file without a footer was cut short. Gzipped where `Accept-Encoding` allows it.
+
+    404 `not_found` (seal).
     """
     hub = hub_of(request)
     seal = exporting.begin_export(hub.database, caller_of(request), through_seal, reason)

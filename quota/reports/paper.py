@@ -98,7 +98,8 @@ _COLUMNS = (
     "refund_of",
     "transfer",
 )
-_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+# also as full-width characters, which Korean and Japanese input methods write
+_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 
 
 def csv_bytes(document: dict[str, Any], language: StatementLanguage) -> bytes:

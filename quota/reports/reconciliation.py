@@ -86,11 +86,11 @@ def reconcile(database: Database, day: str) -> tuple[Reconciliation, ...]:
     return database.write(lambda tx: _keep(tx, day, found, books))
 
 
-def is_done(connection: Connection, day: str) -> bool:
-    """Whether every cluster's day was compared."""
-    done = select(func.count()).select_from(reconciliations).where(reconciliations.c.day == day)
-    known = select(func.count()).select_from(clusters)
-    return bool(connection.execute(done).scalar_one() >= connection.execute(known).scalar_one())
+def days_done(connection: Connection) -> set[str]:
+    """The days of which every cluster was compared."""
+    known = select(func.count()).select_from(clusters).scalar_subquery()
+    done = select(reconciliations.c.day).group_by(reconciliations.c.day).having(func.count() >= known)
+    return set(connection.execute(done).scalars())
 
 
 def first_day_ms(connection: Connection) -> int | None:

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, assert_never
 
 from sqlalchemy import Connection, Row, insert, select
 
@@ -35,12 +34,6 @@ from quota.schemas.values import gpu_hours_text
 
 FORMAT = "gpuhub-statement/1"
 """Named in every statement; another layout gets another number, so that old hashes stay true."""
-
-_WRITERS: dict[StatementFormat, Callable[[ledger.Line, StatementLanguage], bytes]] = {
-    StatementFormat.JSON: lambda document, _language: json_bytes(document),
-    StatementFormat.CSV: paper.csv_bytes,
-    StatementFormat.HTML: paper.html_bytes,
-}
 
 
 class StatementChanged(Conflict):
@@ -81,10 +74,16 @@ def read_statement(
             raise BadRequest("since must not be after as_of", field="since")
         through = head(connection) if seal is None else seal.through_seq
         at_ms = database.clock.now_ms() if seal is None else seal.at_ms
-        document = _document(connection, account, seal, since, through, at_ms)
-    if form is StatementFormat.JSON:
-        language = StatementLanguage.EN  # JSON has no words of its own
-    content = _WRITERS[form](document, language)
+        content = _json(connection, account, seal, since, through, at_ms)
+    match form:
+        case StatementFormat.JSON:
+            language = StatementLanguage.EN  # JSON has no words of its own
+        case StatementFormat.CSV:
+            content = paper.csv_bytes(json.loads(content), language)
+        case StatementFormat.HTML:
+            content = paper.html_bytes(json.loads(content), language)
+        case _:
+            assert_never(form)
     sha256 = hashlib.sha256(content).hexdigest()
     if seal is None:
         return Written(content, sha256, None)
@@ -112,35 +111,21 @@ def list_issued(
     return IssuedStatementPage(items=items, next=items[-1].id if len(rows) > limit else None)
 
 
-def json_bytes(document: ledger.Line) -> bytes:
-    """A document as the bytes of its JSON: one form only, so that a hash means something."""
-    return (json.dumps(document, ensure_ascii=False, separators=(",", ":")) + "\n").encode()
-
-
 # --- what it says ---------------------------------------------------------------------------------
 
 
-def _document(
+def _json(
     connection: Connection,
     account: Row[Any],
     seal: Row[Any] | None,
     since: Row[Any] | None,
     through_seq: int,
     at_ms: int,
-) -> ledger.Line:
+) -> bytes:
+    """The document in its one form: UTF-8, keys in this order, no spaces, one line feed at the end."""
     after_seq = 0 if since is None else since.through_seq
-    granted, held, used = ledger.balance(connection, account.id, after_seq)
-    opening = {"granted_gpu_us": str(granted), "held_gpu_us": str(held), "used_gpu_us": str(used)}
-    lines = list(ledger.lines(connection, account.id, after_seq, through_seq, granted - held - used))
-    for line in lines:
-        granted += int(line["granted_gpu_us"])
-        held += int(line["held_gpu_us"])
-        used += int(line["used_gpu_us"])
-    if seal is None:
-        stored = (account.granted_gpu_us, account.held_gpu_us, account.used_gpu_us)
-        assert (granted, held, used) == stored, f"account {account.id} is not the sum of its transfers"
-    amounts = {"granted": granted, "held": held, "used": used, "available": granted - held - used}
-    return {
+    sums = ledger.balance(connection, account.id, after_seq)
+    before = {
         "format": FORMAT,
         "grant_id": account.grant_id,
         "organization_id": account.organization_id,
@@ -150,12 +135,25 @@ def _document(
         "seq": through_seq,
         "seal": _stamp(seal),
         "since": _stamp(since),
-        "opening": opening,
-        "lines": lines,
-        **{f"{name}_gpu_us": str(amount) for name, amount in amounts.items()},
-        **{f"{name}_gpu_hours": gpu_hours_text(amount) for name, amount in amounts.items()},
-        "total_krw": sum(line["krw"] for line in lines),
+        "opening": {f"{name}_gpu_us": str(getattr(sums, name)) for name in ("granted", "held", "used")},
     }
+    lines = ",".join(ledger.json_lines(connection, account.id, after_seq, through_seq, sums))
+    if seal is None:
+        stored = (account.granted_gpu_us, account.held_gpu_us, account.used_gpu_us)
+        found = (sums.granted, sums.held, sums.used)
+        assert found == stored, f"account {account.id} is not the sum of its transfers"
+    names = ("granted", "held", "used", "available")
+    after = {
+        **{f"{name}_gpu_us": str(getattr(sums, name)) for name in names},
+        **{f"{name}_gpu_hours": gpu_hours_text(getattr(sums, name)) for name in names},
+        "total_krw": sums.krw,
+    }
+    return f'{_members(before)},"lines":[{lines}],{_members(after)[1:]}}}\n'.encode()
+
+
+def _members(fields: dict[str, Any]) -> str:
+    """An object's JSON without its last brace."""
+    return json.dumps(fields, ensure_ascii=False, separators=(",", ":"))[:-1]
 
 
 def _stamp(seal: Row[Any] | None) -> dict[str, object] | None:
@@ -228,7 +226,7 @@ def _keep(tx: Tx, caller: Caller, key: dict[str, Any], row: dict[str, Any]) -> R
     statement_id = new_id("st")
     stamp = {"id": statement_id, "issued_at_ms": tx.now_ms, "issued_by": caller.token_id}
     tx.connection.execute(insert(statements), row | stamp)
-    audit.record(tx, caller.token_id, "statement.issue", statement_id, detail=row)
+    audit.record(tx, caller, "statement.issue", statement_id, detail=row)
     found = _known(tx.connection, key)
     assert found is not None
     return found

@@ -44,12 +44,12 @@ class GrantQuote(Reply):
     starts_at: Instant
     ends_at: Instant
     left_gpu_us: GpuUs
-    """Neither used nor held, on the best path that is open to the organization."""
+    """Neither used nor held: of its own grant on the best path, of another's grant in the organization's share."""
     left_gpu_hours: GpuHoursOut
     fitting_walltime_s: int | None
     """The longest time limit that would end before the grant, started now; null before the grant starts."""
     gpus_left: int | None
-    """How many GPUs more it may have in use; null: no cap."""
+    """How many GPUs more it may have in use; null: no cap, or another's grant, of which a party is not told."""
     could_ever: bool
     """Whether it could pay some day, when what is held now comes back."""
 

@@ -22,7 +22,7 @@ def _a_day(text: str) -> str:
 
 Day = Annotated[
     str,
-    Field(max_length=10, json_schema_extra={"format": "date"}, examples=["2026-11-22"]),
+    Field(max_length=10, json_schema_extra={"format": "date"}, examples=["2026-11-21"]),
     AfterValidator(_a_day),
 ]
 """A day of Asia/Seoul."""

@@ -10,7 +10,17 @@ from quota.schemas.fleet import Node
 from quota.schemas.identity import Organization
 from quota.schemas.jobs import Job
 from quota.schemas.programs import Grant
-from quota.schemas.values import Flag, GpuHoursOut, GpuUs, Instant, Reason, Reply, Request, wrong
+from quota.schemas.values import (
+    AttemptNumber,
+    Flag,
+    GpuHoursOut,
+    GpuUs,
+    Instant,
+    Reason,
+    Reply,
+    Request,
+    wrong,
+)
 
 SHOWN_IDS = 20
 """How many ids of what a switch touches are named; the count is of all."""
@@ -61,6 +71,8 @@ class RequeueRequest(Request):
     """Send a placed job back into the queue."""
 
     reason: Reason
+    attempt: AttemptNumber | None = None
+    """The attempt that is meant, so that a request that is sent again never stops the next one; absent: the present."""
 
 
 class Affected(Reply):

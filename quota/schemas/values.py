@@ -10,12 +10,15 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from decimal import ROUND_HALF_EVEN, Decimal, localcontext
-from typing import Annotated
+from functools import cache
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from quota.clock import HOUR_MS, instant_ms, instant_text
+
+M = TypeVar("M", bound=BaseModel)
 
 GPU_US_PER_HOUR = HOUR_MS * 1000
 """One hour on one reference GPU: 3,600,000 ms x 1 GPU x 1000 thousandths."""
@@ -209,3 +212,31 @@ class Reply(BaseModel):
     """An answer of the service: unknown fields are a newer service's and ignored."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+def built(model: type[M], /, **fields: Any) -> M:
+    """A model of values that need no check, such as a row's: pydantic's `model_construct` at a fifth of its time.
+
+    Every field without a default must be given; none is checked.
+    """
+    template, factories, required = _plan(model)
+    assert required <= fields.keys(), f"{model.__name__} lacks {sorted(required - fields.keys())}"
+    values = {**template, **fields}
+    for name, factory in factories:
+        if name not in fields:
+            values[name] = factory()
+    made = model.__new__(model)
+    object.__setattr__(made, "__dict__", values)
+    object.__setattr__(made, "__pydantic_fields_set__", set(fields))
+    object.__setattr__(made, "__pydantic_extra__", None)
+    object.__setattr__(made, "__pydantic_private__", None)
+    return made
+
+
+@cache
+def _plan(model: type[BaseModel]) -> tuple[dict[str, Any], list[tuple[str, Any]], frozenset[str]]:
+    """Defaults by field in their order, fields whose default is made anew, and those that must be given."""
+    fields = model.model_fields
+    template = {name: None if field.is_required() else field.default for name, field in fields.items()}
+    factories = [(name, field.default_factory) for name, field in fields.items() if field.default_factory]
+    return template, factories, frozenset(name for name, field in fields.items() if field.is_required())

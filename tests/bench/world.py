@@ -13,7 +13,7 @@ from sqlalchemy import func, select
 
 from quota.app import create_app
 from quota.client import QuotaClient
-from quota.clock import Clock
+from quota.clock import wall_ms
 from quota.db import Database
 from quota.dispatch import decisions, lease, reports
 from quota.fleet import service as fleet
@@ -28,6 +28,7 @@ from quota.schemas.identity import Caller, NewOrganization, NewToken, Role
 from quota.schemas.jobs import JobSubmission
 from quota.schemas.programs import Award, NewProgram
 from quota.settings import Settings
+from tests.builders import HandClock
 
 DAY_MS = 86_400_000
 NODES = 16
@@ -38,7 +39,8 @@ class World:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self.database = Database(url, Clock())
+        self.clock = HandClock(wall_ms())
+        self.database = Database(url, self.clock)
         write = self.database.write
         self.caller = Caller(token_id="bench", role=Role.OPERATOR, organization_id=None)
         write(lambda tx: fleet.create_cluster(tx, self.caller, NewCluster(id="sim", kind="simulated")))
@@ -101,8 +103,8 @@ class World:
         return wire.DecisionBatch(epoch=self.epoch, stream="decisions", seq=number, items=items)
 
     def ends(self, job_ids: list[str], number: int) -> wire.ReportBatch:
-        """A batch that reports these jobs as started and ended."""
-        now = self.database.clock.now_ms()
+        """A batch that reports these jobs as started and ended; the clock moves to after their end."""
+        now = self.clock.now_ms()
         items = tuple(
             wire.EndedItem(
                 job_id=job_id,
@@ -115,7 +117,7 @@ class World:
             )
             for job_id in job_ids
         )
-        time.sleep(0.002)  # the watermark may not lie in the future
+        self.clock.advance(2)  # the watermark may not lie in the future
         return self._batch(number + 1, items=items)
 
     def decide(self, batch: wire.DecisionBatch) -> wire.DecisionReply:
@@ -136,7 +138,8 @@ class World:
     def serve(self, app: FastAPI | None = None) -> Iterator[QuotaClient]:
         """The real service on a free port of loopback."""
         application = app or create_app(
-            Settings(database=self.url, tasks=False, member_requests_per_s=0, staff_requests_per_s=0)
+            Settings(database=self.url, tasks=False, member_requests_per_s=0, staff_requests_per_s=0),
+            self.clock,
         )
         config = uvicorn.Config(application, port=0, log_level="warning", access_log=False)
         server = uvicorn.Server(config)

@@ -32,21 +32,24 @@ LIMITS_S = {"balance_p95": 0.05, "jobs_p95": 0.05, "statement": 2.0, "sealed_sta
 
 
 def run() -> list[dict[str, Any]]:
-    """Seconds per database, each beside its limit; `statement` is that of one grant over the whole year."""
-    rows: list[dict[str, Any]] = []
+    """Seconds per database beside their limits; the plain names stand for the slower database of the two.
+
+    `statement` is that of one grant over the whole year, as things stand now; `sealed_statement` as of the seal.
+    """
+    found: dict[str, dict[str, float]] = {}
     for name, measure in (("sqlite", _on_sqlite), ("postgres", _on_postgres)):
         print(f"  a year of {JOBS:,} jobs on {name} …", file=sys.stderr, flush=True)
-        for metric, seconds in measure().items():
-            limit = LIMITS_S[metric]
-            row = {
-                "bench": "year",
-                "metric": f"{metric} {name}",
-                "value": seconds,
-                "unit": "s",
-                "limit": limit,
-            }
-            rows.append(row | {"ratio": seconds / limit})
+        found[name] = measure()
+    rows = [_row(metric, max(seconds[metric] for seconds in found.values()), metric) for metric in LIMITS_S]
+    for name, seconds in found.items():
+        rows += [_row(f"{name}_{metric}", value, metric) for metric, value in seconds.items()]
     return rows
+
+
+def _row(name: str, seconds: float, metric: str) -> dict[str, Any]:
+    limit = LIMITS_S[metric]
+    row = {"bench": "year", "metric": name, "value": seconds, "unit": "s", "limit": limit}
+    return row | {"ratio": seconds / limit}
 
 
 def _on_sqlite() -> dict[str, float]:

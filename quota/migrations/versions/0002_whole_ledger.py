@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import sqlalchemy as sa
 from alembic import op
 
@@ -21,6 +23,7 @@ def upgrade() -> None:
     _indexes()
     _forbid_changes()
     _first_rows()
+    _stored_replies()
 
 
 def downgrade() -> None:
@@ -198,3 +201,19 @@ def _first_rows() -> None:
         "INSERT INTO accounts (id, kind, program_id, released, granted_gpu_us, held_gpu_us, used_gpu_us, "
         "overdraft_gpu_us) SELECT 'expired:' || id, 'expired', id, true, 0, 0, 0, 0 FROM programs"
     )
+
+
+def _stored_replies() -> None:
+    """A batch of the scheduler whose reply was lost over the upgrade is sent again: its stored reply must still be one.
+
+    Until now a grant had one path, and its own organization took it.
+    """
+    streams = sa.table("streams", sa.column("stream"), sa.column("reply"))
+    for stream, reply in op.get_bind().execute(sa.select(streams)).all():
+        document = json.loads(reply)
+        for item in document.get("objects", ()):
+            grant = item.get("grant")
+            for path in grant["paths"] if grant else ():
+                path.setdefault("organization_id", grant["organization_id"])
+        text = json.dumps(document, ensure_ascii=False)
+        op.execute(sa.update(streams).where(streams.c.stream == stream).values(reply=text))

@@ -19,6 +19,7 @@ from starlette.testclient import TestClient
 
 from quota.app import create_app
 from quota.audit import seals
+from quota.clock import HOUR_MS
 from quota.identity import tokens
 from quota.identity.rules import SCOPES
 from quota.identity.tables import auth_failures
@@ -31,7 +32,7 @@ from quota.schemas.programs import Award, Grant
 from quota.schemas.scheduling import RankingDocument
 from quota.schemas.statements import StatementFormat, StatementLanguage
 from quota.settings import Settings
-from tests.builders import DAY_MS, HOUR_MS, OPERATOR, Hub, a_hub, a_member
+from tests.builders import DAY_MS, OPERATOR, Hub, a_hub, a_member
 from tests.integration.quota.door_world import Operation
 from tests.integration.quota.limits_builders import give, path, run_on
 
@@ -117,16 +118,21 @@ class Unchanged:
             return 0
         cursor = self._connection.cursor()
         cursor.execute("PRAGMA data_version")
-        version = int(cursor.fetchone()[0])
+        row = cursor.fetchone()
         cursor.close()
-        return version
+        assert row is not None
+        return int(row[0])
 
 
 @contextmanager
 def a_world(url: str, **settings: Any) -> Iterator[World]:
     """The world, served; nobody is locked out or throttled in it."""
     hub = a_hub(url, firms=FIRMS)
-    limits = {"lockout_pair_failures": MANY, "lockout_address_failures": MANY, "member_requests_per_s": 0}
+    limits: dict[str, float] = {
+        "lockout_pair_failures": MANY,
+        "lockout_address_failures": MANY,
+        "member_requests_per_s": 0,
+    }
     limits |= {"staff_requests_per_s": 0, "feed_poll_s": 0.01}
     made = Settings(database=url, tasks=False, **(limits | settings))
     application = create_app(made, clock=hub.clock)
@@ -192,7 +198,12 @@ def issue_statements(world: World) -> None:
     """Seal what there is, and issue a statement to every firm that may have one."""
     hub = world.hub
     assert seals.seal_due(hub.database) > 0
-    for owner, grant in (("alpha", "alpha"), ("beta", "beta"), ("gamma", "consortium"), ("delta", "consortium")):
+    for owner, grant in (
+        ("alpha", "alpha"),
+        ("beta", "beta"),
+        ("gamma", "consortium"),
+        ("delta", "consortium"),
+    ):
         statements.read_statement(
             hub.database,
             a_member(owner),

@@ -13,7 +13,7 @@ from quota.client import QuotaClient
 from quota.schemas.fleet import NewGpuClass
 from quota.schemas.identity import NewToken, Role
 from quota.schemas.jobs import Job
-from quota.schemas.programs import Award, Grant, GrantChange
+from quota.schemas.programs import Award, Grant, GrantCut, TopUp
 from quota.schemas.scheduling import DecisionBatch, JobState, ReportBatch, StopItem, StopReason
 from tests import databases
 from tests.builders import (
@@ -182,12 +182,12 @@ def test_a_grant_that_is_spent_while_jobs_wait_says_what_is_missing(api: Api) ->
     assert _numbers(caught[0]) == {"needed_gpu_us": 5 * GPU_HOUR_US, "left_gpu_us": 4 * GPU_HOUR_US}
     assert alpha.read_job(second.id).state is JobState.QUEUED
 
-    assert api.operator.top_up_grant(grant.id, GrantChange(gpu_hours="2", reason="r")).available_gpu_us == (
+    assert api.operator.top_up_grant(grant.id, TopUp(gpu_hours="2", reason="r")).available_gpu_us == (
         6 * GPU_HOUR_US
     )
     assert _start(api, second, grant, "n1") == "accepted"
     with a_problem("insufficient_balance", 409) as caught:
-        api.operator.cut_grant(grant.id, GrantChange(gpu_hours="0.5", reason="idle"))
+        api.operator.cut_grant(grant.id, GrantCut(gpu_hours="0.5", reason="idle"))
     assert _numbers(caught[0])["left_gpu_us"] == 0
     assert _numbers(caught[0])["needed_gpu_us"] == GPU_HOUR_US // 2
 
@@ -195,9 +195,9 @@ def test_a_grant_that_is_spent_while_jobs_wait_says_what_is_missing(api: Api) ->
 def test_a_cut_takes_what_is_free_and_gives_it_to_the_programme(api: Api) -> None:
     grant = _award(api, "alpha", "10")
     before = api.operator.list_programs().items[0]
-    cut = api.operator.cut_grant(grant.id, GrantChange(gpu_hours="10", reason="idle"), key="c")
+    cut = api.operator.cut_grant(grant.id, GrantCut(gpu_hours="10", reason="idle"), key="c")
     assert (cut.granted_gpu_us, cut.available_gpu_us) == (0, 0)
-    assert api.operator.cut_grant(grant.id, GrantChange(gpu_hours="10", reason="idle"), key="c") == cut
+    assert api.operator.cut_grant(grant.id, GrantCut(gpu_hours="10", reason="idle"), key="c") == cut
     after = api.operator.list_programs().items[0]
     assert after.remaining_gpu_us == before.remaining_gpu_us + 10 * GPU_HOUR_US
     assert after.budget_gpu_us == after.awarded_gpu_us + after.remaining_gpu_us == before.budget_gpu_us
@@ -238,8 +238,8 @@ def test_a_statements_lines_add_up_and_each_line_is_rounded_once(api: Api) -> No
     _report(api, started(job, api.hub.now, api.hub.now))
     api.hub.clock.advance(90 * MINUTE_MS)
     _report(api, lost(job, api.hub.now - 5 * MINUTE_MS))
-    api.operator.top_up_grant(grant.id, GrantChange(gpu_hours="1.5", reason="r"))
-    api.operator.cut_grant(grant.id, GrantChange(gpu_hours="0.25", reason="r"))
+    api.operator.top_up_grant(grant.id, TopUp(gpu_hours="1.5", reason="r"))
+    api.operator.cut_grant(grant.id, GrantCut(gpu_hours="0.25", reason="r"))
     _start(api, job, grant, "n1")
     statement = api.firms["alpha"].read_statement(grant.id)
     types = [line.type.value for line in statement.lines]

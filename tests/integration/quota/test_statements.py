@@ -70,7 +70,8 @@ def _read(
 
 def _document(written: Written) -> Statement:
     found = Statement.model_validate_json(written.content)
-    assert written.content == statements.json_bytes(json.loads(written.content))
+    plain = json.dumps(json.loads(written.content), ensure_ascii=False, separators=(",", ":")) + "\n"
+    assert written.content.decode() == plain, "one form, as the documentation has it"
     return found
 
 

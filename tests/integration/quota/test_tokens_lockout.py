@@ -16,6 +16,7 @@ from quota.identity import lockout
 from quota.identity.doorkeeper import Doorkeeper
 from quota.identity.lockout import Limits
 from quota.identity.tables import auth_failures
+from quota.prepared import listening
 from quota.schemas.identity import Role
 from tests.builders import OPERATOR
 from tests.integration.quota.token_world import HERE, WRONG, World, a_world, at_once
@@ -55,7 +56,8 @@ def statements_of(world: World, work: Callable[[], object]) -> list[str]:
 
     event.listen(world.database.engine, "before_cursor_execute", note)
     try:
-        work()
+        with listening(seen.append):
+            work()
     finally:
         event.remove(world.database.engine, "before_cursor_execute", note)
     return seen

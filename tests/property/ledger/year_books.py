@@ -24,12 +24,13 @@ TABLES = {
     "transfers": "id, seq, position, type, amount_gpu_us, job_id, attempt, hold_id, slice_id, refund_of, refund_kind,"
     " starts_at_ms, ends_at_ms, gpus, rate_id",
     "transfer_legs": "transfer_id, account_id, seq, d_granted, d_held, d_used",
-    "holds": "id, job_id, attempt, amount_gpu_us, settled_gpu_us, released_gpu_us, resolved, gpus, rate_id",
+    "holds": "id, job_id, attempt, amount_gpu_us, settled_gpu_us, released_gpu_us, refunded_gpu_us, platform_gpu_us,"
+    " resolved, gpus, rate_id",
     "hold_accounts": "hold_id, account_id",
     "slices": "id, job_id, attempt, starts_at_ms, ends_at_ms, payer, gpus, rate_thousandths, amount_gpu_us",
-    "attempts": "job_id, attempt, walltime_ms, stop_at_ms, stop_grace_ms, settled, hold_id",
+    "attempts": "job_id, attempt, walltime_ms, stop_at_ms, stop_grace_ms, settled, settled_through_ms",
     "rates": "id, rate_thousandths, price_krw",
-    "grants": "id, account_id, program_id, ends_at_ms",
+    "grants": "id, account_id, program_id, ends_at_ms, expired_at_ms",
     "statements": "account_id, seal, since_seal, format, language, sha256",
 }
 
@@ -46,6 +47,8 @@ class Ran:
     first: int | None = None
     last: int | None = None
     end: int | None = None
+    seen: int | None = None
+    """Of one that was lost from sight: when it was last seen. What it ran after that is not its grant's."""
 
 
 @dataclass
@@ -153,8 +156,9 @@ def _budgets(books: Books, diary: Diary) -> Iterator[str]:
     for row in books.of_kind("program", "grant", "expired"):
         parts[row["program_id"]] += books.granted(row["id"])
     for program, budget in diary.budgets.items():
-        if parts[program] - diary.adjusted[program] != budget:
-            yield f"{program} was given {budget}, and has {parts[program]} with {diary.adjusted[program]} of corrections"
+        has = parts[program] - diary.adjusted[program]
+        if has != budget:
+            yield f"{program} was given {budget}, and has {has} without its corrections"
 
 
 def _given(books: Books, diary: Diary) -> Iterator[str]:
@@ -175,18 +179,29 @@ def _given(books: Books, diary: Diary) -> Iterator[str]:
 
 
 def _never_over(books: Books, _diary: Diary) -> Iterator[str]:
-    """After every single transaction of the year: nothing below zero, held + used within granted + overdraft."""
+    """After every single transaction of the year: nothing below zero, held + used within granted + overdraft.
+
+    EXPIRE leaves exactly nothing free, and nothing is free for long on a grant that was seen to end.
+    """
+    expired = {row["account_id"] for row in books.tables["grants"] if row["expired_at_ms"] is not None}
     for row in books.of_kind("program", "grant", "share", "tranche", "expired"):
         granted = held = used = 0
+        expires = False
         legs = sorted(books.on_account[row["id"]], key=lambda leg: int(leg["seq"]))
         for leg, following in pairwise([*legs, {"seq": None}]):
             granted, held, used = granted + leg["d_granted"], held + leg["d_held"], used + leg["d_used"]
+            expires |= books.transfers[leg["transfer_id"]]["type"] == "expire" and row["kind"] == "grant"
             if leg["seq"] == following["seq"]:
                 continue
             most = granted + granted * row["overdraft_thousandths"] // 1000
             if min(granted, held, used) < 0 or held + used > most:
                 yield f"{row['id']} at {leg['seq']}: granted {granted}, held {held}, used {used}"
                 break
+            if expires and granted != held + used:
+                yield f"{row['id']} at {leg['seq']} expired and has {granted - held - used} left"
+            expires = False
+        if row["id"] in expired and granted > held + used:
+            yield f"{row['id']} has ended and {granted - held - used} are free"
 
 
 # --- charges --------------------------------------------------------------------------------------
@@ -201,7 +216,11 @@ def _holds(books: Books, _diary: Diary) -> Iterator[str]:
     for name, row in books.transfers.items():
         for leg in books.legs[name] if row["hold_id"] else ():
             open_on[row["hold_id"]][leg["account_id"]] += leg["d_held"]
+    back = _given_back(books)
     for row in books.tables["holds"]:
+        stored, made = (row["refunded_gpu_us"], row["platform_gpu_us"]), back[row["job_id"], row["attempt"]]
+        if stored != made:
+            yield f"{row['id']}: (refunded, platform) is stored as {stored}, its transfers make {made}"
         rest = row["amount_gpu_us"] - row["settled_gpu_us"] - row["released_gpu_us"]
         if row["resolved"] and rest:
             yield f"{row['id']} is resolved and holds {rest}"
@@ -209,24 +228,41 @@ def _holds(books: Books, _diary: Diary) -> Iterator[str]:
             yield f"{row['id']} holds {dict(open_on[row['id']])}, {rest} is open on {sorted(paths[row['id']])}"
 
 
+def _given_back(books: Books) -> dict[tuple[str, int], tuple[int, int]]:
+    """By attempt: what refunds gave back to the grant, and what all charges and refunds left on the platform."""
+    found: dict[tuple[str, int], tuple[int, int]] = defaultdict(lambda: (0, 0))
+    for name, row in books.transfers.items():
+        if row["type"] not in ("settle", "refund"):
+            continue
+        legs = {leg["account_id"]: leg["d_used"] for leg in books.legs[name]}
+        to_platform = legs.pop("platform", 0)
+        to_grant = row["amount_gpu_us"] if row["type"] == "refund" and legs else 0
+        before = found[row["job_id"], row["attempt"]]
+        found[row["job_id"], row["attempt"]] = (before[0] + to_grant, before[1] + to_platform)
+    return found
+
+
 def _slices(books: Books, diary: Diary) -> Iterator[str]:
     """Slices follow each other from the first start, lie within an hour, and are charged once, whole, at their rate."""
     rates = {row["id"]: row["rate_thousandths"] for row in books.tables["rates"]}
     pinned = {(row["job_id"], row["attempt"]): row for row in books.tables["holds"]}
+    through = {(row["job_id"], row["attempt"]): row["settled_through_ms"] for row in books.tables["attempts"]}
     for key, parts in _by_attempt(books.tables["slices"]).items():
         parts.sort(key=lambda part: int(part["starts_at_ms"]))
         ran = diary.ran.get(key)
         if ran is None or parts[0]["starts_at_ms"] != ran.first:
             yield f"{key} is charged from {parts[0]['starts_at_ms']}, it ran as {ran}"
             continue
+        if parts[-1]["ends_at_ms"] < through[key]:
+            yield f"{key} is settled through {through[key]}, its last slice ends at {parts[-1]['ends_at_ms']}"
         for part, following in pairwise(parts):
             if part["ends_at_ms"] != following["starts_at_ms"]:
                 yield f"{part['id']} ends at {part['ends_at_ms']}, the next begins at {following['starts_at_ms']}"
         for part in parts:
-            yield from _slice(books, part, ran, rates[pinned[key]["rate_id"]])
+            yield from _slice(books, part, ran, pinned[key]["rate_id"], rates[pinned[key]["rate_id"]])
 
 
-def _slice(books: Books, part: Row, ran: Ran, pinned: int) -> Iterator[str]:
+def _slice(books: Books, part: Row, ran: Ran, rate_id: str, pinned: int) -> Iterator[str]:
     begin, end = part["starts_at_ms"], part["ends_at_ms"]
     amount = (end - begin) * ran.gpus * ran.rate_thousandths
     if (part["gpus"], part["rate_thousandths"], pinned) != (ran.gpus, ran.rate_thousandths, pinned):
@@ -236,8 +272,9 @@ def _slice(books: Books, part: Row, ran: Ran, pinned: int) -> Iterator[str]:
     if begin // HOUR_MS != (end - 1) // HOUR_MS:
         yield f"{part['id']} crosses an hour"
     row = books.transfers.get(part["id"])
-    told = None if row is None else (row["type"], row["starts_at_ms"], row["ends_at_ms"], row["amount_gpu_us"])
-    if told != ("settle", begin, end, amount):
+    names = ("type", "starts_at_ms", "ends_at_ms", "amount_gpu_us", "rate_id")
+    told = None if row is None else tuple(row[name] for name in names)
+    if told != ("settle", begin, end, amount, rate_id):
         yield f"{part['id']} of {amount} is charged by {told}"
         return
     used = {leg["account_id"]: leg["d_used"] for leg in books.legs[part["id"]]}
@@ -259,7 +296,9 @@ def _refunds(books: Books, _diary: Diary) -> Iterator[str]:
         used = {leg["account_id"]: leg["d_used"] for leg in books.legs[name]}
         corrected, on_platform = row["refund_kind"] == "correction", used.pop("platform", 0)
         good = set(used.values()) == {-amount} and on_platform == (0 if corrected else amount)
-        if row["amount_gpu_us"] != amount or not (good or (corrected and not used and on_platform == -amount)):
+        if row["amount_gpu_us"] != amount or not (
+            good or (corrected and not used and on_platform == -amount)
+        ):
             yield f"{name} of {amount} gives back {used} and {on_platform} on the platform"
         spans[row["refund_of"], corrected].append(span)
     for (slice_id, _corrected), given in spans.items():
@@ -288,7 +327,7 @@ def _occupied(books: Books, diary: Diary) -> Iterator[str]:
         occupied = 0 if ran.first is None else (ran.end - ran.first) * weight
         if totals[key]["occupied"] != occupied:
             yield f"{key} occupied {occupied}, the ledger says {totals[key]['occupied']}"
-        bounds = [ran.end, ran.last and ran.last + row["walltime_ms"]]
+        bounds = [ran.end, ran.seen, ran.last and ran.last + row["walltime_ms"]]
         bounds.append(row["stop_at_ms"] and row["stop_at_ms"] + row["stop_grace_ms"])
         until = min(bound for bound in bounds if bound)
         due = 0 if ran.last is None or ran.last > until else (until - ran.last) * weight
@@ -351,7 +390,9 @@ def statement_faults(books: Books, content: bytes) -> list[str]:
         opening, closing = (sum(leg[f"d_{name}"] for leg in part) for part in (legs[:begin], legs[:end]))
         said = (told["opening"][f"{name}_gpu_us"], told[f"{name}_gpu_us"])
         if said != (str(opening), str(closing)):
-            found.append(f"{account}: {name} from {said[0]} to {said[1]}, the legs make {opening} and {closing}")
+            found.append(
+                f"{account}: {name} from {said[0]} to {said[1]}, the legs make {opening} and {closing}"
+            )
     return found
 
 
@@ -365,9 +406,11 @@ def period_faults(months: list[bytes], whole: bytes) -> list[str]:
     if sum(part["total_krw"] for part in parts) != all_of_it["total_krw"]:
         found.append(f"{all_of_it['account_id']}: the months' won are not the year's")
     for before, after in pairwise(parts):
-        for name in ("granted", "held", "used"):
-            if before[f"{name}_gpu_us"] != after["opening"][f"{name}_gpu_us"]:
-                found.append(f"{all_of_it['account_id']}: {name} does not open as it closed")
+        found += [
+            f"{all_of_it['account_id']}: {name} does not open as it closed"
+            for name in ("granted", "held", "used")
+            if before[f"{name}_gpu_us"] != after["opening"][f"{name}_gpu_us"]
+        ]
         if before["seal"]["number"] != after["since"]["number"]:
             found.append(f"{all_of_it['account_id']}: a month does not begin at the seal before it")
     return found

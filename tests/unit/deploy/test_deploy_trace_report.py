@@ -33,6 +33,7 @@ def a_job(
             ("held_gpu_us", "settled_gpu_us", "refunded_gpu_us", "released_gpu_us", "platform_gpu_us"), 0
         ),
         "hold_resolved": True,
+        "walltime_s": 3600,
         "claimed_at": T0,
         "first_started_at": None if waited_s is None else T0 + waited_s * 1000,
         "last_started_at": None,
