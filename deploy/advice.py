@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-_ADVICE = {
+ADVICE = {
     "unauthenticated": "the token is unknown, revoked or expired; run `gpuhub login` with a valid one",
     "forbidden": "see who you are with `gpuhub whoami`; an operator makes tokens: `gpuhub token create`",
     "already_exists": "choose another id, or change what is there",
@@ -34,4 +34,4 @@ def advice_line(code: str, numbers: Mapping[str, int | str]) -> str:
     """What to do now, or nothing where the refusal itself says it."""
     if "retry_after_s" in numbers:
         return f"try again in {numbers['retry_after_s']} s"
-    return _ADVICE.get(code, "")
+    return ADVICE.get(code, "")

@@ -15,7 +15,7 @@ def moment_ms(option: str, text: str) -> int:
     try:
         moment = datetime.fromisoformat(text.strip())
         return instant_ms(text.strip() if moment.tzinfo else f"{moment.isoformat()}+09:00")
-    except (ValueError, OverflowError) as error:
+    except ValueError as error:
         raise UsageTrouble(f"{option} {text!r} is not {MOMENT_HELP}") from error
 
 

@@ -141,6 +141,8 @@ def language() -> str:
 def refusal_lines(problem: ServiceProblem) -> list[str]:
     """Code and reason, what the reason does not tell of fields and numbers, and what to do about it."""
     detail = problem.detail or problem.problem.title
+    if [_message(entry) for entry in problem.problem.errors] == [detail]:
+        detail = _field_text(problem.problem.errors[0])
     lines = [f"refused ({problem.code}): {with_hours(detail)}"]
     fields = [_field_text(entry) for entry in problem.problem.errors if _message(entry) not in detail]
     numbers = [
@@ -149,7 +151,7 @@ def refusal_lines(problem: ServiceProblem) -> list[str]:
         if not _is_told(str(value), detail)
     ]
     if more := fields or numbers:
-        lines.append(", ".join(more))
+        lines.append(with_hours(", ".join(more)))
     advice = advice_line(problem.code, problem.problem.numbers)
     return [*lines, advice] if advice else lines
 
@@ -166,7 +168,7 @@ def _number_text(name: str, value: int | str) -> str:
 
 def _field_text(entry: dict[str, str]) -> str:
     where = entry.get("field") or entry.get("loc") or entry.get("pointer") or ""
-    return with_hours(f"{where}: {_message(entry)}".strip(": "))
+    return f"{where}: {_message(entry)}".strip(": ")
 
 
 def _message(entry: dict[str, str]) -> str:

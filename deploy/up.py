@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from deploy.check import CheckFailed, check
+from deploy.check import CLOCK_SPEED, CheckFailed, check
 from deploy.child import last_lines
 from deploy.datadir import DataDir, DataDirTrouble
 from deploy.demo import MEMBER, seed
@@ -47,7 +47,9 @@ def up(
     clock_speed: Annotated[
         int | None,
         typer.Option(
-            min=1, max=100_000, help="Business seconds per wall second; default 1, 120 with --trace."
+            min=1,
+            max=100_000,
+            help="Business seconds per wall second; default 1, 10 with --check, 120 with --trace.",
         ),
     ] = None,
     trace: Annotated[
@@ -65,7 +67,7 @@ def up(
             _fail(Exit.USAGE, "--check takes neither --trace nor --data-dir: it has a folder of its own")
         )
     if checking:
-        raise typer.Exit(_check(port, clock_speed or 1, timeout))
+        raise typer.Exit(_check(port, clock_speed or CLOCK_SPEED, timeout))
     if trace is None:
         home = DataDir(data_dir or HOME)
         raise typer.Exit(guarded(lambda progress: _stay_up(home, port, clock_speed, progress)))

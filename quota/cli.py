@@ -16,6 +16,7 @@ from typing import Annotated
 import structlog
 import typer
 import uvicorn
+from fastapi import FastAPI
 from pydantic import ValidationError
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
@@ -50,8 +51,19 @@ def serve(
         listener = _listen(host, port)
         settings = Settings(database=database, host=host, port=port, lease_ttl_s=lease_ttl_s)
         service = create_app(settings)
-        config = uvicorn.Config(service, log_level="warning", access_log=False, timeout_graceful_shutdown=5)
-        _Server(config, service.state.hub).run(sockets=[listener])
+        _Server(server_config(service, settings), service.state.hub).run(sockets=[listener])
+
+
+def server_config(service: FastAPI, settings: Settings) -> uvicorn.Config:
+    """How the service is served: whose word on addresses is believed, and how long a stop waits for replies."""
+    return uvicorn.Config(
+        service,
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=5,
+        proxy_headers=bool(settings.trusted_proxies),
+        forwarded_allow_ips=settings.trusted_proxies,
+    )
 
 
 @app.command()

@@ -124,6 +124,10 @@ def _check_query(request: Request, known: set[str]) -> None:
     unknown = [name for name in request.query_params if name not in known]
     if unknown:
         raise RequestValidationError([{"type": "unknown_parameter", "loc": ("query", unknown[0])}])
+    names = [name for name, _ in request.query_params.multi_items()]
+    repeated = [name for name in names if names.count(name) > 1]
+    if repeated:
+        raise RequestValidationError([{"type": "repeated_parameter", "loc": ("query", repeated[0])}])
 
 
 async def _read_body(request: Request) -> Request:

@@ -23,6 +23,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+from quota.clock import instant_text
+
 _FIELD = re.compile(r"\{([a-z][a-z0-9_]*)\}")
 
 
@@ -48,7 +50,12 @@ class HubError(Exception):
 
 def filled(template: str, numbers: Mapping[str, object]) -> str:
     """A template with its named fields filled in; what names no known value stays as it stands."""
-    return _FIELD.sub(lambda found: str(numbers.get(found[1], found[0])), template)
+    return _FIELD.sub(lambda found: _said(found[1], numbers.get(found[1], found[0])), template)
+
+
+def _said(name: str, value: object) -> str:
+    """A value as people read it: moments as RFC 3339."""
+    return instant_text(value) if name.endswith("_at_ms") and isinstance(value, int) else str(value)
 
 
 class BadRequest(HubError):

@@ -12,6 +12,7 @@ import operator
 from collections import namedtuple
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NoReturn
 
 from sqlalchemy import ClauseElement, Connection, Table, insert
@@ -48,9 +49,18 @@ class Prepared:
     def all(self, connection: Connection, values: Values = _NOTHING) -> list[Any]:
         """Every row that the statement answers."""
         shape, cursor = self._run(connection, values)
-        rows = shape.rows(cursor)
-        cursor.close()
-        return rows
+        fixes = shape.fixes
+        if fixes is None:
+            fixes = shape.find_fixes(cursor.description)
+        if not fixes:
+            return list(map(shape.make, cursor.fetchall()))
+        found = []
+        for row in cursor.fetchall():
+            cells = list(row)
+            for place, fix in fixes:
+                cells[place] = fix(cells[place])
+            found.append(shape.make(cells))
+        return found
 
     def one_or_none(self, connection: Connection, values: Values = _NOTHING) -> Any:
         """The one row that the statement answers, or None."""
@@ -66,9 +76,7 @@ class Prepared:
 
     def change(self, connection: Connection, values: Values = _NOTHING) -> int:
         """How many rows the statement wrote."""
-        _, cursor = self._run(connection, values)
-        count: int = cursor.rowcount
-        cursor.close()
+        count: int = self._run(connection, values)[1].rowcount
         return count
 
     def change_all(self, connection: Connection, rows: Sequence[Values]) -> None:
@@ -85,10 +93,12 @@ class Prepared:
             cursor.executemany(shape.sql, parameters)
         except Exception as error:
             _raise(connection, error, shape.sql, parameters)
-        cursor.close()
 
     def _run(self, connection: Connection, values: Values) -> tuple[_Shape, Any]:
-        shape = self._shape(connection.dialect, values)
+        # few calls on this path: it is most of what a statement costs here
+        shape = None if self._lists else self._shapes.get(connection.dialect.name)
+        if shape is None:
+            shape = self._shape(connection.dialect, values)
         cursor = _cursor(connection)
         parameters = shape.parameters(values)
         if _listeners:
@@ -130,13 +140,15 @@ class _Shape:
             if name not in expanded and name not in required and name not in (compiled.column_keys or ())
         }
         self._order = state.positiontup
-        self._pick: Callable[[Any], tuple[Any, ...]] | None = None
-        if self._order is not None and len(self._order) > 1:
-            self._pick = operator.itemgetter(*self._order)  # type: ignore[assignment]
+        order = self._order or ()
+        self._pick: Any = operator.itemgetter(*order) if len(order) > 1 else None
         self._columns = compiled._result_columns
-        self._row: Any = namedtuple("Row", [column.keyname for column in self._columns])  # type: ignore[misc]
         self._dialect = compiled.dialect
-        self._fixes: list[tuple[int, Callable[[Any], Any]]] | None = None
+        row: Any = namedtuple("Row", [column.keyname for column in self._columns])  # type: ignore[misc]
+        self.make = partial(tuple.__new__, row)
+        """A named tuple of cells; `_make` would be the same with a check."""
+        self.fixes: list[tuple[int, Callable[[Any], Any]]] | None = None
+        """Columns that come as something else than they are, as a truth comes as 0 or 1 from SQLite."""
 
     def parameters(self, values: Values) -> Any:
         """What the driver takes: a tuple in the order of the marks, or a mapping by name."""
@@ -145,42 +157,28 @@ class _Shape:
         if self._pick is not None:
             return self._pick(values)
         if self._order is not None:
-            return tuple(values[name] for name in self._order)
+            return tuple([values[name] for name in self._order])
         return values
 
-    def rows(self, cursor: Any) -> list[Any]:
-        """The driver's rows with the columns' names and types."""
-        fixes = self._fixes
-        if fixes is None:
-            fixes = self._fixes = self._find_fixes(cursor.description)
-        found = cursor.fetchall()
-        if fixes:
-            return [self._fixed(row, fixes) for row in found]
-        return list(map(self._row._make, found))
-
-    def _find_fixes(self, description: Any) -> list[tuple[int, Callable[[Any], Any]]]:
-        """Which columns come as something else than they are, as a truth comes as 0 or 1 from SQLite."""
+    def find_fixes(self, description: Any) -> list[tuple[int, Callable[[Any], Any]]]:
+        """Set `fixes` from what the driver's cursor says of its first rows."""
         fixes: list[tuple[int, Callable[[Any], Any]]] = []
         for place, (column, told) in enumerate(zip(self._columns, description, strict=True)):
             kind = column.type.dialect_impl(self._dialect)
             fix = kind.result_processor(self._dialect, told[1])
             if fix is not None:
                 fixes.append((place, fix))
+        self.fixes = fixes
         return fixes
-
-    def _fixed(self, row: tuple[Any, ...], fixes: list[tuple[int, Callable[[Any], Any]]]) -> Any:
-        cells = list(row)
-        for place, fix in fixes:
-            cells[place] = fix(cells[place])
-        return self._row._make(cells)
 
     def _all_values(self, values: Values) -> Values:
         merged = {**self._constants, **values}
         for name, names in self._lists.items():
-            items = _padded(values[name])
-            cells = itertools.chain.from_iterable(items) if items and isinstance(items[0], tuple) else items
-            merged.update(zip(names, cells, strict=True))
-            del merged[name]
+            items = merged.pop(name)
+            items = _padded(items)
+            if items and isinstance(items[0], tuple):
+                items = itertools.chain.from_iterable(items)
+            merged.update(zip(names, items, strict=True))
         return merged
 
 
@@ -206,7 +204,7 @@ def run_text(connection: Connection, sql: str) -> None:
 
 def _size(items: Sequence[Any]) -> int:
     """The next power of two: so a statement has few shapes."""
-    return 1 << (len(items) - 1).bit_length() if items else 0
+    return 1 << (len(items) - 1).bit_length() if len(items) > 1 else len(items)
 
 
 def _padded(items: Sequence[Any]) -> Sequence[Any]:
@@ -217,7 +215,8 @@ def _padded(items: Sequence[Any]) -> Sequence[Any]:
 
 def _cursor(connection: Connection) -> Any:
     assert connection.in_transaction(), "the statement belongs to a transaction"
-    return connection.connection.cursor()
+    # the driver's own: no event is missed, SQLAlchemy has none for making a cursor
+    return connection.connection.dbapi_connection.cursor()  # type: ignore[union-attr]
 
 
 def _tell(sql: str) -> None:

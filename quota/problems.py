@@ -35,6 +35,7 @@ UNREADABLE = "the body is not JSON, is nested too deeply, or holds a number of t
 OUT_OF_RANGE = "a value is longer or larger than the hub can store"
 FIELD_MESSAGES = {
     "unknown_parameter": "this path has no such query parameter",
+    "repeated_parameter": "this query parameter is given more than once",
     "model_attributes_type": "a JSON object is needed; send it with Content-Type: application/json",
     "union_tag_invalid": "{discriminator} must be one of {expected_tags}",
 }

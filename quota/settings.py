@@ -17,6 +17,9 @@ class Settings(BaseSettings):
     """SQLAlchemy URL: sqlite:///PATH for one process, postgresql://… for service."""
     host: str = "127.0.0.1"
     port: int = 8080
+    trusted_proxies: str = ""
+    """Addresses and networks, separated by commas, whose X-Forwarded-For is believed. Nobody's by default: whoever
+    is believed can claim any address, and so dodge a lockout or aim it at others. The proxy must set the header."""
     lease_ttl_s: float = 15.0
     """How long a scheduler lease lasts by database time; renewed every third of it."""
     feed_poll_s: float = 0.5
@@ -33,8 +36,8 @@ class Settings(BaseSettings):
     lockout_pair_failures: Annotated[int, Field(ge=1)] = 10
     """Failures of one address with one token's first characters within the window that lock this pair out."""
     lockout_address_failures: Annotated[int, Field(ge=1)] = 100
-    """Unknown tokens from one address (IPv6: its /64) within the window that lock the address out. Behind a proxy
-    the address is the one in X-Forwarded-For, which is believed only from loopback: let the proxy set it."""
+    """Unknown tokens from one address (IPv6: its /64) within the window that lock the address out. Behind a
+    proxy all callers share its address unless `trusted_proxies` names it."""
     lockout_window_s: Annotated[int, Field(ge=1)] = 300
     lockout_s: Annotated[int, Field(ge=1)] = 900
     """How long a lock lasts, in seconds of the wall."""

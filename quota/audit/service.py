@@ -15,6 +15,7 @@ from quota.schemas.audit import AuditPage, AuditRow
 from quota.schemas.identity import Caller
 from quota.schemas.usage import Finding, FindingPage
 
+_ENCODER = json.JSONEncoder(sort_keys=True, ensure_ascii=False)
 READ = "personal.read"
 """The action of a row that says who read personal data; see `quota.audit.reading`."""
 
@@ -52,7 +53,7 @@ def record(
 
 
 def _json(document: Mapping[str, object]) -> str:
-    return json.dumps(document, sort_keys=True, ensure_ascii=False)
+    return _ENCODER.encode(document)
 
 
 def find(

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from sqlalchemy import delete, select, update
+from sqlalchemy import Integer, bindparam, delete, select, update
 
 from quota.db import Database, Tx, feed_head, feed_rows, head
 from quota.dispatch import objects
 from quota.errors import BadRequest, CursorExpired
+from quota.prepared import Prepared
 from quota.schemas.scheduling import FeedItem, FeedKind, FeedPage, SnapshotPage
 
 KEPT_TRANSACTIONS = 200_000
+
+_HEAD = Prepared(select(feed_head).where(feed_head.c.id == 1))
+_CHANGED = Prepared(
+    select(feed_rows)
+    .where(feed_rows.c.seq > bindparam("after"))
+    .order_by(feed_rows.c.seq, feed_rows.c.kind, feed_rows.c.id)
+    .limit(bindparam("most", type_=Integer))
+)
 
 
 def read_snapshot(database: Database, after: str | None, limit: int) -> SnapshotPage:
@@ -35,19 +44,14 @@ def read_snapshot(database: Database, after: str | None, limit: int) -> Snapshot
 def read_feed(database: Database, after: int, limit: int) -> FeedPage:
     """What changed after a cursor, as whole objects of one moment. Raises CursorExpired."""
     with database.read() as connection:
-        row = connection.execute(select(feed_head).where(feed_head.c.id == 1)).one()
+        row = _HEAD.one(connection)
         if after > row.seq or after < row.oldest:
             raise CursorExpired(
                 "the cursor is outside {oldest}..{head}", oldest=int(row.oldest), head=int(row.seq)
             )
         if after == row.seq:
             return FeedPage(cursor=after, items=())
-        changed = connection.execute(
-            select(feed_rows)
-            .where(feed_rows.c.seq > after)
-            .order_by(feed_rows.c.seq, feed_rows.c.kind, feed_rows.c.id)
-            .limit(limit + 1)
-        ).all()
+        changed = _CHANGED.all(connection, {"after": after, "most": limit + 1})
         cursor = int(row.seq)
         if len(changed) > limit:
             # cut between transactions: the last one of this page may be incomplete

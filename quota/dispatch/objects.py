@@ -52,6 +52,7 @@ PREEMPTION_MEMORY_MS = 24 * 3_600_000
 
 _IDS: BindParameter[Any] = bindparam("ids", expanding=True)
 _KEYS: BindParameter[Any] = bindparam("keys", expanding=True)
+"""Pairs. The first of each go by themselves as well: for pairs alone SQLite reads the whole table."""
 # attempts that keep capacity, and those whose room is being kept for a job that still waits
 _OPEN = or_(attempts.c.capacity_held.is_(True), attempts.c.stop_for_job.is_not(None))
 _CLUSTERS = Prepared(select(clusters).where(clusters.c.id.in_(_IDS)), lists=("ids",))
@@ -72,9 +73,13 @@ _NODES = Prepared(
     .outerjoin(
         node_capacity, and_(node_capacity.c.cluster == nodes.c.cluster, node_capacity.c.node == nodes.c.node)
     )
-    .where(tuple_(nodes.c.cluster, nodes.c.node).in_(_KEYS))
+    .where(
+        nodes.c.cluster.in_(_IDS),
+        nodes.c.node.in_(bindparam("names", expanding=True)),
+        tuple_(nodes.c.cluster, nodes.c.node).in_(_KEYS),
+    )
     .order_by(node_capacity.c.gpu_class),
-    lists=("keys",),
+    lists=("ids", "names", "keys"),
 )
 _ORGANIZATIONS = Prepared(select(organizations).where(organizations.c.id.in_(_IDS)), lists=("ids",))
 _GRANTS = Prepared(
@@ -96,23 +101,30 @@ _PREEMPTED = Prepared(
 )
 _PODS = Prepared(
     select(placements)
-    .where(tuple_(placements.c.job_id, placements.c.attempt).in_(_KEYS))
+    .where(placements.c.job_id.in_(_IDS), tuple_(placements.c.job_id, placements.c.attempt).in_(_KEYS))
     .order_by(placements.c.pod_index),
-    lists=("keys",),
+    lists=("ids", "keys"),
 )
 _ATTEMPTS = Prepared(
     select(attempts, jobs.c.spec, holds.c.amount_gpu_us)
     .join(jobs, jobs.c.id == attempts.c.job_id)
     .join(holds, holds.c.id == attempts.c.hold_id)
-    .where(tuple_(attempts.c.job_id, attempts.c.attempt).in_(_KEYS), _OPEN),
-    lists=("keys",),
+    .where(attempts.c.job_id.in_(_IDS), tuple_(attempts.c.job_id, attempts.c.attempt).in_(_KEYS), _OPEN),
+    lists=("ids", "keys"),
 )
 
 
 def load(
-    connection: Connection, wanted: Iterable[tuple[str, str]], seq: int, now_ms: int
+    connection: Connection,
+    wanted: Iterable[tuple[str, str]],
+    seq: int,
+    now_ms: int,
+    gone: Collection[tuple[str, str]] = (),
 ) -> tuple[FeedItem, ...]:
-    """The named objects as they are now, or their tombstones, in the order of kinds."""
+    """The named objects as they are now, or their tombstones, in the order of kinds.
+
+    `gone` are those that the caller's own transaction made tombstones: they are not looked for.
+    """
     by_kind: dict[str, list[str]] = defaultdict(list)
     for kind, object_id in wanted:
         by_kind[kind].append(object_id)
@@ -121,7 +133,8 @@ def load(
         ids = by_kind.get(kind, [])
         for start in range(0, len(ids), 500):
             part = ids[start : start + 500]
-            found = _read(connection, kind, part, now_ms)
+            there = [object_id for object_id in part if (kind, object_id) not in gone] if gone else part
+            found = _read(connection, kind, there, now_ms) if there else {}
             items.extend(_item(kind, object_id, seq, found.get(object_id)) for object_id in part)
     return tuple(items)
 
@@ -227,7 +240,8 @@ def _gpu_classes(connection: Connection, ids: Collection[str]) -> dict[str, Base
 def _nodes(connection: Connection, ids: Collection[str]) -> dict[str, BaseModel]:
     keys = [tuple(object_id.split("/", 1)) for object_id in ids]
     by_node: dict[str, list[Row[Any]]] = defaultdict(list)
-    for row in _NODES.all(connection, {"keys": keys}):
+    wanted = {"ids": [key[0] for key in keys], "names": [key[1] for key in keys], "keys": keys}
+    for row in _NODES.all(connection, wanted):
         by_node[f"{row.cluster}/{row.node}"].append(row)
     return {
         object_id: built(
@@ -321,15 +335,19 @@ def _jobs(connection: Connection, ids: Collection[str], now_ms: int) -> dict[str
 def _attempts(connection: Connection, ids: Collection[str]) -> dict[str, BaseModel]:
     keys = [(object_id.rpartition("-")[0], int(object_id.rpartition("-")[2])) for object_id in ids]
     pods: dict[tuple[str, int], list[PodPlacement]] = defaultdict(list)
-    rows = _ATTEMPTS.all(connection, {"keys": keys})
+    rows = _ATTEMPTS.all(connection, _by_pair(keys))
     found = [(row.job_id, row.attempt) for row in rows]
-    for row in _PODS.all(connection, {"keys": found}) if found else ():
+    for row in _PODS.all(connection, _by_pair(found)) if found else ():
         pods[(row.job_id, row.attempt)].append(
             built(PodPlacement, index=row.pod_index, node=row.node, gpu_class=row.gpu_class, count=row.gpus)
         )
     return {
         f"{row.job_id}-{row.attempt}": _attempt(row, tuple(pods[(row.job_id, row.attempt)])) for row in rows
     }
+
+
+def _by_pair(keys: list[tuple[str, int]]) -> dict[str, Any]:
+    return {"ids": [job_id for job_id, _ in keys], "keys": keys}
 
 
 def _attempt(row: Row[Any], pods: tuple[PodPlacement, ...]) -> AttemptObject:

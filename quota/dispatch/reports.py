@@ -41,24 +41,26 @@ TOLERANCE_MS = 2000
 Outcome = Literal["accepted", "unchanged", "refused"]
 
 _THIS = (attempts.c.job_id == bindparam("job"), attempts.c.attempt == bindparam("number"))
+_IDS: BindParameter[Any] = bindparam("ids", expanding=True)
 _KEYS: BindParameter[Any] = bindparam("keys", expanding=True)
+"""(job, attempt). The jobs go by themselves as well: for pairs alone SQLite reads the whole table."""
 _CLUSTER = Prepared(select(clusters.c.id).where(clusters.c.id == bindparam("cluster")))
 _JOBS = Prepared(
-    select(jobs).where(jobs.c.id.in_(bindparam("ids", expanding=True))).order_by(jobs.c.id).with_for_update(),
+    select(jobs).where(jobs.c.id.in_(_IDS)).order_by(jobs.c.id).with_for_update(),
     lists=("ids",),
 )
 _ATTEMPTS = Prepared(
     select(attempts)
-    .where(tuple_(attempts.c.job_id, attempts.c.attempt).in_(_KEYS))
+    .where(attempts.c.job_id.in_(_IDS), tuple_(attempts.c.job_id, attempts.c.attempt).in_(_KEYS))
     .order_by(attempts.c.job_id, attempts.c.attempt)
     .with_for_update(),
-    lists=("keys",),
+    lists=("ids", "keys"),
 )
 _PODS = Prepared(
     select(placements)
-    .where(tuple_(placements.c.job_id, placements.c.attempt).in_(_KEYS))
+    .where(placements.c.job_id.in_(_IDS), tuple_(placements.c.job_id, placements.c.attempt).in_(_KEYS))
     .order_by(placements.c.pod_index),
-    lists=("keys",),
+    lists=("ids", "keys"),
 )
 _STARTED = Prepared(
     update(attempts)
@@ -110,11 +112,13 @@ class _Report:
     attempts: dict[tuple[str, int], Row[Any]] = field(default_factory=dict)
     pods: dict[tuple[str, int], list[Row[Any]]] = field(default_factory=lambda: defaultdict(list))
     stale: set[str] = field(default_factory=set)
+    gone: set[tuple[str, str]] = field(default_factory=set)
+    """Objects that this report took out of the feed for good: ended jobs, attempts that keep nothing."""
 
     def read_again(self, tx: Tx, key: tuple[str, int]) -> None:
         """Read the job and the attempt as this transaction left them."""
         self.jobs[key[0]] = _JOBS.one(tx.connection, {"ids": [key[0]]})
-        self.attempts[key] = _ATTEMPTS.one(tx.connection, {"keys": [key]})
+        self.attempts[key] = _ATTEMPTS.one(tx.connection, {"ids": [key[0]], "keys": [key]})
 
 
 def report(tx: Tx, batch: ReportBatch, body: bytes, clock_speed: int) -> ReportReply:
@@ -143,7 +147,7 @@ def report(tx: Tx, batch: ReportBatch, body: bytes, clock_speed: int) -> ReportR
         stream_seq=batch.seq,
         seq=seq,
         results=results,
-        objects=objects.load(tx.connection, tx.touched, seq, tx.now_ms) if seq else (),
+        objects=objects.load(tx.connection, tx.touched, seq, tx.now_ms, seen.gone) if seq else (),
     )
     streams.remember(tx, batch.stream, batch.seq, body, reply)
     return reply
@@ -157,11 +161,12 @@ def _lock_rows(tx: Tx, batch: ReportBatch, clock_speed: int) -> _Report:
     for start in range(0, len(keys), 300):
         part = keys[start : start + 300]
         ids = [job_id for job_id, _ in part]
+        spoken_of = {"ids": ids, "keys": part}
         for job in _JOBS.all(tx.connection, {"ids": ids}):
             seen.jobs[job.id] = job
-        for row in _ATTEMPTS.all(tx.connection, {"keys": part}):
+        for row in _ATTEMPTS.all(tx.connection, spoken_of):
             seen.attempts[(row.job_id, row.attempt)] = row
-        for pod in _PODS.all(tx.connection, {"keys": part}):
+        for pod in _PODS.all(tx.connection, spoken_of):
             seen.pods[(pod.job_id, pod.attempt)].append(pod)
     return seen
 
@@ -264,6 +269,8 @@ def _freed(tx: Tx, row: Row[Any], seen: _Report, truth_ms: int | None) -> Outcom
     fleet.give_back_capacity(tx, row.cluster, pods)
     _FREE.change(tx.connection, {"job": row.job_id, "number": row.attempt})
     tx.touch("attempt", f"{row.job_id}-{row.attempt}")
+    if row.stop_for_job is None:
+        seen.gone.add(("attempt", f"{row.job_id}-{row.attempt}"))
     return "accepted"
 
 
@@ -309,6 +316,7 @@ def _end(
         case End(reason=reason):
             values = {"job": job.id, "why": reason.value, "ended": ended}
             _END_JOB.change(tx.connection, values)
+            seen.gone.add(("job", job.id))
         case Requeue(abandoned=abandoned):
             pause_ms = COOLDOWN_WALL_S * 1000 * 2**job.abandonments * seen.clock_speed if abandoned else 0
             values = {

@@ -27,6 +27,9 @@ from quota.schemas.policies import GrantPolicy
 from quota.schemas.programs import Award, Grant, NewProgram, Program, ProgramChange
 from quota.schemas.values import BIGGEST_GPU_US
 
+MOST_BUDGETS_GPU_US = BIGGEST_GPU_US // 2
+"""All budgets together: with an overdraft of as much again, sums still fit 64 bits."""
+
 
 def create_program(tx: Tx, caller: Caller, body: NewProgram) -> Program:
     """Open a programme: its accounts, and its budget deposited from the treasury."""
@@ -92,14 +95,14 @@ def change_program(
 def check_budgets(tx: Tx, budget_gpu_us: int) -> None:
     """All budgets together must stay within the 64 bits of the treasury's account. Locks the treasury."""
     treasury = select(accounts.c.granted_gpu_us).where(accounts.c.id == TREASURY).with_for_update()
-    left = BIGGEST_GPU_US + int(tx.connection.execute(treasury).scalar_one())
+    left = MOST_BUDGETS_GPU_US + int(tx.connection.execute(treasury).scalar_one())
     if budget_gpu_us > left:
         raise InsufficientBalance(
             "all budgets together may come to {most_gpu_us} GPU-us, {left_gpu_us} are left",
             field="budget_gpu_hours",
             needed_gpu_us=budget_gpu_us,
             left_gpu_us=left,
-            most_gpu_us=BIGGEST_GPU_US,
+            most_gpu_us=MOST_BUDGETS_GPU_US,
         )
 
 

@@ -96,7 +96,10 @@ def adjust_program(
     dry_run: DryRun = False,
     key: IdempotencyKey = None,
 ) -> Response:
-    """Correct a programme's budget on evidence (operators); less at most by what it has not awarded, else 409."""
+    """Correct a programme's budget on evidence (operators); less at most by what it has not awarded.
+
+    409 `insufficient_balance` with what that is.
+    """
     return _done(
         request,
         f"adjust_program {program_id}",
@@ -118,7 +121,10 @@ def adjust_program(
 def top_up_grant(
     request: Request, grant_id: Id, body: TopUp, dry_run: DryRun = False, key: IdempotencyKey = None
 ) -> Response:
-    """Add hours of the programme's budget to a grant, and to one of its tranches (operators)."""
+    """Add hours of the programme's budget to a grant, and to one of its tranches (operators).
+
+    409 `insufficient_balance` with what the budget has, 409 `grant_not_active` once it has ended.
+    """
     return _done(
         request,
         f"top_up_grant {grant_id}",
@@ -169,7 +175,10 @@ def transfer_hours(
     dry_run: DryRun = False,
     key: IdempotencyKey = None,
 ) -> Response:
-    """Move free hours to another grant of the same programme (operators). 409 with what is possible, as for cuts."""
+    """Move free hours to another grant of the same programme (operators).
+
+    409 `insufficient_balance` with what is possible, as for cuts; 409 `grant_not_active` for one that has ended.
+    """
     return _done(
         request,
         f"transfer_hours {grant_id}",
@@ -191,7 +200,10 @@ def transfer_hours(
 def adjust_grant(
     request: Request, grant_id: Id, body: Adjustment, dry_run: DryRun = False, key: IdempotencyKey = None
 ) -> Response:
-    """Correct what a grant was given, on evidence (operators); never below used + held + its limit accounts."""
+    """Correct what a grant was given, on evidence (operators); never below used + held + its limit accounts.
+
+    409 `insufficient_balance` with what is possible, 409 `grant_not_active` once it has ended.
+    """
     return _done(
         request,
         f"adjust_grant {grant_id}",
@@ -215,7 +227,8 @@ def carry_over_hours(
 ) -> Response:
     """Give expired hours of this grant to a grant of the same programme that has not ended (operators).
 
-    At most the policy's part of what expired, less what was carried over before; else 409 with what is possible.
+    At most the policy's part of what expired, less what was carried over before; else 409 `insufficient_balance`
+    with what is possible. 409 `grant_not_active` for a receiver that has ended.
     """
     return _done(
         request,

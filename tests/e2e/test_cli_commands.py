@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -177,3 +178,138 @@ def test_a_class_gets_a_new_rate(up: Up) -> None:
     assert (made["rate_thousandths"], made["price_krw"]) == (250, 900)
     again = up.ask("class", "set", "l40s", "--rate", "300", "--price", "900", who="operator")
     assert again["rate_id"] != made["rate_id"]
+
+
+def run_until_running(up: Up, *options: str) -> str:
+    job = up.ask("submit", "long", "--gpu-class", "a100", "--walltime", "1h", *options)
+    until(lambda: up.ask("job", job["id"])["state"] == "running", "it runs")
+    return str(job["id"])
+
+
+def award(up: Up, organization: str, *options: str, program: str = "ax-demo") -> str:
+    asked = ("grant", "award", organization, "--program", program, "--reason", "agreement")
+    return str(up.ask(*asked, *options, who="operator")["id"])
+
+
+def test_a_quote_an_extension_and_a_requeue(up: Up) -> None:
+    quote = up.run("submit", "plan", "--gpu-class", "a100", "--walltime", "1h", "--dry-run")
+    assert re.search(r"costs at most 0\.4 GPU-h .* paid by grant-", quote.stdout)
+    running = run_until_running(up, "--annotation", "simulate.gpuhub/duration_s=900", "--restartable")
+    more = ("extend", running, "30m", "--reason", "two more epochs")
+    assert "would be held" in up.run(*more, "--dry-run").stdout
+    assert "1h 30m in all" in up.run(*more).stdout
+    refused = up.run("extend", running, "720h", "--reason", "all of it")
+    assert (refused.returncode, "Traceback" in refused.stderr) == (1, False)
+    back = ("requeue", running, "--reason", "the node is wanted")
+    assert "dry run, nothing was done" in up.run(*back, "--dry-run", who="operator").stdout
+    assert "goes back into the queue" in up.run(*back, who="operator").stdout
+    assert up.run("cancel", running).returncode == 0
+
+
+def test_a_consortium_in_tranches_under_a_policy_of_its_own(up: Up) -> None:
+    shown = up.run("policy", "set", "poc", "overdraft_thousandths=100", "--reason", "call 3", who="operator")
+    assert "10 %" in shown.stdout
+    program = ("program", "create", "ax-two", "--name", "AX 2", "--hours", "1000", "--policy", "poc")
+    assert up.run(*program, who="operator").returncode == 0
+    parts = ("--hours", "100", "--part", "40:start", "--part", "60:review", "--max-gpus", "8")
+    grant = award(up, "alpha-lab", *parts, program="ax-two")
+    assert "10.00 GPU-h more than granted" in up.run("grant", "show", grant).stdout
+    for party, hours in (("alpha-lab", "70"), ("beta-robotics", "30")):
+        share = ("share", "set", grant, party, "--hours", hours, "--reason", "contract")
+        assert up.run(*share, who="operator").returncode == 0
+    too_much = up.run(
+        "share", "set", grant, "beta-robotics", "--hours", "31", "--reason", "more", who="operator"
+    )
+    assert too_much.returncode == 1
+    assert "at most 30.00 GPU-h" in too_much.stderr or "at most 0 GPU-h" in too_much.stderr
+    release = ("tranche", "release", grant, "2", "--reason", "passed", "--evidence", "report 17")
+    assert "released" in up.run(*release, who="operator").stdout
+    assert "at most 8 GPUs at once" in up.run("limits", grant).stdout
+    assert "70.00" not in up.run("limits", grant, who="beta-robotics").stdout
+
+
+def test_hours_are_moved_corrected_and_carried_over(up: Up) -> None:
+    grant, other = award(up, "alpha-lab", "--hours", "20"), award(up, "beta-robotics", "--hours", "1")
+    move = ("grant", "transfer", grant, "--to", other, "--hours", "5", "--reason", "faster there")
+    assert "dry run, nothing was done" in up.run(*move, "--dry-run", who="operator").stdout
+    assert up.ask(*move, who="operator")["target"]["granted_gpu_hours"] == "6"
+    fix = ("grant", "adjust", grant, "--hours", "-5", "--reason", "typing error", "--evidence", "paper 3")
+    assert up.ask(*fix, who="operator")["granted_gpu_hours"] == "10"
+    now = (
+        "grant",
+        "change",
+        grant,
+        "--ends-at",
+        up.ask("grant", "show", grant)["starts_at"],
+        "--reason",
+        "x",
+    )
+    assert up.run(*now, who="operator").returncode == 1
+    short = award(up, "alpha-lab", "--hours", "8", "--term", "2s")
+    until(lambda: up.ask("grant", "show", short)["state"] == "ended", "its term is over")
+    until(lambda: up.ask("grant", "show", short)["granted_gpu_hours"] == "0", "it expires", 90)
+    over = ("grant", "carry-over", short, "--to", grant, "--hours", "8", "--reason", "goes on")
+    assert up.ask(*over, who="operator")["target"]["granted_gpu_hours"] == "18"
+    types = {item["type"] for item in up.ask("transfers", "--grant", grant, who="operator")}
+    assert types == {"deposit", "transfer", "adjust"}
+
+
+def test_switches_shut_and_open(up: Up) -> None:
+    why = ("--reason", "maintenance")
+    assert "is paused" in up.run("pause", "--gpu-class", "h100", *why, who="operator").stdout
+    try:
+        assert "placement_paused" in up.run("submit", "later", "--dry-run").stdout
+        assert "maintenance" in up.run("placement", who="operator").stdout
+    finally:
+        assert "is open" in up.run("resume", "--gpu-class", "h100", *why, who="operator").stdout
+    assert "is frozen" in up.run("freeze", "gamma-university", *why, "--dry-run", who="operator").stdout
+    assert up.run("unfreeze", "gamma-university", *why, who="operator").stdout.endswith("\n")
+
+
+def test_an_auditor_takes_the_ledger_home_and_checks_it(up: Up, tmp_path: Path) -> None:
+    secret = up.ask("token", "create", "auditor", "--label", "audit 2027", who="operator")["secret"]
+    auditor = clean_environment(GPUHUB_URL=up.url, GPUHUB_TOKEN=secret)
+    grant = up.ask("balance")[0]["id"]
+    seals = until(lambda: up.ask("audit", "seals", who="operator")["items"], "a seal is made", 90)
+    sealed = tmp_path / "statement.csv"
+    asked = ("statement", grant, "--as-of", seals[-1]["at"], "--output", str(sealed))
+    first = gpuhub(*asked, environment=auditor)
+    assert first.returncode == 0, first.stderr
+    assert first.stdout == gpuhub(*asked, environment=auditor).stdout, "the same bytes"
+    assert gpuhub("statements", grant, environment=auditor).stdout.count("csv") == 1
+    file = tmp_path / "ledger.jsonl.gz"
+    export = gpuhub("audit", "export", str(file), "--reason", "yearly audit", environment=auditor)
+    assert export.returncode == 0, export.stderr
+    head = ("--head", seals[-1]["sha256"])
+    alone = gpuhub("audit", "verify", str(file), str(sealed), *head, environment=clean_environment())
+    assert alone.returncode == 0, alone.stdout
+    spoilt = sealed.with_name("spoilt.csv")
+    spoilt.write_bytes(sealed.read_bytes()[:-1] + b"!")
+    assert gpuhub("audit", "verify", str(file), str(spoilt), environment=auditor).returncode == 1
+    trail = gpuhub("audit", "--action", "personal.read", environment=auditor)
+    assert "yearly audit" in trail.stdout
+    refused = gpuhub("submit", "mine", environment=auditor)
+    assert "gpuhub whoami" in refused.stderr, "what to do about it"
+
+
+def test_a_firm_rotates_its_own_token_and_a_narrowed_one_may_less(up: Up) -> None:
+    made = up.ask(
+        *("token", "create", "member", "--organization", "beta-robotics", "--scope", "jobs:read"),
+        who="operator",
+    )
+    narrow = clean_environment(GPUHUB_URL=up.url, GPUHUB_TOKEN=made["secret"])
+    assert "narrowed to jobs:read" in gpuhub("whoami", environment=narrow).stdout
+    assert gpuhub("submit", "no", environment=narrow).returncode == 1
+    rotated = gpuhub("token", "rotate", "--reason", "quarter", "--overlap", "0s", environment=narrow)
+    assert rotated.returncode == 0, rotated.stderr
+    assert gpuhub("jobs", environment=narrow).returncode == 1, "the old secret has ended"
+    successor = clean_environment(GPUHUB_URL=up.url, GPUHUB_TOKEN=rotated.stdout.splitlines()[-1])
+    assert gpuhub("jobs", environment=successor).returncode == 0
+    korean = gpuhub("job", "job-unknown", environment=successor | {"GPUHUB_LANGUAGE": "ko"})
+    assert "작업 job-unknown" in korean.stderr
+
+
+def test_tasks_and_days_are_shown(up: Up) -> None:
+    assert "audit.seal" in up.run("tasks", who="operator").stdout
+    assert "no day is over yet" in up.run("reconcile", who="operator").stdout
+    assert up.run("reconcile", "2099-01-01", who="operator").returncode == 1

@@ -17,6 +17,8 @@ def test_check_settles_a_job_of_each_organization(tmp_path: Path) -> None:
         assert f"({organization}, ax-demo)" in done.stdout
     assert "check passed: a job of each organization was settled" in done.stdout
     assert "GPU-us" in done.stdout, "statements show their arithmetic"
+    assert "the sealed ledger and its statements break no rule" in done.stdout
+    assert done.stdout.count(", seal ") == 3, "what is printed is sealed"
     assert list(tmp_path.iterdir()) == []
 
 

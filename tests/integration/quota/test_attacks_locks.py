@@ -1,4 +1,4 @@
-"""Who changes a grant, a budget or an organization locks rows in the order of everybody else, so nobody waits in a circle."""
+"""Whoever changes a grant, a budget or an organization locks rows in the order of all others: no circle of waiting."""
 
 from __future__ import annotations
 

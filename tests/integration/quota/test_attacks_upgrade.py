@@ -19,7 +19,7 @@ from tests.builders import START_MS, HandClock, Hub
 GRANT = {
     "kind": "grant",
     "id": "grant-1",
-    "deleted": False,
+    "seq": 7,
     "grant": {
         "id": "grant-1",
         "program_id": "ax",

@@ -161,22 +161,6 @@ def test_a_service_that_is_gone_is_unavailable(sqlite_url: str) -> None:
 # --- the typed client, and what the service says of itself ---------------------------------------------------
 
 
-def _methods() -> set[str]:
-    return {
-        name
-        for name, value in inspect.getmembers(QuotaClient, inspect.isfunction)
-        if not name.startswith("_") and name != "close"
-    }
-
-
-def test_the_client_has_one_method_per_operation(api: Api) -> None:
-    """Probes are for machines that keep processes alive; they need no client."""
-    known = operations(api)
-    probes = {name for name, one in known.items() if one.path.startswith("/-/")}
-    assert _methods() - ALSO == set(known) - probes
-    assert probes == {"read_health", "read_readiness"}
-
-
 def test_every_path_of_the_client_is_in_the_document(api: Api) -> None:
     paths = {one.path for one in operations(api).values()}
     source = "".join(inspect.getsource(kind) for kind in QuotaClient.__mro__ if kind is not object)

@@ -27,8 +27,8 @@ class Replicas:
 def replicas(postgres_url: str) -> Iterator[Replicas]:
     with (
         a_world(postgres_url) as world,
-        a_replica(postgres_url, world.clock) as first,
-        a_replica(postgres_url, world.clock) as second,
+        a_replica(postgres_url, world.clock, trusted_proxies="127.0.0.1") as first,
+        a_replica(postgres_url, world.clock, trusted_proxies="127.0.0.1") as second,
     ):
         yield Replicas(world, first, second)
 
@@ -108,3 +108,15 @@ def test_another_address_of_the_same_firm_goes_on(replicas: Replicas) -> None:
             for address in ("203.0.113.7", "203.0.113.8")
         ]
     assert seen == [429, 200]
+
+
+def test_nobody_is_believed_about_addresses_by_default(postgres_url: str) -> None:
+    """A stranger who claims another's address locks out its own; the other one goes on."""
+    with a_world(postgres_url) as world, a_replica(postgres_url, world.clock) as url:
+        token = world.token()
+        with a_client(url, token.secret[:12] + "z" * 36) as stranger:
+            for number in range(11):
+                claimed = {"X-Forwarded-For": f"203.0.113.{number}"}
+                last = stranger._http.get("/v1/caller", headers=claimed).status_code
+        assert last == 429
+        assert len(world.rows(auth_failures)) == 2

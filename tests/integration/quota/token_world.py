@@ -15,6 +15,7 @@ from sqlalchemy import Table
 
 from quota.app import create_app
 from quota.client import QuotaClient
+from quota.cli import server_config
 from quota.clock import Clock
 from quota.db import Database
 from quota.identity import service, tokens
@@ -91,9 +92,10 @@ def a_world(url: str, limits: Limits | None = None) -> Iterator[World]:
 @contextmanager
 def a_replica(url: str, clock: Clock, **settings: Any) -> Iterator[str]:
     """One more process' worth of the service, in a thread; answers its address."""
-    application = create_app(Settings(database=url, tasks=False, **settings), clock=clock)
+    made = Settings(database=url, tasks=False, **settings)
+    application = create_app(made, clock=clock)
     listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(application, log_level="critical", timeout_graceful_shutdown=1))
+    server = uvicorn.Server(server_config(application, made))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:

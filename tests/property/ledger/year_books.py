@@ -289,7 +289,10 @@ def _refunds(books: Books, _diary: Diary) -> Iterator[str]:
     for name, row in books.transfers.items():
         if row["type"] != "refund":
             continue
-        part, span = slices[row["refund_of"]], (row["starts_at_ms"], row["ends_at_ms"])
+        part, span = slices.get(row["refund_of"]), (row["starts_at_ms"], row["ends_at_ms"])
+        if part is None:
+            yield f"{name} gives back a slice that there is not"
+            continue
         if not part["starts_at_ms"] <= span[0] < span[1] <= part["ends_at_ms"]:
             yield f"{name} gives back {span}, outside of its slice"
         amount = (span[1] - span[0]) * part["gpus"] * part["rate_thousandths"]
@@ -341,7 +344,7 @@ def _corrected_of_grants(books: Books) -> dict[tuple[str, int], int]:
     payers = {row["id"]: row["payer"] for row in books.tables["slices"]}
     found: dict[tuple[str, int], int] = defaultdict(int)
     for row in books.tables["transfers"]:
-        if row["refund_kind"] == "correction" and payers[row["refund_of"]] == "grant":
+        if row["refund_kind"] == "correction" and payers.get(row["refund_of"]) == "grant":
             found[row["job_id"], row["attempt"]] += row["ends_at_ms"] - row["starts_at_ms"]
     return found
 

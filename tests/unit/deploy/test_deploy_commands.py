@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -14,9 +15,14 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
+import quota
+from deploy.advice import ADVICE
 from deploy.cli import PROGRAMS, firm_app
-from deploy.session import login_file, save_login
+from deploy.moments import moment_ms
+from deploy.session import UsageTrouble, login_file, save_login
+from deploy.session import language as chosen_language
 from deploy.waiting import waiting_line
+from quota.clock import instant_text
 from quota.schemas.scheduling import Waiting, WaitReason
 
 CALLER = {"token_id": "tok-1", "role": "member", "organization_id": "alpha-lab"}
@@ -119,13 +125,110 @@ def test_a_refusal_names_code_and_numbers(answers: dict[str, tuple[int, object]]
             "status": 409,
             "code": "insufficient_balance",
             "detail": "The grant has less left.",
-            "numbers": {"needed_gpu_us": 7200, "left_gpu_us": 3600},
+            "numbers": {"account": "grant:g-1", "needed_gpu_us": "7200000000", "left_gpu_us": "3600000000"},
         },
     )
     done = gpuhub("submit", "train", "--walltime", "2h", "--", "python", "train.py")
     assert done.exit_code == 1
     assert "refused (insufficient_balance): The grant has less left." in done.stderr
-    assert "needed_gpu_us = 7200, left_gpu_us = 3600" in done.stderr
+    assert "account = grant:g-1, needed = 2.00 GPU-h, left = 1.00 GPU-h" in done.stderr
+    assert "gpuhub balance" in done.stderr, "what to do about it"
+
+
+def test_a_refusal_says_nothing_twice_and_amounts_in_hours(answers: dict[str, tuple[int, object]]) -> None:
+    detail = "at most 0 GPU-us of grant g-1 are possible here, 5400000000000 were asked for"
+    answers["/v1/grants/g-1/limits"] = (
+        409,
+        {
+            "type": "about:blank",
+            "title": "Short",
+            "status": 409,
+            "code": "insufficient_balance",
+            "detail": detail,
+            "numbers": {"grant_id": "g-1", "left_gpu_us": "0", "needed_gpu_us": "5400000000000"},
+            "errors": [{"field": "gpu_hours", "message": detail}],
+        },
+    )
+    told = gpuhub("limits", "g-1").stderr.splitlines()
+    assert told[0].endswith(
+        "gpu_hours: at most 0 GPU-h of grant g-1 are possible here, 1,500.00 GPU-h were asked for"
+    )
+    assert len(told) == 2
+
+
+@pytest.mark.parametrize("code", sorted(ADVICE))
+def test_advice_is_about_a_code_that_the_service_has(code: str) -> None:
+    sources = (path.read_text() for path in Path(quota.__path__[0]).rglob("*.py"))
+    known = {found for text in sources for found in re.findall(r'code(?:, status)? = "([a-z_]+)"', text)}
+    assert code in known
+
+
+@pytest.mark.parametrize(
+    ("environment", "language"),
+    [
+        ({}, "en"),
+        ({"LANG": "ko_KR.UTF-8"}, "ko"),
+        ({"LANG": "ko_KR.UTF-8", "LC_ALL": "C"}, "en"),
+        ({"LANG": "ko_KR.UTF-8", "GPUHUB_LANGUAGE": "en"}, "en"),
+        ({"LANG": "C.UTF-8", "GPUHUB_LANGUAGE": "ko"}, "ko"),
+    ],
+)
+def test_refusals_are_told_in_the_terminals_language(
+    environment: dict[str, str], language: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("GPUHUB_LANGUAGE", "LC_ALL", "LC_MESSAGES", "LANG"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert chosen_language() == language
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("policy", "set", "poc", "notice", "--reason", "r"), "rule 'notice' is not NAME=VALUE"),
+        (("policy", "set", "poc", "bogus=1", "--reason", "r"), "overdraft_thousandths, when_grant_ends"),
+        (("grant", "transfer", "g", "--to", "h", "--hours", "x", "--reason", "r"), "gpu_hours 'x'"),
+        (
+            ("grant", "cut", "g", "--hours", "1", "--reason", "r", "--child", "share:g:b"),
+            "--child 'share:g:b' is not ACCOUNT=HOURS",
+        ),
+        (("transfers", "--since", "yesterday"), "--since 'yesterday' is not a time in Seoul"),
+        (("statement", "g", "--as-of", "2026-13-01"), "--as-of '2026-13-01' is not a time in Seoul"),
+    ],
+)
+def test_what_cannot_be_sent_is_one_line_and_status_2(arguments: tuple[str, ...], told: str) -> None:
+    done = gpuhub(*arguments)
+    assert done.exit_code == 2, done.output
+    assert told in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_file_that_cannot_be_written_is_told(answers: dict[str, tuple[int, object]]) -> None:
+    answers["/v1/grants/g-1/statement"] = (200, {})
+    done = gpuhub("statement", "g-1", "--output", "/nowhere/s.csv")
+    assert done.exit_code == 2
+    assert "--output /nowhere/s.csv" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "moment"),
+    [
+        ("2026-11-22", "2026-11-21T15:00:00.000Z"),
+        ("2026-11-22 18:00", "2026-11-22T09:00:00.000Z"),
+        ("2026-11-22T18:00:00.250", "2026-11-22T09:00:00.250Z"),
+        ("2026-11-22T18:00:00+01:00", "2026-11-22T17:00:00.000Z"),
+        ("2026-11-22T18:00:00Z", "2026-11-22T18:00:00.000Z"),
+    ],
+)
+def test_a_moment_without_a_zone_is_seouls(text: str, moment: str) -> None:
+    assert instant_text(moment_ms("--since", text)) == moment
+
+
+@pytest.mark.parametrize("text", ["", "soon", "2026-11-22T18:00:00.1234"])
+def test_what_is_no_moment_is_refused(text: str) -> None:
+    with pytest.raises(UsageTrouble, match="--since"):
+        moment_ms("--since", text)
 
 
 @pytest.mark.parametrize(

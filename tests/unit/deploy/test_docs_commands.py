@@ -23,7 +23,7 @@ _LINE = re.compile(r"(?:^|[;&|] *)(?:\.venv/bin/)?(gpuhub [^;&|]*)")
 
 
 def lines_of(page: str) -> Iterator[tuple[str, bool]]:
-    """Command lines in a page, and whether each is whole: those of code blocks are, mentions and synopses need not be."""
+    """Command lines in a page, and whether each is whole: mentions in the text and synopses need not be."""
     inside = False
     for line in page.replace("\\\n", " ").splitlines():
         if _FENCE.match(line):

@@ -114,7 +114,7 @@ KIND_ERRORS = {
     "any": set(),
     "json": set(),
 }
-ANYWHERE = {"json_invalid", "recursion_loop", "unknown_parameter"}
+ANYWHERE = {"json_invalid", "recursion_loop", "repeated_parameter", "unknown_parameter"}
 
 
 def _requests(kind: type[Request] = Request) -> Iterator[type[Request]]:
