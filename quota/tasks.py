@@ -23,7 +23,7 @@ from quota.dispatch import feed
 from quota.identity import idempotency
 from quota.jobs import endings as running
 from quota.programs import endings
-from quota.reports import reconciliation, retention
+from quota.reports import reconciliation, retention, watching
 from quota.schemas.service import TaskList, TaskState
 
 log = structlog.get_logger("quota.tasks")
@@ -55,6 +55,10 @@ def _stop(database: Database) -> str:
     return f"{running.stop_due(database)} attempts"
 
 
+def _watch(database: Database) -> str:
+    return f"{watching.find_behind(database)} clusters"
+
+
 def _reconcile(database: Database) -> str:
     days = days_due(database)
     for day in days[:DAYS_PER_RUN]:
@@ -79,6 +83,7 @@ TASKS = (
     Task("audit.seal", MINUTE_MS, _seal),
     Task("grants.expire", MINUTE_MS, _expire),
     Task("grants.stop_running", MINUTE_MS, _stop),
+    Task("clusters.watch", 5 * MINUTE_MS, _watch),
     Task("reconcile", HOUR_MS, _reconcile),
     Task("retention", 24 * HOUR_MS, _forget),
     Task("feed.trim", MINUTE_MS, _trim),

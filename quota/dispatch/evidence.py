@@ -14,9 +14,11 @@ from quota.schemas.usage import EvidenceBatch, EvidenceReply
 from quota.usage import service as usage
 
 _PLACED = select(placements.c.job_id, placements.c.attempt, placements.c.node).where(
+    # for the triples alone SQLite reads the whole table
+    placements.c.job_id.in_(bindparam("jobs", expanding=True)),
     tuple_(placements.c.job_id, placements.c.attempt, placements.c.node).in_(
         bindparam("keys", expanding=True)
-    )
+    ),
 )
 
 
@@ -35,7 +37,8 @@ def deliver(tx: Tx, caller: Caller, batch: EvidenceBatch) -> EvidenceReply:
     keys = sorted({(row.job_id, row.attempt, row.node) for row in batch.rows})
     placed: set[tuple[str, int, str]] = set()
     for start in range(0, len(keys), 500):
-        found = tx.connection.execute(_PLACED, {"keys": keys[start : start + 500]})
+        part = keys[start : start + 500]
+        found = tx.connection.execute(_PLACED, {"jobs": [key[0] for key in part], "keys": part})
         placed |= {(row.job_id, row.attempt, row.node) for row in found}
     for job_id, attempt, node in keys:
         if (job_id, attempt, node) not in placed:

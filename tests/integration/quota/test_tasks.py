@@ -9,12 +9,12 @@ import pytest
 from sqlalchemy import text
 
 from quota import tasks
-from quota.audit.tables import seals, task_runs
+from quota.audit.tables import findings, seals, task_runs
 from quota.clock import HOUR_MS
 from quota.db import Database
 from quota.identity.tables import tokens
 from quota.identity.tokens import create_token
-from quota.reports import retention
+from quota.reports import retention, watching
 from quota.schemas.identity import NewToken, Role
 from quota.tasks import TASKS, Task, run_due
 from quota.usage.tables import evidence
@@ -186,3 +186,24 @@ def test_retention_keeps_the_newest_run_of_each_task(hub: Hub) -> None:
     hub.clock.advance(100 * DAY_MS)
     assert retention.forget(hub.database).task_runs == 2
     assert len(hub.rows(task_runs, task="old")) == 1
+
+
+def test_corner_case_cluster_unseen_for_15_minutes_is_a_finding_once_per_outage(hub: Hub) -> None:
+    grant = hub.award()
+    job = hub.submit(walltime_s=7200)
+    hub.run(job, grant)
+    hub.clock.advance(15 * MINUTE_MS)
+    assert watching.find_behind(hub.database) == 0
+    hub.clock.advance(1)
+    assert watching.find_behind(hub.database) == 1
+    hub.clock.advance(HOUR_MS)
+    assert watching.find_behind(hub.database) == 0
+    row = hub.row(findings, code="cluster_behind")
+    assert row.subject == "sim"
+    assert "2026-11-22T00:00:00.000Z" in row.detail
+    hub.report()
+    hub.clock.advance(16 * MINUTE_MS)
+    assert watching.find_behind(hub.database) == 1
+    hub.finish(job)
+    hub.clock.advance(DAY_MS)
+    assert watching.find_behind(hub.database) == 0, "nothing waits for it"

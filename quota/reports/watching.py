@@ -1,0 +1,42 @@
+"""Clusters that fell silent: slices wait for them, and people should know it."""
+
+from __future__ import annotations
+
+from sqlalchemy import func, select
+
+from quota.audit import service as audit
+from quota.clock import instant_text
+from quota.db import Database, Tx
+from quota.fleet.tables import clusters
+from quota.jobs.tables import attempts
+
+BEHIND_MS = 15 * 60_000
+"""How far a watermark may lie behind the hub's clock before it is a finding."""
+
+
+def find_behind(database: Database) -> int:
+    """Record a finding for every cluster with unsettled attempts that nobody reported of for 15 minutes.
+
+    One finding per outage, named by the last time that was reported. Answers how many are new.
+    """
+    with database.read() as connection:
+        behind = connection.execute(
+            select(clusters.c.id, clusters.c.observed_through_ms, func.count().label("waiting"))
+            .join(attempts, attempts.c.cluster == clusters.c.id)
+            .where(
+                attempts.c.settled.is_(False),
+                attempts.c.claimed_at_ms < database.clock.now_ms() - BEHIND_MS,
+                func.coalesce(clusters.c.observed_through_ms, 0) < database.clock.now_ms() - BEHIND_MS,
+            )
+            .group_by(clusters.c.id, clusters.c.observed_through_ms)
+        ).all()
+    found = 0
+    for row in behind:
+        since = "the beginning" if row.observed_through_ms is None else instant_text(row.observed_through_ms)
+        found += database.write(lambda tx, row=row, since=since: _find(tx, row.id, since, row.waiting))  # type: ignore[misc]
+    return found
+
+
+def _find(tx: Tx, cluster: str, since: str, waiting: int) -> bool:
+    detail = f"nothing was reported since {since}; its slices wait"
+    return audit.find(tx, "cluster_behind", cluster, detail, {"since": since, "unsettled_attempts": waiting})
