@@ -14,8 +14,8 @@ import uvicorn
 from sqlalchemy import Table
 
 from quota.app import create_app
-from quota.client import QuotaClient
 from quota.cli import server_config
+from quota.client import QuotaClient
 from quota.clock import Clock
 from quota.db import Database
 from quota.identity import service, tokens
