@@ -9,11 +9,13 @@ One job per batch is how fast one hold and one settle are durable: two transacti
 
 from __future__ import annotations
 
+import multiprocessing
 import shutil
 import sqlite3
 import tempfile
 import time
 from collections.abc import Callable
+from http.client import HTTPConnection
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -21,6 +23,7 @@ from typing import Any
 from sqlalchemy import event
 
 from quota.schemas import scheduling as wire
+from quota.schemas.identity import Role
 from tests import databases
 from tests.bench.world import World
 
@@ -73,18 +76,36 @@ def _in_process(folder: Path, batch: int, jobs: int) -> float:
 
 
 def _http(folder: Path, batch: int, jobs: int) -> float:
+    """Sent by another process, as a scheduler is one: bodies are made before, replies are only looked at."""
     world = World(databases.new_sqlite(folder))
     job_ids = world.submit(jobs)
-    with world.serve() as client:
-        seconds = _drive(
-            world,
-            batch,
-            job_ids,
-            lambda body: client.send_decisions(body.model_dump_json().encode()),
-            lambda body: client.send_reports(body.model_dump_json().encode()),
-        )
+    sent: list[tuple[str, bytes]] = []
+    for number, start in enumerate(range(0, jobs, batch), 1):
+        part = job_ids[start : start + batch]
+        sent.append(("/v1/scheduler/decisions", world.starts(part, number).model_dump_json().encode()))
+        sent.append(("/v1/scheduler/reports", world.ends(part, number).model_dump_json().encode()))
+    with world.serve(), multiprocessing.get_context("spawn").Pool(1) as pool:
+        pool.apply(_send, (world.port, world.secrets[Role.SCHEDULER], []))
+        seconds = pool.apply(_send, (world.port, world.secrets[Role.SCHEDULER], sent))
+    assert world.resolved_holds() == jobs, "every job was held and settled"
     world.close()
     return jobs / seconds
+
+
+def _send(port: int, secret: str, bodies: list[tuple[str, bytes]]) -> float:
+    """One after the other over one connection; answers seconds."""
+    connection = HTTPConnection("127.0.0.1", port)
+    headers = {"Authorization": f"Bearer {secret}", "Content-Type": "application/json"}
+    began = time.perf_counter()
+    for path, body in bodies:
+        connection.request("POST", path, body, headers)
+        reply = connection.getresponse()
+        content = reply.read()
+        assert reply.status == 200, content
+        assert b'"outcome":"refused"' not in content, content
+    seconds = time.perf_counter() - began
+    connection.close()
+    return seconds
 
 
 def _drive(
