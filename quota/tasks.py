@@ -137,7 +137,7 @@ def days_due(database: Database) -> list[str]:
         due = []
         moment = first
         done = reconciliation.days_done(connection)
-        last = day_of(now_ms - reconciliation.GRACE_MS)
+        last = day_of(now_ms - reconciliation.grace_ms(database.clock))
         while (day := day_of(moment)) < last:
             if day not in done:
                 due.append(day)

@@ -14,7 +14,7 @@ from typing import Any
 from sqlalchemy import BigInteger, Connection, Row, and_, cast, func, insert, or_, select, update
 
 from quota.audit import service as audit
-from quota.clock import HOUR_MS, day_start_ms
+from quota.clock import HOUR_MS, Clock, day_start_ms
 from quota.db import Database, Tx
 from quota.errors import BadRequest
 from quota.fleet.tables import clusters
@@ -27,6 +27,8 @@ from quota.usage.tables import evidence
 DAY_MS = 24 * HOUR_MS
 GRACE_MS = 2 * HOUR_MS
 """How long after a day's end it is compared: agents deliver every minute, an hour's rest may come late."""
+GRACE_WALL_MS = 10 * 60_000
+"""And at least this much of the wall, which is what agents deliver by."""
 TOLERANCE_THOUSANDTHS = 5
 """Of an attempt's GPU time within the day, how much agents may have seen more or less before it is a finding."""
 TOLERANCE_GPU_MS = 60_000
@@ -84,6 +86,11 @@ def reconcile(database: Database, day: str) -> tuple[Reconciliation, ...]:
         found = _compare(connection, begins)
         books = _wrong_books(connection)
     return database.write(lambda tx: _keep(tx, day, found, books))
+
+
+def grace_ms(clock: Clock) -> int:
+    """How long after a day's end it is compared, in business milliseconds."""
+    return max(GRACE_MS, GRACE_WALL_MS * clock.speed)
 
 
 def days_done(connection: Connection) -> set[str]:

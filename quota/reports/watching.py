@@ -10,8 +10,8 @@ from quota.db import Database, Tx
 from quota.fleet.tables import clusters
 from quota.jobs.tables import attempts
 
-BEHIND_MS = 15 * 60_000
-"""How far a watermark may lie behind the hub's clock before it is a finding."""
+BEHIND_WALL_MS = 15 * 60_000
+"""How long a watermark may stand still before it is a finding. Wall time, as all that waits for other programs."""
 
 
 def find_behind(database: Database) -> int:
@@ -19,14 +19,16 @@ def find_behind(database: Database) -> int:
 
     One finding per outage, named by the last time that was reported. Answers how many are new.
     """
+    clock = database.clock
+    before_ms = clock.now_ms() - BEHIND_WALL_MS * clock.speed
     with database.read() as connection:
         behind = connection.execute(
             select(clusters.c.id, clusters.c.observed_through_ms, func.count().label("waiting"))
             .join(attempts, attempts.c.cluster == clusters.c.id)
             .where(
                 attempts.c.settled.is_(False),
-                attempts.c.claimed_at_ms < database.clock.now_ms() - BEHIND_MS,
-                func.coalesce(clusters.c.observed_through_ms, 0) < database.clock.now_ms() - BEHIND_MS,
+                attempts.c.claimed_at_ms < before_ms,
+                func.coalesce(clusters.c.observed_through_ms, 0) < before_ms,
             )
             .group_by(clusters.c.id, clusters.c.observed_through_ms)
         ).all()
