@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 WORKERS ?= 2
 KILLS ?= 1000
-SLOW_MARKS := postgres or crash or e2e
+SLOW_MARKS := postgres or crash or e2e or long
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 help: ## Show what there is.

@@ -82,11 +82,15 @@ class Report:
         self.violations.append(f"{rule} {subject}: found {found}, expected {expected}")
 
     def same(self, rule: str, subject: object, found: object, expected: object) -> bool:
-        """Add a violation unless both are equal."""
-        if found == expected:
+        """Add a violation unless both are equal, in JSON's eyes: false is not 0, 1.0 is not 1."""
+        if found == expected and _written(found) == _written(expected):
             return True
         self.wrong(rule, subject, found, expected)
         return False
+
+
+def _written(value: object) -> str:
+    return json.dumps(value, sort_keys=True, default=str)
 
 
 def main(arguments: list[str] | None = None) -> int:

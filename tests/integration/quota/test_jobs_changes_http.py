@@ -112,7 +112,7 @@ def test_both_are_done_from_the_command_line(
     wrong = _run("extend", job.id, "soon", "--reason", "why", status=2)
     assert "soon" in wrong.stderr
     refused = _run("extend", job.id, "2h", "--reason", "why", status=1)
-    assert "fitting_walltime_s" in refused.stderr
+    assert "1800 s fit" in refused.stderr
     api.hub.clock.advance(HOUR_MS)
     api.hub.finish(job)
     asked = ("--from", "2026-11-22T00:00:00Z", "--until", "2026-11-22T00:30:00Z", "--kind", "preempted")

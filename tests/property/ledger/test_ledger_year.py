@@ -19,6 +19,7 @@ from tests.property.ledger import year_books as books
 from tests.property.ledger.year_desk import Desk, Issued
 from tests.property.ledger.year_life import DAYS, FIRST_DAY, STEPS_MS, Size, Year, a_year
 
+pytestmark = pytest.mark.long
 ROOT = Path(__file__).parents[3]
 MONTHS = [f"2027-{month:02d}-01" for month in range(1, 13)] + ["2028-01-01"]
 BOUNDS = [day_start_ms(day) for day in MONTHS]

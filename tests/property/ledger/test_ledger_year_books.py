@@ -16,6 +16,8 @@ from tests.property.ledger import year_books as books
 from tests.property.ledger.test_ledger_year import BOUNDS, Lived, live
 from tests.property.ledger.year_life import Size
 
+pytestmark = pytest.mark.long
+
 TINY = Size(firms=10, consortia=4, universities=2, jobs_a_day=12, every_days=12)
 TYPES = (
     "deposit",
