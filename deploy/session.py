@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import IntEnum
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import typer
@@ -103,7 +104,7 @@ def told() -> Iterator[None]:
 class ToldGroup(TyperGroup):
     """A group of commands none of which ends in a traceback for what its user typed."""
 
-    def invoke(self, ctx: typer.Context) -> object:  # type: ignore[override]
+    def invoke(self, ctx: Any) -> object:
         """Run the command; what it refuses becomes lines on stderr and an exit code."""
         with told():
             return super().invoke(ctx)

@@ -10,10 +10,10 @@ import random
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from typing import Any, TypeVar
 
 from sqlalchemy import (
@@ -31,13 +31,15 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.engine import Engine, make_url
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from quota.clock import Clock
+from quota.errors import HubError
 from quota.prepared import Prepared, run_text
 
 T = TypeVar("T")
+Item = TypeVar("Item")
 
 metadata = MetaData(
     naming_convention={
@@ -155,6 +157,10 @@ def _insert(table: Table, names: tuple[str, ...]) -> Prepared:
     return Prepared.insert(table, [name for name in names if name in table.c])
 
 
+def _of_item(work: Callable[[Tx, Item], T], item: Item, tx: Tx) -> T:
+    return work(tx, item)
+
+
 class _LookedAround(Exception):
     """Rolls a preview back."""
 
@@ -187,6 +193,24 @@ class Database:
                     raise
                 time.sleep(random.uniform(0, 0.002 * 2**attempt))  # full jitter
         raise AssertionError("unreachable")
+
+    def write_each(self, items: Iterable[Item], work: Callable[[Tx, Item], T]) -> list[T]:
+        """`write` for each item, in a transaction of its own. One that fails keeps no other from its turn; the
+        failures are raised together at the end, each with a note that names its item.
+        """
+        answers: list[T] = []
+        failures: list[Exception] = []
+        for item in items:
+            try:
+                answers.append(self.write(partial(_of_item, work, item)))
+            except (SQLAlchemyError, HubError, AssertionError) as error:
+                error.add_note(f"while writing {item}")
+                failures.append(error)
+        if failures:
+            raise ExceptionGroup(
+                f"{len(failures)} of {len(failures) + len(answers)} were not written", failures
+            )
+        return answers
 
     def preview(self, work: Callable[[Tx], T]) -> T:
         """What `write(work)` would answer now; nothing of it stays."""

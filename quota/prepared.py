@@ -91,7 +91,7 @@ class Prepared:
             _tell(shape.sql)
         try:
             cursor.executemany(shape.sql, parameters)
-        except Exception as error:
+        except _driver_error(connection) as error:
             _raise(connection, error, shape.sql, parameters)
 
     def _run(self, connection: Connection, values: Values) -> tuple[_Shape, Any]:
@@ -105,7 +105,7 @@ class Prepared:
             _tell(shape.sql)
         try:
             cursor.execute(shape.sql, parameters)
-        except Exception as error:
+        except _driver_error(connection) as error:
             _raise(connection, error, shape.sql, parameters)
         return shape, cursor
 
@@ -144,6 +144,7 @@ class _Shape:
         self._pick: Any = operator.itemgetter(*order) if len(order) > 1 else None
         self._columns = compiled._result_columns
         self._dialect = compiled.dialect
+        # the names are the statement's, which no type checker can read
         row: Any = namedtuple("Row", [column.keyname for column in self._columns])  # type: ignore[misc]
         self.make = partial(tuple.__new__, row)
         """A named tuple of cells; `_make` would be the same with a check."""
@@ -197,7 +198,7 @@ def run_text(connection: Connection, sql: str) -> None:
     cursor = connection.connection.cursor()
     try:
         cursor.execute(sql)
-    except Exception as error:
+    except _driver_error(connection) as error:
         _raise(connection, error, sql, ())
     cursor.close()
 
@@ -216,7 +217,15 @@ def _padded(items: Sequence[Any]) -> Sequence[Any]:
 def _cursor(connection: Connection) -> Any:
     assert connection.in_transaction(), "the statement belongs to a transaction"
     # the driver's own: no event is missed, SQLAlchemy has none for making a cursor
-    return connection.connection.dbapi_connection.cursor()  # type: ignore[union-attr]
+    driver = connection.connection.dbapi_connection
+    assert driver is not None, "the connection is open"
+    return driver.cursor()
+
+
+def _driver_error(connection: Connection) -> type[Exception]:
+    """What the driver raises; asked only when something was raised."""
+    kind: type[Exception] = connection.dialect.loaded_dbapi.Error
+    return kind
 
 
 def _tell(sql: str) -> None:
@@ -224,12 +233,9 @@ def _tell(sql: str) -> None:
         listener(sql)
 
 
-def _raise(connection: Connection, error: Exception, sql: str, parameters: Any) -> NoReturn:
+def _raise(connection: Connection, error: Any, sql: str, parameters: Any) -> NoReturn:
     """Raise what SQLAlchemy would: its error around the driver's; a connection that is lost is not used again."""
     dialect = connection.dialect
-    driver = dialect.loaded_dbapi
-    if not isinstance(error, driver.Error):
-        raise error
     lost = dialect.is_disconnect(error, connection.connection.driver_connection, None)
     if lost:
         connection.invalidate(error)
@@ -237,7 +243,7 @@ def _raise(connection: Connection, error: Exception, sql: str, parameters: Any) 
         sql,
         parameters,
         error,
-        driver.Error,
+        _driver_error(connection),
         hide_parameters=True,
         connection_invalidated=lost,
         dialect=dialect,

@@ -8,13 +8,11 @@ from __future__ import annotations
 from typing import Any
 
 from sqlalchemy import Connection, Row, func, insert, select
-from sqlalchemy.exc import SQLAlchemyError
 
 from quota.audit import service as audit
 from quota.audit.tables import findings
 from quota.clock import instant_text
 from quota.db import Database, Tx
-from quota.errors import HubError
 from quota.jobs.service import ask_stop
 from quota.jobs.tables import attempts
 from quota.programs.policies import read_document
@@ -55,16 +53,7 @@ def stop_due(database: Database) -> int:
     now_ms = database.clock.now_ms()
     with database.read() as connection:
         due = [row for row in _open(connection, now_ms) if _step(row, now_ms)]
-    done, failures = 0, []
-    for row in due:
-        try:
-            done += database.write(lambda tx, row=row: _act(tx, row.job_id, row.attempt))  # type: ignore[misc]
-        except (SQLAlchemyError, HubError, AssertionError) as error:
-            error.add_note(f"the end of grant {row.grant_id} for {row.job_id}")
-            failures.append(error)
-    if failures:
-        raise ExceptionGroup("some attempts were not told or stopped", failures)
-    return done
+    return sum(database.write_each(due, lambda tx, row: _act(tx, row.job_id, row.attempt)))
 
 
 def _open(connection: Connection, now_ms: int) -> list[Row[Any]]:

@@ -10,12 +10,11 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, Row, bindparam, func, or_, select, update
-from sqlalchemy.exc import SQLAlchemyError
 
 from quota.audit import service as audit
 from quota.clock import instant_text
 from quota.db import Database, Tx
-from quota.errors import BadRequest, GrantNotActive, HubError, InsufficientBalance
+from quota.errors import BadRequest, GrantNotActive, InsufficientBalance
 from quota.ledger import expiring, moving
 from quota.ledger.tables import accounts, transfers
 from quota.prepared import Prepared
@@ -54,16 +53,7 @@ def expire_due(database: Database) -> int:
     """
     with database.read() as connection:
         due = _due(connection, database.clock.now_ms())
-    done, failures = 0, []
-    for grant_id in due:
-        try:
-            done += database.write(lambda tx, grant_id=grant_id: sweep(tx, [grant_id]))  # type: ignore[misc]
-        except (SQLAlchemyError, HubError, AssertionError) as error:
-            error.add_note(f"expiring grant {grant_id}")
-            failures.append(error)
-    if failures:
-        raise ExceptionGroup("some grants did not expire", failures)
-    return done
+    return sum(database.write_each(due, lambda tx, grant_id: sweep(tx, [grant_id])))
 
 
 def sweep(tx: Tx, grant_ids: Collection[str]) -> int:

@@ -13,8 +13,8 @@ from typing import Any, assert_never
 
 from sqlalchemy import Connection, Row, insert, select
 
+from quota.audit import seals
 from quota.audit import service as audit
-from quota.audit.tables import seals
 from quota.db import Database, Tx, head
 from quota.errors import BadRequest, Conflict, NotFound
 from quota.identity import service as identity
@@ -23,6 +23,7 @@ from quota.ledger import statement as ledger
 from quota.ledger.tables import accounts, statements
 from quota.programs.tables import grants
 from quota.reports import paper
+from quota.schemas.audit import Seal
 from quota.schemas.identity import Caller, Role
 from quota.schemas.statements import (
     IssuedStatement,
@@ -73,7 +74,7 @@ def read_statement(
         if seal is not None and since is not None and since.number > seal.number:
             raise BadRequest("since must not be after as_of", field="since")
         through = head(connection) if seal is None else seal.through_seq
-        at_ms = database.clock.now_ms() if seal is None else seal.at_ms
+        at_ms = database.clock.now_ms() if seal is None else seal.at
         content = _json(connection, account, seal, since, through, at_ms)
     match form:
         case StatementFormat.JSON:
@@ -117,8 +118,8 @@ def list_issued(
 def _json(
     connection: Connection,
     account: Row[Any],
-    seal: Row[Any] | None,
-    since: Row[Any] | None,
+    seal: Seal | None,
+    since: Seal | None,
     through_seq: int,
     at_ms: int,
 ) -> bytes:
@@ -156,21 +157,19 @@ def _members(fields: dict[str, Any]) -> str:
     return json.dumps(fields, ensure_ascii=False, separators=(",", ":"))[:-1]
 
 
-def _stamp(seal: Row[Any] | None) -> dict[str, object] | None:
+def _stamp(seal: Seal | None) -> dict[str, object] | None:
     if seal is None:
         return None
     return {
         "number": seal.number,
-        "at": ledger.instant(seal.at_ms),
+        "at": ledger.instant(seal.at),
         "through_seq": seal.through_seq,
         "sha256": seal.sha256,
     }
 
 
-def _seal(connection: Connection, at_ms: int, field: str) -> Row[Any]:
-    found = connection.execute(
-        select(seals).where(seals.c.at_ms <= at_ms).order_by(seals.c.number.desc()).limit(1)
-    ).one_or_none()
+def _seal(connection: Connection, at_ms: int, field: str) -> Seal:
+    found = seals.last_seal_at_or_before(connection, at_ms)
     if found is None:
         raise NotFound("there was no audit seal yet at that moment", field=field)
     return found

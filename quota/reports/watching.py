@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from sqlalchemy import func, select
+from typing import Any
+
+from sqlalchemy import Row, func, select
 
 from quota.audit import service as audit
 from quota.clock import instant_text
@@ -32,13 +34,11 @@ def find_behind(database: Database) -> int:
             )
             .group_by(clusters.c.id, clusters.c.observed_through_ms)
         ).all()
-    found = 0
-    for row in behind:
-        since = "the beginning" if row.observed_through_ms is None else instant_text(row.observed_through_ms)
-        found += database.write(lambda tx, row=row, since=since: _find(tx, row.id, since, row.waiting))  # type: ignore[misc]
-    return found
+    return sum(database.write_each(behind, _find))
 
 
-def _find(tx: Tx, cluster: str, since: str, waiting: int) -> bool:
+def _find(tx: Tx, row: Row[Any]) -> bool:
+    since = "the beginning" if row.observed_through_ms is None else instant_text(row.observed_through_ms)
     detail = f"nothing was reported since {since}; its slices wait"
-    return audit.find(tx, "cluster_behind", cluster, detail, {"since": since, "unsettled_attempts": waiting})
+    numbers = {"since": since, "unsettled_attempts": row.waiting}
+    return audit.find(tx, "cluster_behind", row.id, detail, numbers)

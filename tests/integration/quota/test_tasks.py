@@ -11,7 +11,7 @@ from sqlalchemy import text
 from quota import tasks
 from quota.audit.tables import findings, seals, task_runs
 from quota.clock import HOUR_MS
-from quota.db import Database
+from quota.db import Database, Tx
 from quota.identity.tables import tokens
 from quota.identity.tokens import create_token
 from quota.reports import retention, watching
@@ -19,6 +19,8 @@ from quota.schemas.identity import NewToken, Role
 from quota.tasks import TASKS, Task, run_due
 from quota.usage.tables import evidence
 from tests.builders import DAY_MS, MINUTE_MS, HandClock, Hub, a_hub
+
+RUN = {"done_at_ms": 0, "result": "done"}
 
 
 @pytest.fixture
@@ -207,3 +209,16 @@ def test_corner_case_cluster_unseen_for_15_minutes_is_a_finding_once_per_outage(
     hub.finish(job)
     hub.clock.advance(DAY_MS)
     assert watching.find_behind(hub.database) == 0, "nothing waits for it"
+
+
+def test_one_item_that_fails_keeps_no_other_from_its_turn_and_is_named(hub: Hub) -> None:
+    def work(tx: Tx, number: int) -> int:
+        tx.connection.execute(task_runs.insert(), {"task": f"t{number}", "period_at_ms": 0} | RUN)
+        assert number != 2, "two is not done"
+        return number
+
+    with pytest.raises(ExceptionGroup, match="1 of 3") as failed:
+        hub.database.write_each([1, 2, 3], work)
+    assert [row.task for row in hub.rows(task_runs)] == ["t1", "t3"]
+    assert failed.value.exceptions[0].__notes__ == ["while writing 2"]
+    assert hub.database.write_each([4, 5], work) == [4, 5]
