@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
+from fastapi.routing import iter_route_contexts
 from fastapi.security import HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from sqlalchemy.exc import SQLAlchemyError
@@ -110,6 +111,9 @@ def create_app(settings: Settings, clock: Clock | None = None) -> FastAPI:
         app.include_router(room.router)
     _add_own_routes(app)
     docs_page.install(app)
+    # FastAPI builds the routes of an included router at the first request that passes it, with the process's
+    # warning filters changed meanwhile; threads that are at work by then would see each other's filters
+    list(iter_route_contexts(app.routes))
     return app
 
 
