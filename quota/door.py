@@ -173,7 +173,12 @@ def caller_of(request: Request) -> Caller:
 
 def answer(model: BaseModel, status: int = 200) -> Response:
     """A model as JSON, serialized once."""
-    return Response(model.model_dump_json(), status, media_type="application/json")
+    return said(model.model_dump_json(), status)
+
+
+def said(text: str, status: int = 200) -> Response:
+    """What is JSON already."""
+    return Response(text, status, media_type="application/json")
 
 
 def tagged(model: BaseModel, tag: str, status: int = 200) -> Response:

@@ -251,7 +251,7 @@ class Hub:
     def send_decisions(self, body: bytes) -> DecisionReply:
         self.last_decisions = body
         batch = DecisionBatch.model_validate_json(body)
-        return self.database.write(lambda tx: decisions.decide(tx, batch, body))
+        return self.database.write(lambda tx: decisions.decide(tx, batch, body)).reply
 
     def try_start(self, job: Job, grant: Grant, *nodes: str, **fields: Any) -> ItemResult:
         return self.decide(self.start_item(job, grant, *nodes, **fields)).results[0]
@@ -336,7 +336,7 @@ class Hub:
     def send_report(self, body: bytes, clock_speed: int = 1) -> ReportReply:
         self.last_report = body
         batch = ReportBatch.model_validate_json(body)
-        return self.database.write(lambda tx: reports.report(tx, batch, body, clock_speed))
+        return self.database.write(lambda tx: reports.report(tx, batch, body, clock_speed)).reply
 
     def run(self, job: Job, grant: Grant, *nodes: str) -> int:
         """Start an attempt and see all of its containers start now; answers the attempt's number."""

@@ -13,6 +13,7 @@ from sqlalchemy import Row, bindparam, select, update
 from quota.audit import service as audit
 from quota.db import Tx
 from quota.dispatch import lease, objects, streams
+from quota.dispatch.footing import rely_on
 from quota.errors import BadRequest, GrantNotActive, HubError, NotFound, WrongState
 from quota.fleet import service as fleet
 from quota.identity.freezing import check_not_frozen
@@ -24,8 +25,7 @@ from quota.ledger import holds
 from quota.ledger.rules import amount_gpu_us
 from quota.ledger.tables import accounts
 from quota.prepared import Prepared
-from quota.programs.paths import account_paths
-from quota.programs.tables import grants
+from quota.programs.paths import account_paths, read_trees
 from quota.schemas.scheduling import (
     DecisionBatch,
     DecisionItem,
@@ -53,8 +53,6 @@ _LOCK_ACCOUNTS = Prepared(
     .with_for_update(),
     lists=("path",),
 )
-_GRANT = Prepared(select(grants).where(grants.c.id == bindparam("grant")))
-_TREE = Prepared(select(accounts).where(accounts.c.grant_id == bindparam("grant")).order_by(accounts.c.id))
 _THIS = (attempts.c.job_id == bindparam("job"), attempts.c.attempt == bindparam("number"))
 _LOCK_ATTEMPT = Prepared(select(attempts).where(*_THIS).with_for_update())
 _STOP = Prepared(
@@ -89,7 +87,7 @@ _NEW_ATTEMPT = Prepared.insert(
 _STOP_JOB = Prepared(update(jobs).where(jobs.c.id == bindparam("job")).values(state=JobState.STOPPING.value))
 
 
-def decide(tx: Tx, batch: DecisionBatch, body: bytes) -> DecisionReply:
+def decide(tx: Tx, batch: DecisionBatch, body: bytes) -> streams.Answer[DecisionReply]:
     """Carry out a batch: one savepoint per item, one transaction for all, the reply stored beside its number.
 
     Raises StaleEpoch, StaleSequence.
@@ -111,8 +109,7 @@ def decide(tx: Tx, batch: DecisionBatch, body: bytes) -> DecisionReply:
         results=results,
         objects=objects.load(tx.connection, tx.touched, seq, tx.now_ms),
     )
-    streams.remember(tx, batch.stream, batch.seq, body, reply)
-    return reply
+    return streams.remember(tx, batch.stream, batch.seq, body, reply)
 
 
 def _release_victims(tx: Tx, batch: DecisionBatch, results: tuple[ItemResult, ...]) -> None:
@@ -209,17 +206,19 @@ def _startable_job(tx: Tx, item: StartItem) -> Row[Any]:
             gpus_per_pod=job.gpus_per_pod,
             gpu_class=job.gpu_class,
         )
+    rely_on(tx, item.cluster, job.gpu_class, job.organization_id)
     check_not_frozen(tx, job.organization_id)
     return job
 
 
 def _check_grant(tx: Tx, job: Row[Any], item: StartItem) -> Row[Any]:
-    grant: Row[Any] | None = tx.once(
+    tree: list[Row[Any]] = tx.once(
         ("grant", item.grant_id),
-        lambda: _GRANT.one_or_none(tx.connection, {"grant": item.grant_id}),
+        lambda: read_trees(tx.connection, [item.grant_id])[item.grant_id],
     )
-    if grant is None or job.grant_id not in (None, grant.id):
+    if not tree or job.grant_id not in (None, item.grant_id):
         raise NotFound("job {job_id} may not draw on grant {grant_id}", job_id=job.id, grant_id=item.grant_id)
+    grant = tree[0]
     if not grant.starts_at_ms <= tx.now_ms or tx.now_ms + job.walltime_ms > grant.ends_at_ms:
         fits_ms = max(0, grant.ends_at_ms - tx.now_ms)
         raise GrantNotActive(
@@ -227,18 +226,18 @@ def _check_grant(tx: Tx, job: Row[Any], item: StartItem) -> Row[Any]:
             fitting_walltime_ms=fits_ms,
             starts_in_ms=max(0, grant.starts_at_ms - tx.now_ms),
         )
-    paths = tx.once(("paths", grant.id), lambda: _open_paths(tx, grant))
+    paths = tx.once(("paths", item.grant_id), lambda: _open_paths(tree))
     if (job.organization_id, item.account_path) not in paths:
         raise NotFound(
             "grant {grant_id} has no open account path {path}",
-            grant_id=grant.id,
+            grant_id=item.grant_id,
             path="/".join(item.account_path),
         )
     return grant
 
 
-def _open_paths(tx: Tx, grant: Row[Any]) -> set[tuple[str, tuple[str, ...]]]:
-    paths = account_paths(grant.organization_id, _TREE.all(tx.connection, {"grant": grant.id}))
+def _open_paths(tree: list[Row[Any]]) -> set[tuple[str, tuple[str, ...]]]:
+    paths = account_paths(tree[0].of_organization, tree)
     return {(path.organization_id, tuple(account.id for account in path.accounts)) for path in paths}
 
 

@@ -15,9 +15,9 @@ from quota.fleet import service as fleet
 from quota.fleet.tables import clusters, gpu_classes, node_capacity, nodes, rates
 from quota.identity.tables import organizations
 from quota.jobs.tables import attempts, jobs, placements
-from quota.ledger.tables import accounts, holds
+from quota.ledger.tables import holds
 from quota.prepared import Prepared
-from quota.programs.paths import account_paths
+from quota.programs.paths import account_paths, read_trees
 from quota.programs.service import pace_of
 from quota.programs.tables import grants
 from quota.schemas.scheduling import (
@@ -82,12 +82,6 @@ _NODES = Prepared(
     lists=("ids", "names", "keys"),
 )
 _ORGANIZATIONS = Prepared(select(organizations).where(organizations.c.id.in_(_IDS)), lists=("ids",))
-_GRANTS = Prepared(
-    select(grants).where(grants.c.id.in_(_IDS), grants.c.ends_at_ms > bindparam("now")), lists=("ids",)
-)
-_TREES = Prepared(
-    select(accounts).where(accounts.c.grant_id.in_(_IDS)).order_by(accounts.c.id), lists=("ids",)
-)
 _JOBS = Prepared(
     select(jobs).where(jobs.c.id.in_(_IDS), jobs.c.state != JobState.ENDED.value), lists=("ids",)
 )
@@ -280,23 +274,20 @@ def _organizations(connection: Connection, ids: Collection[str]) -> dict[str, Ba
 
 
 def _grants(connection: Connection, ids: Collection[str], now_ms: int) -> dict[str, BaseModel]:
-    rows = _GRANTS.all(connection, {"ids": ids, "now": now_ms})
-    tree: dict[str, list[Row[Any]]] = defaultdict(list)
-    for account in _TREES.all(connection, {"ids": [row.id for row in rows]}) if rows else ():
-        tree[account.grant_id].append(account)
     return {
-        row.id: built(
+        grant_id: built(
             GrantObject,
-            id=row.id,
-            program_id=row.program_id,
-            organization_id=row.organization_id,
-            starts_at=row.starts_at_ms,
-            ends_at=row.ends_at_ms,
-            paths=account_paths(row.organization_id, tree[row.id]),
-            pace=pace_of(row),
-            max_gpus=row.max_gpus,
+            id=grant_id,
+            program_id=tree[0].of_program,
+            organization_id=tree[0].of_organization,
+            starts_at=tree[0].starts_at_ms,
+            ends_at=tree[0].ends_at_ms,
+            paths=account_paths(tree[0].of_organization, tree),
+            pace=pace_of(tree[0]),
+            max_gpus=tree[0].max_gpus,
         )
-        for row in rows
+        for grant_id, tree in read_trees(connection, ids).items()
+        if tree[0].ends_at_ms > now_ms
     }
 
 

@@ -121,7 +121,7 @@ class _Report:
         self.attempts[key] = _ATTEMPTS.one(tx.connection, {"ids": [key[0]], "keys": [key]})
 
 
-def report(tx: Tx, batch: ReportBatch, body: bytes, clock_speed: int) -> ReportReply:
+def report(tx: Tx, batch: ReportBatch, body: bytes, clock_speed: int) -> streams.Answer[ReportReply]:
     """Take over what a cluster shows, then close slices up to its watermark.
 
     Raises StaleEpoch, StaleSequence, NotFound for an unknown cluster.
@@ -149,8 +149,7 @@ def report(tx: Tx, batch: ReportBatch, body: bytes, clock_speed: int) -> ReportR
         results=results,
         objects=objects.load(tx.connection, tx.touched, seq, tx.now_ms, seen.gone) if seq else (),
     )
-    streams.remember(tx, batch.stream, batch.seq, body, reply)
-    return reply
+    return streams.remember(tx, batch.stream, batch.seq, body, reply)
 
 
 def _lock_rows(tx: Tx, batch: ReportBatch, clock_speed: int) -> _Report:

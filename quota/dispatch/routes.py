@@ -13,7 +13,7 @@ from starlette.concurrency import run_in_threadpool
 from quota.db import head
 from quota.dispatch import decisions, feed, lease, ranking, reports
 from quota.dispatch.evidence import deliver
-from quota.door import Hub, HubRoute, access, answer, caller_of, hub_of, parse, raw_body
+from quota.door import Hub, HubRoute, access, answer, caller_of, hub_of, parse, raw_body, said
 from quota.schemas.identity import Role, Scope
 from quota.schemas.scheduling import (
     DecisionBatch,
@@ -120,7 +120,7 @@ def _head(hub: Hub) -> int:
 def send_decisions(request: Request, raw: Raw) -> Response:
     """Starts and stops of one cycle, one savepoint each. 409 `stale_epoch`, 409 `stale_sequence`."""
     batch = parse(DecisionBatch, raw)
-    return answer(hub_of(request).database.write(lambda tx: decisions.decide(tx, batch, raw)))
+    return said(hub_of(request).database.write(lambda tx: decisions.decide(tx, batch, raw)).text)
 
 
 @router.post(
@@ -136,7 +136,7 @@ def send_reports(request: Request, raw: Raw) -> Response:
     """
     batch = parse(ReportBatch, raw)
     hub = hub_of(request)
-    return answer(hub.database.write(lambda tx: reports.report(tx, batch, raw, hub.clock.speed)))
+    return said(hub.database.write(lambda tx: reports.report(tx, batch, raw, hub.clock.speed)).text)
 
 
 @router.put(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from pydantic import BaseModel
 from sqlalchemy import bindparam, select, update
@@ -26,7 +27,15 @@ _NEXT = Prepared(
 )
 
 
-def replayed(tx: Tx, stream: str, seq: int, body: bytes, reply: type[R]) -> R | None:
+@dataclass(frozen=True, slots=True)
+class Answer(Generic[R]):
+    """A batch's reply, and its JSON as it is stored and sent: written once, so repeating it gives the same bytes."""
+
+    reply: R
+    text: str
+
+
+def replayed(tx: Tx, stream: str, seq: int, body: bytes, reply: type[R]) -> Answer[R] | None:
     """The stored reply if this is the stream's last batch again, None if it is its next one.
 
     Raises StaleSequence for anything else, another body under the last number included.
@@ -38,20 +47,22 @@ def replayed(tx: Tx, stream: str, seq: int, body: bytes, reply: type[R]) -> R | 
     if row is not None and seq == last:
         if row.body_sha256 != _digest(body):
             raise StaleSequence("batch {seq} of {stream} was another one", seq=seq, stream=stream, last=last)
-        return reply.model_validate_json(_REPLY.one(tx.connection, {"which": stream}).reply)
+        text: str = _REPLY.one(tx.connection, {"which": stream}).reply
+        return Answer(reply.model_validate_json(text), text)
     raise StaleSequence(
         "{stream} stands at batch {last}; {seq} is not the next", stream=stream, last=last, seq=seq
     )
 
 
-def remember(tx: Tx, stream: str, seq: int, body: bytes, reply: BaseModel) -> None:
-    """Store a batch's reply beside its number."""
+def remember(tx: Tx, stream: str, seq: int, body: bytes, reply: R) -> Answer[R]:
+    """Store a batch's reply beside its number, and answer it."""
     digest, answer = _digest(body), reply.model_dump_json()
     if seq == 1:
         row = {"stream": stream, "last_seq": seq, "body_sha256": digest, "reply": answer}
         _FIRST.change(tx.connection, row)
     else:
         _NEXT.change(tx.connection, {"which": stream, "number": seq, "digest": digest, "answer": answer})
+    return Answer(reply, answer)
 
 
 def _digest(body: bytes) -> str:

@@ -2,12 +2,46 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Collection
 from typing import Any
 
-from sqlalchemy import Row
+from sqlalchemy import Connection, Row, bindparam, select
 
+from quota.ledger.tables import accounts
+from quota.prepared import Prepared
+from quota.programs.tables import grants
 from quota.schemas.scheduling import AccountBalance, AccountPath
 from quota.schemas.values import built
+
+_TREES = Prepared(
+    select(
+        accounts,
+        grants.c.program_id.label("of_program"),
+        grants.c.organization_id.label("of_organization"),
+        grants.c.starts_at_ms,
+        grants.c.ends_at_ms,
+        grants.c.max_gpus,
+        grants.c.pace_lag_ms,
+        grants.c.pace_as_of_ms,
+        grants.c.pace_spent_gpu_us,
+    )
+    .join(grants, grants.c.id == accounts.c.grant_id)
+    .where(grants.c.id.in_(bindparam("grants", expanding=True)))
+    .order_by(accounts.c.id),
+    lists=("grants",),
+)
+
+
+def read_trees(connection: Connection, grant_ids: Collection[str]) -> dict[str, list[Row[Any]]]:
+    """The accounts of grants in the order of their ids, by grant.
+
+    Each row carries its grant as well: term, cap, pace, `of_program` and `of_organization`.
+    """
+    trees: dict[str, list[Row[Any]]] = defaultdict(list)
+    for row in _TREES.all(connection, {"grants": grant_ids}):
+        trees[row.grant_id].append(row)
+    return trees
 
 
 def account_paths(organization_id: str, rows: list[Row[Any]]) -> tuple[AccountPath, ...]:

@@ -122,11 +122,11 @@ class World:
 
     def decide(self, batch: wire.DecisionBatch) -> wire.DecisionReply:
         """Through the service, without HTTP."""
-        return self.database.write(lambda tx: decisions.decide(tx, batch, b"%d" % batch.seq))
+        return self.database.write(lambda tx: decisions.decide(tx, batch, b"%d" % batch.seq)).reply
 
     def report(self, batch: wire.ReportBatch) -> wire.ReportReply:
         """Through the service, without HTTP."""
-        return self.database.write(lambda tx: reports.report(tx, batch, b"%d" % batch.seq, 1))
+        return self.database.write(lambda tx: reports.report(tx, batch, b"%d" % batch.seq, 1)).reply
 
     def resolved_holds(self) -> int:
         """How many holds are resolved."""

@@ -253,7 +253,8 @@ def epoch_of(body: bytes) -> int:
 def everything(hub: Hub) -> list[list[object]]:
     """All that was ever decided, run or charged.
 
-    Not whether an object was suspended whose stop was recorded: pods may end by themselves before that is done.
+    Not whether an object was suspended whose stop was recorded: pods may end by themselves before that is done. Nor
+    when an object was cleared away whose attempt had ended: the living leader does that in its own time.
     """
     tables = (
         "jobs",
@@ -268,5 +269,9 @@ def everything(hub: Hub) -> list[list[object]]:
     stopped = {
         name for (name,) in hub.ask("SELECT job_id || '-' || attempt FROM attempts WHERE stop_reason <> ''")
     }
-    events = [e for e in hub.events() if e["event"] != "object_suspended" or e["name"] not in stopped]
+    over = {
+        name for (name,) in hub.ask("SELECT job_id || '-' || attempt FROM attempts WHERE capacity_held = 0")
+    }
+    beside = {"object_suspended": stopped, "object_deleted": over}
+    events = [e for e in hub.events() if e.get("name") not in beside.get(e["event"], ())]
     return [events, *(hub.ask(f"SELECT * FROM {table} ORDER BY 1, 2, 3") for table in tables)]

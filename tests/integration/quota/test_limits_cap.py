@@ -134,7 +134,7 @@ def test_eight_threads_never_pass_the_cap(hub: Hub, monkeypatch: pytest.MonkeyPa
         barrier.wait()
         try:
             for batch, body in ready[number]:
-                reply = database.write(lambda tx, b=batch, raw=body: decisions.decide(tx, b, raw))
+                reply = database.write(lambda tx, b=batch, raw=body: decisions.decide(tx, b, raw)).reply
                 results.extend(reply.results)
         except BaseException as error:
             failures.append(error)

@@ -271,7 +271,7 @@ def _start(hub: Hub, job: Job, grant: Grant, stream: str, seq: int) -> bool:
     item = hub.start_item(job, grant, attempt=1)
     batch = DecisionBatch(epoch=hub.epoch, stream=stream, seq=seq, items=(item,))
     body = batch.model_dump_json().encode()
-    reply = hub.database.write(lambda tx: decisions.decide(tx, batch, body))
+    reply = hub.database.write(lambda tx: decisions.decide(tx, batch, body)).reply
     return reply.results[0].outcome == "accepted"
 
 
@@ -294,7 +294,7 @@ def test_a_report_that_counts_usage_does_not_wait_for_a_start_of_the_same_organi
             decisions.check_not_frozen(tx, "alpha")
             inside.set()
             assert done.wait(30)
-            assert decisions.decide(tx, batch, b"{}").results[0].outcome == "accepted"
+            assert decisions.decide(tx, batch, b"{}").reply.results[0].outcome == "accepted"
 
         hub.database.write(work)
 
