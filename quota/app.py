@@ -91,7 +91,8 @@ def create_app(settings: Settings, clock: Clock | None = None) -> FastAPI:
     app.state.hub = hub
     app.state.doorkeeper = doorkeeper
     problems.install(app)
-    # a request is compared with one route after the other: the doors of the other programs are the busiest
+    # a request is compared with one route after the other, so the busiest come first
+    app.include_router(dispatch.busy)
     for room in (
         dispatch,
         jobs,

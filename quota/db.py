@@ -176,6 +176,8 @@ class Database:
         self.head_hint = 0
         """The greatest sequence this process committed: a cheap sign that the feed moved."""
         self._writers = threading.Lock()
+        self._kept: Connection | None = None
+        """SQLite's one writer, kept open: taking a connection from the pool costs as much as five statements."""
         self._reader = self.engine.execution_options(**_reader_options(self.dialect))
         self._writer = self.engine.execution_options(hub_writes=True)
 
@@ -227,19 +229,32 @@ class Database:
         raise AssertionError("unreachable")
 
     def _write_once(self, work: Callable[[Tx], T]) -> T:
-        if self.dialect == "sqlite":
-            with self._writers:
-                return self._transact(work)
-        return self._transact(work)
+        if self.dialect != "sqlite":
+            with self._writer.connect() as connection:
+                return self._transact(connection, work)
+        with self._writers:
+            if self._kept is None:
+                self._kept = self._writer.connect()
+            try:
+                return self._transact(self._kept, work)
+            except BaseException:
+                # in whatever state it is now: the pool makes a good one of it, or throws it away
+                self._let_go()
+                raise
 
-    def _transact(self, work: Callable[[Tx], T]) -> T:
-        with self._writer.connect() as connection, connection.begin():
+    def _transact(self, connection: Connection, work: Callable[[Tx], T]) -> T:
+        with connection.begin():
             tx = Tx(connection, self.clock.now_ms(), self.dialect)
             result = work(tx)
             tx.publish()
         if tx.seq is not None:
             self.head_hint = max(self.head_hint, tx.seq)
         return result
+
+    def _let_go(self) -> None:
+        kept, self._kept = self._kept, None
+        if kept is not None:
+            kept.close()
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -249,6 +264,8 @@ class Database:
 
     def close(self) -> None:
         """Close all connections."""
+        with self._writers:
+            self._let_go()
         self.engine.dispose()
 
 

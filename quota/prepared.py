@@ -65,8 +65,10 @@ class Prepared:
     def one_or_none(self, connection: Connection, values: Values = _NOTHING) -> Any:
         """The one row that the statement answers, or None."""
         rows = self.all(connection, values)
-        assert len(rows) <= 1, "the statement answers one row at most"
-        return rows[0] if rows else None
+        if not rows:
+            return None
+        (row,) = rows  # the statement answers one row at most
+        return row
 
     def one(self, connection: Connection, values: Values = _NOTHING) -> Any:
         """The one row that the statement answers."""
@@ -82,10 +84,10 @@ class Prepared:
     def change_all(self, connection: Connection, rows: Sequence[Values]) -> None:
         """Run it for each of `rows`, which name the same parameters, none of them a list."""
         if len(rows) == 1:
-            self.change(connection, rows[0])
+            self._run(connection, rows[0])
             return
         shape = self._shape(connection.dialect, rows[0])
-        cursor = _cursor(connection)
+        cursor = _driver(connection).cursor()
         parameters = [shape.parameters(values) for values in rows]
         if _listeners:
             _tell(shape.sql)
@@ -95,24 +97,22 @@ class Prepared:
             _raise(connection, error, shape.sql, parameters)
 
     def _run(self, connection: Connection, values: Values) -> tuple[_Shape, Any]:
-        # few calls on this path: it is most of what a statement costs here
+        # few calls on this path: they are most of what a statement costs here
         shape = None if self._lists else self._shapes.get(connection.dialect.name)
         if shape is None:
             shape = self._shape(connection.dialect, values)
-        cursor = _cursor(connection)
         parameters = shape.parameters(values)
         if _listeners:
             _tell(shape.sql)
         try:
-            cursor.execute(shape.sql, parameters)
+            return shape, _driver(connection).execute(shape.sql, parameters)
         except _driver_error(connection) as error:
             _raise(connection, error, shape.sql, parameters)
-        return shape, cursor
 
     def _shape(self, dialect: Dialect, values: Values) -> _Shape:
         key: Any = dialect.name
-        if self._lists:
-            key = (key, *[_size(values[name]) for name in self._lists])
+        for name in self._lists:
+            key = (key, _size(len(values[name])))
         shape = self._shapes.get(key)
         if shape is None:
             # two threads may both compile it the first time: either result serves
@@ -131,17 +131,16 @@ class _Shape:
         assert not state.processors, "parameters go to the driver as they are"
         self.sql: str = state.statement
         # a list that is part of the statement is constant like its other values
-        self._lists = {name: tuple(state.parameter_expansion[name]) for name in lists}
-        expanded = set(itertools.chain.from_iterable(self._lists.values()))
+        members = {name: tuple(state.parameter_expansion[name]) for name in lists}
+        expanded = set(itertools.chain.from_iterable(members.values()))
         required = {name for name, bind in compiled.binds.items() if bind.required}
-        self._constants = {
+        constants = {
             name: value
             for name, value in state.parameters.items()
             if name not in expanded and name not in required and name not in (compiled.column_keys or ())
         }
-        self._order = state.positiontup
-        order = self._order or ()
-        self._pick: Any = operator.itemgetter(*order) if len(order) > 1 else None
+        self.parameters = _binder(state.positiontup, constants, members)
+        """What the driver takes, of the statement's values: a tuple in the order of the marks, or a mapping by name."""
         self._columns = compiled._result_columns
         self._dialect = compiled.dialect
         # the names are the statement's, which no type checker can read
@@ -150,16 +149,6 @@ class _Shape:
         """A named tuple of cells; `_make` would be the same with a check."""
         self.fixes: list[tuple[int, Callable[[Any], Any]]] | None = None
         """Columns that come as something else than they are, as a truth comes as 0 or 1 from SQLite."""
-
-    def parameters(self, values: Values) -> Any:
-        """What the driver takes: a tuple in the order of the marks, or a mapping by name."""
-        if self._constants or self._lists:
-            values = self._all_values(values)
-        if self._pick is not None:
-            return self._pick(values)
-        if self._order is not None:
-            return tuple([values[name] for name in self._order])
-        return values
 
     def find_fixes(self, description: Any) -> list[tuple[int, Callable[[Any], Any]]]:
         """Set `fixes` from what the driver's cursor says of its first rows."""
@@ -172,15 +161,45 @@ class _Shape:
         self.fixes = fixes
         return fixes
 
-    def _all_values(self, values: Values) -> Values:
-        merged = {**self._constants, **values}
-        for name, names in self._lists.items():
-            items = merged.pop(name)
+
+def _binder(
+    order: Sequence[str] | None, constants: Values, members: dict[str, tuple[str, ...]]
+) -> Callable[[Values], Any]:
+    """How a statement's values become the driver's parameters, in as few steps as this statement needs.
+
+    `order`: names in the order of the marks, None where the driver takes names. `members`: the names that stand for
+    each list's items, two for an item that is a pair.
+    """
+    pick = _picker(order)
+    if not members:
+        return pick if not constants else lambda values: pick({**constants, **values})
+
+    def bind(values: Values) -> Any:
+        merged = {**constants, **values}
+        for name, names in members.items():
+            items = merged[name]
+            if len(names) == 1:
+                merged[names[0]] = items[0]
+                continue
             items = _padded(items)
             if items and isinstance(items[0], tuple):
                 items = itertools.chain.from_iterable(items)
             merged.update(zip(names, items, strict=True))
-        return merged
+        return pick(merged)
+
+    return bind
+
+
+def _picker(order: Sequence[str] | None) -> Callable[[Values], Any]:
+    if order is None:
+        return _as_given
+    if len(order) > 1:
+        return operator.itemgetter(*order)
+    return lambda values: tuple([values[name] for name in order])
+
+
+def _as_given(values: Values) -> Any:
+    return values
 
 
 @contextmanager
@@ -203,23 +222,21 @@ def run_text(connection: Connection, sql: str) -> None:
     cursor.close()
 
 
-def _size(items: Sequence[Any]) -> int:
+def _size(count: int) -> int:
     """The next power of two: so a statement has few shapes."""
-    return 1 << (len(items) - 1).bit_length() if len(items) > 1 else len(items)
+    return count if count < 3 else 1 << (count - 1).bit_length()
 
 
 def _padded(items: Sequence[Any]) -> Sequence[Any]:
     """The list in its size: a value named twice asks for nothing more."""
-    missing = _size(items) - len(items)
+    missing = _size(len(items)) - len(items)
     return [*items, *itertools.repeat(items[-1], missing)] if missing else items
 
 
-def _cursor(connection: Connection) -> Any:
+def _driver(connection: Connection) -> Any:
+    """The driver's own connection: no event is missed, SQLAlchemy has none for making a cursor."""
     assert connection.in_transaction(), "the statement belongs to a transaction"
-    # the driver's own: no event is missed, SQLAlchemy has none for making a cursor
-    driver = connection.connection.dbapi_connection
-    assert driver is not None, "the connection is open"
-    return driver.cursor()
+    return connection.connection.dbapi_connection
 
 
 def _driver_error(connection: Connection) -> type[Exception]:

@@ -13,7 +13,7 @@ from starlette.concurrency import run_in_threadpool
 from quota.db import head
 from quota.dispatch import decisions, feed, lease, ranking, reports
 from quota.dispatch.evidence import deliver
-from quota.door import Hub, HubRoute, access, answer, caller_of, hub_of, parse, raw_body, said
+from quota.door import Hub, HubRoute, RawRoute, access, answer, caller_of, hub_of, parse, raw_body, said
 from quota.schemas.identity import Role, Scope
 from quota.schemas.scheduling import (
     DecisionBatch,
@@ -31,6 +31,8 @@ from quota.schemas.usage import EvidenceBatch, EvidenceReply
 from quota.schemas.values import RowNumber
 
 router = APIRouter(tags=["programs' doors"], route_class=HubRoute)
+busy = APIRouter(tags=["programs' doors"], route_class=RawRoute)
+"""Of batches: their bodies are parsed here, and kept as they came."""
 
 PageToken = Annotated[str | None, Query(pattern=r"^[A-Za-z0-9|/_.:-]{0,400}$")]
 Raw = Annotated[bytes, Depends(raw_body)]
@@ -111,7 +113,7 @@ def _head(hub: Hub) -> int:
         return head(connection)
 
 
-@router.post(
+@busy.post(
     "/v1/scheduler/decisions",
     operation_id="send_decisions",
     response_model=DecisionReply,
@@ -123,7 +125,7 @@ def send_decisions(request: Request, raw: Raw) -> Response:
     return said(hub_of(request).database.write(lambda tx: decisions.decide(tx, batch, raw)).text)
 
 
-@router.post(
+@busy.post(
     "/v1/scheduler/reports",
     operation_id="send_reports",
     response_model=ReportReply,
@@ -139,7 +141,7 @@ def send_reports(request: Request, raw: Raw) -> Response:
     return said(hub.database.write(lambda tx: reports.report(tx, batch, raw, hub.clock.speed)).text)
 
 
-@router.put(
+@busy.put(
     "/v1/scheduler/ranking",
     operation_id="put_ranking",
     response_model=RankingReply,
@@ -154,7 +156,7 @@ def put_ranking(request: Request, raw: Raw) -> Response:
     return answer(hub_of(request).database.write(lambda tx: ranking.put_ranking(tx, document)))
 
 
-@router.post(
+@busy.post(
     "/v1/usage/evidence",
     operation_id="deliver_evidence",
     response_model=EvidenceReply,

@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import ipaddress
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from sqlalchemy import BigInteger, Connection, and_, bindparam, case, delete, func, literal, null, or_, select
@@ -166,6 +167,7 @@ def _exists_over(limits: Limits, now_ms: int) -> Any:
     return select(auth_failures.c.source).where(_over(limits, now_ms)).exists()
 
 
+@lru_cache(4096)
 def _place(address: str) -> str:
     try:
         parsed = ipaddress.ip_address(address.partition("%")[0])

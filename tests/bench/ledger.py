@@ -139,7 +139,7 @@ def _record(folder: Path, batch: int, jobs: int) -> tuple[Path, list[Entry]]:
     """A database before the jobs ran, and what the service then wrote, transaction by transaction."""
     world = World(databases.new_sqlite(folder))
     job_ids = world.submit(jobs)
-    world.database.engine.dispose()
+    world.database.close()
     before = folder / "before.db"
     shutil.copyfile(world.database.engine.url.database or "", before)
     recorded: list[Entry] = []
@@ -168,6 +168,10 @@ def _recording(recorded: list[Entry]) -> type[sqlite3.Connection]:
     class Connection(sqlite3.Connection):
         def cursor(self, factory: Any = Cursor) -> Any:
             return super().cursor(factory)
+
+        def execute(self, sql: str, parameters: Any = (), /) -> sqlite3.Cursor:
+            found: sqlite3.Cursor = self.cursor().execute(sql, parameters)
+            return found
 
         def commit(self) -> None:
             recorded.append(("COMMIT", (), False))

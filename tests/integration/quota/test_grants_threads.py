@@ -37,9 +37,9 @@ class CountingDatabase(Database):
         super().__init__(url, clock, pool_size=THREADS)
         self.retried: Counter[str] = Counter()
 
-    def _transact(self, work):  # type: ignore[no-untyped-def]
+    def _transact(self, connection, work):  # type: ignore[no-untyped-def]
         try:
-            return super()._transact(work)
+            return super()._transact(connection, work)
         except DBAPIError as error:
             self.retried[sqlstate(error) or type(error).__name__] += 1
             raise

@@ -101,7 +101,7 @@ def test_i03_a_slice_is_charged_once(lived_in: Hub) -> None:
     before = lived_in.contents()
     row = lived_in.rows(slices)[0]
     with pytest.raises(DBAPIError):
-        lived_in.database._transact(lambda tx: _settle_again(tx, row))  # one try: the key stays taken
+        lived_in.database._write_once(lambda tx: _settle_again(tx, row))  # one try: the key stays taken
     assert lived_in.contents() == before
 
 
