@@ -49,18 +49,17 @@ class Prepared:
     def all(self, connection: Connection, values: Values = _NOTHING) -> list[Any]:
         """Every row that the statement answers."""
         shape, cursor = self._run(connection, values)
+        rows = cursor.fetchall()
         fixes = shape.fixes
         if fixes is None:
             fixes = shape.find_fixes(cursor.description)
-        if not fixes:
-            return list(map(shape.make, cursor.fetchall()))
-        found = []
-        for row in cursor.fetchall():
-            cells = list(row)
-            for place, fix in fixes:
-                cells[place] = fix(cells[place])
-            found.append(shape.make(cells))
-        return found
+        if fixes:
+            for number, row in enumerate(rows):
+                cells = list(row)
+                for place, fix in fixes:
+                    cells[place] = fix(cells[place])
+                rows[number] = cells
+        return list(map(shape.make, rows))
 
     def one_or_none(self, connection: Connection, values: Values = _NOTHING) -> Any:
         """The one row that the statement answers, or None."""

@@ -124,7 +124,9 @@ def load(
         by_kind[kind].append(object_id)
     items: list[FeedItem] = []
     for kind in KINDS:
-        ids = by_kind.get(kind, [])
+        if kind not in by_kind:
+            continue
+        ids = by_kind[kind]
         for start in range(0, len(ids), 500):
             part = ids[start : start + 500]
             there = [object_id for object_id in part if (kind, object_id) not in gone] if gone else part

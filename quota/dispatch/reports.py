@@ -130,15 +130,15 @@ def report(tx: Tx, batch: ReportBatch, body: bytes, clock_speed: int) -> streams
     stored = streams.replayed(tx, batch.stream, batch.seq, body, ReportReply)
     if stored is not None:
         return stored
-    if _CLUSTER.one_or_none(tx.connection, {"cluster": batch.cluster}) is None:
-        raise NotFound("there is no cluster {cluster}", field="cluster", cluster=batch.cluster)
     if batch.nodes is not None:
+        _must_be_known(tx, batch.cluster)
         fleet.store_nodes(tx, batch.cluster, batch.nodes)
     seen = _lock_rows(tx, batch, clock_speed)
     results = tuple(_item(tx, seen, item) for item in batch.items)
     # a watermark from the future would close slices that are not over
     through = min(batch.observed_through, tx.now_ms)
-    fleet.advance_watermark(tx, batch.cluster, through)
+    if not fleet.advance_watermark(tx, batch.cluster, through):
+        _must_be_known(tx, batch.cluster)
     settlement.settle_cluster(tx, batch.cluster, through, seen.evidence)
     seq = tx.publish() or 0
     reply = built(
@@ -150,6 +150,11 @@ def report(tx: Tx, batch: ReportBatch, body: bytes, clock_speed: int) -> streams
         objects=objects.load(tx.connection, tx.touched, seq, tx.now_ms, seen.gone) if seq else (),
     )
     return streams.remember(tx, batch.stream, batch.seq, body, reply)
+
+
+def _must_be_known(tx: Tx, cluster: str) -> None:
+    if _CLUSTER.one_or_none(tx.connection, {"cluster": cluster}) is None:
+        raise NotFound("there is no cluster {cluster}", field="cluster", cluster=cluster)
 
 
 def _lock_rows(tx: Tx, batch: ReportBatch, clock_speed: int) -> _Report:

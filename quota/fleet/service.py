@@ -213,9 +213,9 @@ def _close_node(tx: Tx, cluster: str, name: str) -> None:
     tx.touch("node", f"{cluster}/{name}")
 
 
-def advance_watermark(tx: Tx, cluster: str, observed_through_ms: int) -> None:
-    """Everything on the cluster up to this time has been reported; it only grows."""
-    _WATERMARK.change(tx.connection, {"in_cluster": cluster, "through": observed_through_ms})
+def advance_watermark(tx: Tx, cluster: str, observed_through_ms: int) -> bool:
+    """Everything on the cluster up to this time has been reported. False if that is no news: it only grows."""
+    return _WATERMARK.change(tx.connection, {"in_cluster": cluster, "through": observed_through_ms}) == 1
 
 
 def _store_node(tx: Tx, cluster: str, report: NodeReport, row: Row[Any] | None) -> None:

@@ -6,8 +6,9 @@ and what one account refuses undoes all.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
+from itertools import groupby
+from operator import attrgetter
 
 from sqlalchemy import bindparam, select
 
@@ -20,16 +21,14 @@ from quota.prepared import Prepared
 from quota.schemas.ledger import TransferType
 
 _HOLDS = Prepared(
-    select(holds)
+    select(holds, hold_accounts.c.account_id)
+    .join(hold_accounts, hold_accounts.c.hold_id == holds.c.id)
     .where(holds.c.id.in_(bindparam("holds", expanding=True)))
     .order_by(holds.c.id)
-    .with_for_update(),
+    .with_for_update(of=holds),
     lists=("holds",),
 )
-_HOLD_PATHS = Prepared(
-    select(hold_accounts).where(hold_accounts.c.hold_id.in_(bindparam("holds", expanding=True))),
-    lists=("holds",),
-)
+"""A row for each account of a hold's path."""
 _NEW_HOLD = Prepared.insert(holds, holds.c.keys())
 _NEW_HOLD_ACCOUNTS = Prepared.insert(hold_accounts, hold_accounts.c.keys())
 
@@ -106,17 +105,16 @@ def read_holds(tx: Tx, hold_ids: Sequence[str]) -> dict[str, Hold]:
     ordered = sorted(hold_ids)
     for start in range(0, len(ordered), 500):
         part = ordered[start : start + 500]
-        paths: dict[str, list[str]] = defaultdict(list)
-        for row in _HOLD_PATHS.all(tx.connection, {"holds": part}):
-            paths[row.hold_id].append(row.account_id)
-        for row in _HOLDS.all(tx.connection, {"holds": part}):
+        for hold_id, rows in groupby(_HOLDS.all(tx.connection, {"holds": part}), attrgetter("id")):
+            path = list(rows)
+            row = path[0]
             rate = Rate(row.rate_id, row.gpu_class, row.rate_thousandths, row.price_krw)
-            found[row.id] = Hold(
+            found[hold_id] = Hold(
                 id=row.id,
                 job_id=row.job_id,
                 attempt=row.attempt,
                 grant_id=row.grant_id,
-                path=tuple(sorted(paths[row.id])),
+                path=tuple(sorted(each.account_id for each in path)),
                 amount_gpu_us=row.amount_gpu_us,
                 settled_gpu_us=row.settled_gpu_us,
                 resolved=row.resolved,
