@@ -24,6 +24,7 @@ Values = Mapping[str, Any]
 """What a statement is run with, by the names of its `bindparam`s."""
 
 _NOTHING: Values = {}
+_ROWS_AT_ONCE = 2000
 _listeners: list[Callable[[str], None]] = []
 
 
@@ -60,6 +61,15 @@ class Prepared:
                     cells[place] = fix(cells[place])
                 rows[number] = cells
         return list(map(shape.make, rows))
+
+    def cells(self, connection: Connection, values: Values = _NOTHING) -> Iterator[tuple[Any, ...]]:
+        """Rows as the driver has them, one by one: for very many rows of plain numbers and texts."""
+        shape, cursor = self._run(connection, values)
+        if shape.fixes is None:
+            shape.find_fixes(cursor.description)
+        assert not shape.fixes, "the driver has these values as something else"
+        while rows := cursor.fetchmany(_ROWS_AT_ONCE):
+            yield from rows
 
     def one_or_none(self, connection: Connection, values: Values = _NOTHING) -> Any:
         """The one row that the statement answers, or None."""

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from json.encoder import encode_basestring
 
-from sqlalchemy import BigInteger, Connection, cast, func, select
+from sqlalchemy import BigInteger, Connection, bindparam, cast, func, select
 
 from quota.fleet.tables import rates
 from quota.ledger.rules import won
 from quota.ledger.tables import transfer_legs, transfers
+from quota.prepared import Prepared
 
 
 @dataclass(slots=True)
@@ -32,7 +33,8 @@ class Sums:
         return self.granted - self.held - self.used
 
 
-_ROWS = (
+_NO_REFUND = '"refund_of":null,"refund_kind":null'
+_ROWS = Prepared(
     select(
         transfers.c.id,
         transfers.c.seq,
@@ -55,6 +57,11 @@ _ROWS = (
         transfer_legs.c.d_used,
     )
     .join(transfer_legs, transfer_legs.c.transfer_id == transfers.c.id)
+    .where(
+        transfer_legs.c.account_id == bindparam("account"),
+        transfer_legs.c.seq > bindparam("after"),
+        transfer_legs.c.seq <= bindparam("through"),
+    )
     .order_by(transfers.c.seq, transfers.c.position)
 )
 
@@ -76,15 +83,12 @@ def json_lines(
     connection: Connection, account_id: str, after_seq: int, through_seq: int, sums: Sums
 ) -> Iterator[str]:
     """Every transfer on this account with after_seq < seq <= through_seq, in the order of commits, each as the JSON
-    of a `schemas.statements.StatementLine` without spaces. `sums` goes on from what the account opened with.
+    of a `schemas.statements.StatementLine` without spaces. `sums` is what the account opened with, and after the
+    last line what it comes to.
     """
-    prices = {row.id: row for row in connection.execute(select(rates))}
-    at, text = _Instants(), encode_basestring
-    statement = _ROWS.where(
-        transfer_legs.c.account_id == account_id,
-        transfer_legs.c.seq > after_seq,
-        transfer_legs.c.seq <= through_seq,
-    )
+    at, text, charges, kinds = _Instants(), encode_basestring, _Charges(connection), _Kinds()
+    granted, held, used, total_krw = sums.granted, sums.held, sums.used, sums.krw
+    wanted = {"account": account_id, "after": after_seq, "through": through_seq}
     for (
         transfer_id,
         seq,
@@ -105,35 +109,59 @@ def json_lines(
         d_granted,
         d_held,
         d_used,
-    ) in connection.execute(statement):
-        sums.granted += d_granted
-        sums.held += d_held
-        sums.used += d_used
+    ) in _ROWS.cells(connection, wanted):
+        granted += d_granted
+        held += d_held
+        used += d_used
         part, krw = "null", 0
         if starts_at_ms is not None:
-            rate = prices[rate_id]
-            milliseconds = ends_at_ms - starts_at_ms
-            krw = won(milliseconds, gpus, rate.price_krw)
+            arithmetic, krw = charges[ends_at_ms - starts_at_ms, gpus, rate_id]
             if d_used < 0:
                 krw = -krw
-            sums.krw += krw
-            part = (
-                f'{{"starts_at":"{at[starts_at_ms]}","ends_at":"{at[ends_at_ms]}","milliseconds":{milliseconds}'
-                f',"gpus":{gpus},"gpu_class":{text(rate.gpu_class)},"rate_id":{text(rate_id)}'
-                f',"rate_thousandths":{rate.rate_thousandths},"price_krw":{rate.price_krw}}}'
-            )
+            total_krw += krw
+            part = f'{{"starts_at":"{at[starts_at_ms]}","ends_at":"{at[ends_at_ms]}",{arithmetic}'
+        refund = _NO_REFUND
+        if refund_of is not None:
+            refund = f'"refund_of":{text(refund_of)},"refund_kind":{text(refund_kind)}'
         yield (
-            f'{{"transfer_id":{text(transfer_id)},"seq":{seq},"at":"{at[at_ms]}","type":"{kind}"'
-            f',"actor":{text(actor)},"reason":{text(reason)}'
+            f'{{"transfer_id":{text(transfer_id)},"seq":{seq},"at":"{at[at_ms]}",{kinds[kind, actor, reason]}'
             f',"evidence":{"null" if evidence is None else text(evidence)}'
             f',"job_id":{"null" if job_id is None else text(job_id)}'
             f',"attempt":{"null" if attempt is None else attempt}'
             f',"granted_gpu_us":"{d_granted}","held_gpu_us":"{d_held}","used_gpu_us":"{d_used}"'
-            f',"available_gpu_us":"{sums.granted - sums.held - sums.used}","krw":{krw},"slice":{part}'
-            f',"slice_id":{"null" if slice_id is None else text(slice_id)}'
-            f',"refund_of":{"null" if refund_of is None else text(refund_of)}'
-            f',"refund_kind":{"null" if refund_kind is None else text(refund_kind)}}}'
+            f',"available_gpu_us":"{granted - held - used}","krw":{krw},"slice":{part}'
+            f',"slice_id":{"null" if slice_id is None else text(slice_id)},{refund}}}'
         )
+    sums.granted, sums.held, sums.used, sums.krw = granted, held, used, total_krw
+
+
+class _Kinds(dict[tuple[str, str, str], str]):
+    """The part of a line that says what was done by whom and why; a grant has few different ones."""
+
+    def __missing__(self, key: tuple[str, str, str]) -> str:
+        kind, actor, reason = key
+        line = f'"type":"{kind}","actor":{encode_basestring(actor)},"reason":{encode_basestring(reason)}'
+        self[key] = line
+        return line
+
+
+class _Charges(dict[tuple[int, int, str], tuple[str, int]]):
+    """A slice's arithmetic after its times, and its won, by milliseconds, GPUs and rate: most are whole hours."""
+
+    def __init__(self, connection: Connection) -> None:
+        super().__init__()
+        self._rates = {row.id: row for row in connection.execute(select(rates))}
+
+    def __missing__(self, key: tuple[int, int, str]) -> tuple[str, int]:
+        milliseconds, gpus, rate_id = key
+        rate = self._rates[rate_id]
+        arithmetic = (
+            f'"milliseconds":{milliseconds},"gpus":{gpus},"gpu_class":{encode_basestring(rate.gpu_class)}'
+            f',"rate_id":{encode_basestring(rate_id)},"rate_thousandths":{rate.rate_thousandths}'
+            f',"price_krw":{rate.price_krw}}}'
+        )
+        self[key] = charge = (arithmetic, won(milliseconds, gpus, rate.price_krw))
+        return charge
 
 
 def instant(moment_ms: int) -> str:

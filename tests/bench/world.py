@@ -12,6 +12,7 @@ from fastapi import FastAPI
 from sqlalchemy import func, select
 
 from quota.app import create_app
+from quota.cli import server_config
 from quota.client import QuotaClient
 from quota.clock import wall_ms
 from quota.db import Database
@@ -141,7 +142,8 @@ class World:
             Settings(database=self.url, tasks=False, member_requests_per_s=0, staff_requests_per_s=0),
             self.clock,
         )
-        config = uvicorn.Config(application, port=0, log_level="warning", access_log=False)
+        config = server_config(application, application.state.hub.settings)
+        config.port = 0
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run)
         thread.start()
