@@ -7,8 +7,10 @@ limit, then query parameters that the route does not know, then the body's size,
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
+import sys
 import zlib
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
@@ -47,6 +49,8 @@ ALL_ROLES = tuple(Role)
 WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
 SMALL_BODY_BYTES = 16_384
 """What may be read of a request before it is known whose it is."""
+GUARD_WAITS_S = 0.2
+"""How long the guard waits for such a body."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,8 +142,8 @@ class HubRoute(APIRoute):
 class RawRoute(HubRoute):
     """A busy route of `(request, raw)` that parses its body itself: one thread does all its work.
 
-    A small body is read before the guard asks: it costs a stranger's request no more, and spares a good one
-    a second thread. The answers are those of any other route.
+    A small body that comes at once is read before the guard asks, which spares a good request a second thread. Who
+    declares one and sends it late, or never, meets the guard meanwhile. The answers are those of any other route.
     """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
@@ -153,21 +157,40 @@ class RawRoute(HubRoute):
             return response
 
         async def guarded(request: Request) -> Response:
-            if _is_small(request):
-                return await run_in_threadpool(serve, request, await request.body())
-            await run_in_threadpool(guard.admit, request)
-            guard.check_query(request)
-            request = await _read_body(request)
-            return await run_in_threadpool(endpoint, request, await raw_body(request))
+            if not _is_small(request):
+                await run_in_threadpool(guard.admit, request)
+                guard.check_query(request)
+                request = await _read_body(request)
+                return await run_in_threadpool(endpoint, request, await raw_body(request))
+            reading = asyncio.ensure_future(_read_body(request, SMALL_BODY_BYTES))
+            try:
+                await asyncio.wait({reading}, timeout=GUARD_WAITS_S)
+                if reading.done():
+                    return await run_in_threadpool(serve, request, await reading.result().body())
+                await run_in_threadpool(guard.admit, request)
+                return await run_in_threadpool(serve, request, await (await reading).body())
+            finally:
+                reading.cancel()
 
         return guarded
 
 
 def _is_small(request: Request) -> bool:
     """Whether the body says that it is small, and is what it is: a packed one may unfold."""
+    declared = _declared_bytes(request)
+    if declared is None or "Content-Encoding" in request.headers:
+        return False
+    return declared <= min(SMALL_BODY_BYTES, hub_of(request).settings.body_limit_bytes)
+
+
+def _declared_bytes(request: Request) -> int | None:
+    """What Content-Length says, if it is a number."""
     declared = request.headers.get("Content-Length", "")
-    known = declared.isdecimal() and "Content-Encoding" not in request.headers
-    return known and int(declared) <= min(SMALL_BODY_BYTES, hub_of(request).settings.body_limit_bytes)
+    if not declared.isdecimal():
+        return None
+    digits = declared.lstrip("0")
+    # so many digits are no length, and more than Python reads
+    return int(digits or "0") if len(digits) < 19 else sys.maxsize
 
 
 def authenticate(request: Request) -> Caller:
@@ -190,11 +213,10 @@ def _check_access(caller: Caller, roles: tuple[Role, ...], scope: Scope | None) 
         raise Forbidden("this needs a token with scope {scope}", scope=scope.value)
 
 
-async def _read_body(request: Request) -> Request:
+async def _read_body(request: Request, limit: int | None = None) -> Request:
     """The same request with its body read. Raises BodyTooLarge before more than the limit is kept."""
-    limit = hub_of(request).settings.body_limit_bytes
-    declared = request.headers.get("Content-Length", "")
-    if declared.isdecimal() and int(declared) > limit:
+    limit = limit or hub_of(request).settings.body_limit_bytes
+    if (_declared_bytes(request) or 0) > limit:
         raise _too_large(limit)
     limited = Request(request.scope, _limited(request.receive, limit), request._send)
     await limited.body()

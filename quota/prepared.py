@@ -74,10 +74,8 @@ class Prepared:
     def one_or_none(self, connection: Connection, values: Values = _NOTHING) -> Any:
         """The one row that the statement answers, or None."""
         rows = self.all(connection, values)
-        if not rows:
-            return None
-        (row,) = rows  # the statement answers one row at most
-        return row
+        assert len(rows) <= 1, "the statement answers one row at most"
+        return rows[0] if rows else None
 
     def one(self, connection: Connection, values: Values = _NOTHING) -> Any:
         """The one row that the statement answers."""
