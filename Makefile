@@ -11,7 +11,8 @@ READY := $(VENV)/.ready
 WORKERS ?= 2
 KILLS ?= 1000
 SLOW_MARKS := postgres or crash or e2e or long
-PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+# files in the order of tests/conftest.py, which begins with the longest
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 help: ## Show what there is.
 	@sed -n 's/^\([a-z]*\):.*## /  make \1|/p' Makefile | column -t -s '|'
