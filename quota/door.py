@@ -24,6 +24,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.params import ParamTypes
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
+from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive
 
 from quota.clock import Clock
@@ -162,17 +163,27 @@ class RawRoute(HubRoute):
                 guard.check_query(request)
                 request = await _read_body(request)
                 return await run_in_threadpool(endpoint, request, await raw_body(request))
-            reading = asyncio.ensure_future(_read_body(request, SMALL_BODY_BYTES))
+            receive, parts = _limited(request.receive, SMALL_BODY_BYTES), list[bytes]()
             try:
-                await asyncio.wait({reading}, timeout=GUARD_WAITS_S)
-                if reading.done():
-                    return await run_in_threadpool(serve, request, await reading.result().body())
+                async with asyncio.timeout(GUARD_WAITS_S):
+                    await _collect(receive, parts)
+            except TimeoutError:
                 await run_in_threadpool(guard.admit, request)
-                return await run_in_threadpool(serve, request, await (await reading).body())
-            finally:
-                reading.cancel()
+                await _collect(receive, parts)
+            return await run_in_threadpool(serve, request, b"".join(parts))
 
         return guarded
+
+
+async def _collect(receive: Receive, parts: list[bytes]) -> None:
+    """The parts of a body as they come; who is interrupted goes on with the next one."""
+    more = True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        parts.append(message.get("body", b""))
+        more = message.get("more_body", False)
 
 
 def _is_small(request: Request) -> bool:
@@ -213,9 +224,9 @@ def _check_access(caller: Caller, roles: tuple[Role, ...], scope: Scope | None) 
         raise Forbidden("this needs a token with scope {scope}", scope=scope.value)
 
 
-async def _read_body(request: Request, limit: int | None = None) -> Request:
+async def _read_body(request: Request) -> Request:
     """The same request with its body read. Raises BodyTooLarge before more than the limit is kept."""
-    limit = limit or hub_of(request).settings.body_limit_bytes
+    limit = hub_of(request).settings.body_limit_bytes
     if (_declared_bytes(request) or 0) > limit:
         raise _too_large(limit)
     limited = Request(request.scope, _limited(request.receive, limit), request._send)
