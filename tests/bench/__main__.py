@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-BENCHES = ("ledger", "api", "year", "cycle", "up")
+BENCHES = ("ledger", "steps", "api", "year", "cycle", "up")
 
 
 def main() -> int:

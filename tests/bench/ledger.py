@@ -4,6 +4,8 @@ The limit is not guessed: what the service writes through its driver is recorded
 same database with nothing but `sqlite3`, with the same transactions. Each round runs the service, the limit and HTTP
 one after the other, because a machine is not equally fast all the time; a row is the median of the rounds.
 
+`bare_with_reads` replays what the service read as well: what it would reach if nothing but SQLite took time.
+
 One job per batch is how fast one hold and one settle are durable: two transactions each. Fifty per batch shares them.
 """
 
@@ -36,7 +38,9 @@ Entry = tuple[str, Any, bool]
 
 
 def run() -> list[dict[str, Any]]:
-    """Rows `http`, `in_process` (one job per batch), `http_batch`, `in_process_batch`: jobs/s, the limit beside."""
+    """Rows `http`, `in_process`, `bare_with_reads` (one job per batch), and the same with `_batch`: jobs/s, the limit
+    beside.
+    """
     rows = []
     for suffix, batch, jobs in SIZES:
         with tempfile.TemporaryDirectory() as folder:
@@ -50,6 +54,7 @@ def _measure(folder: Path, suffix: str, batch: int, jobs: int) -> list[dict[str,
         (
             _http(folder, batch, jobs),
             _in_process(folder, batch, jobs),
+            _replay(folder, before, [entry for entry in recorded if not _reads(entry)], jobs),
             _replay(folder, before, recorded, jobs),
         )
         for _ in range(ROUNDS)
@@ -64,7 +69,7 @@ def _measure(folder: Path, suffix: str, batch: int, jobs: int) -> list[dict[str,
             "limit": bare,
             "ratio": median(entry[place] / entry[2] for entry in rounds),
         }
-        for place, name in enumerate(("http", "in_process"))
+        for name, place in (("http", 0), ("in_process", 1), ("bare_with_reads", 3))
     ]
 
 
@@ -79,20 +84,26 @@ def _http(folder: Path, batch: int, jobs: int) -> float:
     """Sent by another process, as a scheduler is one: bodies are made before, replies are only looked at."""
     world = World(databases.new_sqlite(folder))
     job_ids = world.submit(jobs)
-    sent: list[tuple[str, bytes]] = []
-    for number, start in enumerate(range(0, jobs, batch), 1):
-        part = job_ids[start : start + batch]
-        sent.append(("/v1/scheduler/decisions", world.starts(part, number).model_dump_json().encode()))
-        sent.append(("/v1/scheduler/reports", world.ends(part, number).model_dump_json().encode()))
+    sent = bodies(world, job_ids, batch)
     with world.serve(), multiprocessing.get_context("spawn").Pool(1) as pool:
-        pool.apply(_send, (world.port, world.secrets[Role.SCHEDULER], []))
-        seconds = pool.apply(_send, (world.port, world.secrets[Role.SCHEDULER], sent))
+        pool.apply(send, (world.port, world.secrets[Role.SCHEDULER], []))
+        seconds = pool.apply(send, (world.port, world.secrets[Role.SCHEDULER], sent))
     assert world.resolved_holds() == jobs, "every job was held and settled"
     world.close()
     return jobs / seconds
 
 
-def _send(port: int, secret: str, bodies: list[tuple[str, bytes]]) -> float:
+def bodies(world: World, job_ids: list[str], batch: int) -> list[tuple[str, bytes]]:
+    """Paths and bodies that start and end these jobs, `batch` at a time."""
+    sent: list[tuple[str, bytes]] = []
+    for number, start in enumerate(range(0, len(job_ids), batch), 1):
+        part = job_ids[start : start + batch]
+        sent.append(("/v1/scheduler/decisions", world.starts(part, number).model_dump_json().encode()))
+        sent.append(("/v1/scheduler/reports", world.ends(part, number).model_dump_json().encode()))
+    return sent
+
+
+def send(port: int, secret: str, bodies: list[tuple[str, bytes]]) -> float:
     """One after the other over one connection; answers seconds."""
     connection = HTTPConnection("127.0.0.1", port)
     headers = {"Authorization": f"Bearer {secret}", "Content-Type": "application/json"}
@@ -181,8 +192,12 @@ def _recording(recorded: list[Entry]) -> type[sqlite3.Connection]:
 
 
 def _note(recorded: list[Entry], entry: Entry) -> None:
-    if entry[0].startswith(("INSERT", "UPDATE", "DELETE", "COMMIT")):
+    if entry[0].startswith(("INSERT", "UPDATE", "DELETE", "COMMIT")) or _reads(entry):
         recorded.append(entry)
+
+
+def _reads(entry: Entry) -> bool:
+    return entry[0].startswith("SELECT")
 
 
 def _replay(folder: Path, before: Path, recorded: list[Entry], jobs: int) -> float:
