@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup up check lint fast test slow bench soak lock clean
+.PHONY: help setup up check lint fast test slow controlplane test-kubernetes bench soak lock clean
 
 VENV ?= .venv
 export VENV
@@ -10,12 +10,12 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 WORKERS ?= 2
 KILLS ?= 1000
-SLOW_MARKS := postgres or crash or e2e or long
+SLOW_MARKS := postgres or crash or e2e or long or kubernetes
 # files in the order of tests/conftest.py, which begins with the longest
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 help: ## Show what there is.
-	@sed -n 's/^\([a-z]*\):.*## /  make \1|/p' Makefile | column -t -s '|'
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1|/p' Makefile | column -t -s '|'
 
 setup: $(READY) ## Make the virtual environment (.venv) from requirements.lock.
 
@@ -39,9 +39,15 @@ fast: setup
 
 test: check slow ## The check and everything else: databases, crashes, real processes.
 
-slow: setup
+slow: controlplane
 	@$(PYTEST) tests/contract tests/integration tests/e2e
 	@$(PYTEST) tests/unit tests/property -m "$(SLOW_MARKS)" || [ $$? -eq 5 ]
+
+controlplane: setup ## Build a Kubernetes control plane from Go modules, once per user.
+	@$(BIN)/gpuhub controlplane build
+
+test-kubernetes: controlplane ## The tests against a real control plane.
+	@$(PYTEST) tests -m kubernetes
 
 bench: setup ## Measure; ONLY="name …" picks some.
 	@$(BIN)/python -m tests.bench $(ONLY)

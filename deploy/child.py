@@ -30,11 +30,18 @@ class Program:
     """What to run the first time, if that differs."""
     stop_s: float = 15.0
     """How long it may take to end before it is killed."""
+    health_ca: Path | None = None
+    """The CA that signed its certificate, when `health_url` is https."""
 
 
 def gpuhub(*arguments: str) -> tuple[str, ...]:
     """The command line of one of our own programs, with this very interpreter."""
     return (sys.executable, "-m", "deploy.cli", *arguments)
+
+
+def held(*command: str) -> tuple[str, ...]:
+    """The command line of a program that is not ours, tied to our life all the same."""
+    return (sys.executable, "-m", "deploy.lifeline", "--", *command)
 
 
 def child_environment(extra: Mapping[str, str]) -> dict[str, str]:
@@ -109,6 +116,8 @@ class Child:
         if process is None:
             return True
         process.terminate()
+        # One that was frozen would not hear the request to end.
+        process.send_signal(signal.SIGCONT)
         try:
             process.wait(self.program.stop_s)
         except subprocess.TimeoutExpired:

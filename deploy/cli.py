@@ -34,6 +34,7 @@ PROGRAMS = {
     "scheduler": ("scheduler.cli", "The scheduler."),
     "agent": ("agents.cli", "A node's agent."),
     "simulate": ("scheduler.simulator.cli", "A simulated GPU cluster."),
+    "controlplane": ("deploy.controlplane.cli", "A real Kubernetes control plane with simulated nodes."),
 }
 """Each pulls in a web server, a database or numpy, which would make `gpuhub jobs` slow to start."""
 

@@ -60,7 +60,7 @@ class DataDir:
             raise DataDirTrouble(f"{self.path}: {error.strerror}; choose another --data-dir") from error
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self, command: str = "gpuhub up", option: str = "--data-dir") -> Iterator[None]:
         """Hold the directory for this process. Raises DataDirTrouble that names the process holding it."""
         # Append mode: another holder's pid must still be there to be read when the lock is refused.
         with (self.path / "lock").open("a+") as lock:
@@ -70,8 +70,8 @@ class DataDir:
                 lock.seek(0)
                 holder = lock.read().strip() or "unknown"
                 raise DataDirTrouble(
-                    f"{self.path} is held by another `gpuhub up` (pid {holder}); "
-                    "stop that one or choose another --data-dir"
+                    f"{self.path} is held by another `{command}` (pid {holder}); "
+                    f"stop that one or choose another {option}"
                 ) from None
             lock.truncate(0)
             lock.write(str(os.getpid()))
@@ -107,13 +107,17 @@ class DataDir:
         write_private(self.path / name, content)
 
 
-def write_private(path: Path, content: dict[str, str]) -> None:
+def write_private(path: Path, content: object) -> None:
     """Replace a JSON file in one step; only its owner can read it (mode 0600)."""
+    write_private_bytes(path, (json.dumps(content, indent=1) + "\n").encode())
+
+
+def write_private_bytes(path: Path, content: bytes) -> None:
+    """Replace a file in one step; only its owner can read it (mode 0600)."""
     fresh = path.with_name(f"{path.name}.{os.getpid()}.new")
     handle = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(handle, "w") as out:
-        json.dump(content, out, indent=1)
-        out.write("\n")
+    with os.fdopen(handle, "wb") as out:
+        out.write(content)
         out.flush()
         os.fsync(out.fileno())
     fresh.replace(path)

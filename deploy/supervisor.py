@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import os
 import signal
+import ssl
 import threading
 import time
 from collections.abc import Callable, Sequence
-from http.client import HTTPConnection, HTTPException
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -61,8 +62,8 @@ class Supervisor:
 
     def await_healthy(self, name: str, timeout_s: float = 60.0) -> None:
         """Wait until a launched program is healthy; from then on it is restarted. Raises StartFailed."""
-        url = self._children[name].program.health_url
-        self.await_sign(name, lambda: _is_healthy(url), timeout_s)
+        program = self._children[name].program
+        self.await_sign(name, lambda: is_healthy(program), timeout_s)
         with self._lock:
             self._settled.add(name)
 
@@ -88,6 +89,19 @@ class Supervisor:
         """How often every program was started again."""
         with self._lock:
             return {name: max(child.starts - 1, 0) for name, child in self._children.items()}
+
+    def take_down(self, name: str) -> None:
+        """Kill a program and leave it dead until `bring_up`."""
+        with self._lock:
+            self._children[name].kill()
+
+    def bring_up(self, name: str, timeout_s: float = 60.0) -> None:
+        """Start a program again that was taken down, and wait until it is healthy. Raises StartFailed."""
+        with self._lock:
+            child = self._children[name]
+            if child.pid is None:
+                child.restart_at = 0.0
+        self.await_healthy(name, timeout_s)
 
     def stop(self, order: Sequence[str]) -> None:
         """Stop the programs cleanly in `order`; an interruption on the way kills what is left."""
@@ -141,13 +155,23 @@ def _status_text(status: int) -> str:
     return f"signal {-status}" if status < 0 else f"exit status {status}"
 
 
-def _is_healthy(url: str) -> bool:
-    address = urlsplit(url)
-    line = HTTPConnection(address.netloc, timeout=2.0)
+def is_healthy(program: Program) -> bool:
+    """Whether the program answers 200 where it says how it is."""
+    line: HTTPConnection | None = None
     try:
-        line.request("GET", address.path)
+        line = _line_to(program)
+        line.request("GET", urlsplit(program.health_url).path)
         return line.getresponse().status == 200
     except (OSError, HTTPException):
         return False
     finally:
-        line.close()
+        if line is not None:
+            line.close()
+
+
+def _line_to(program: Program) -> HTTPConnection:
+    address = urlsplit(program.health_url)
+    if address.scheme == "http":
+        return HTTPConnection(address.netloc, timeout=2.0)
+    trust = ssl.create_default_context(cafile=None if program.health_ca is None else str(program.health_ca))
+    return HTTPSConnection(address.netloc, timeout=2.0, context=trust)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from deploy import lifeline
-from deploy.child import CALM_S, Backoff, Program, child_environment, last_lines
+from deploy.child import CALM_S, Backoff, Program, child_environment, held, last_lines
 from deploy.supervisor import StartFailed, Supervisor
 
 SERVER = """
@@ -83,6 +83,31 @@ def test_a_killed_child_comes_back(supervisor: Supervisor, said: list[str]) -> N
     assert said == ["well ended (signal 9); starting it again in 0.2 s"]
 
 
+def test_a_child_that_was_taken_down_stays_down_until_it_is_brought_up(
+    supervisor: Supervisor, said: list[str]
+) -> None:
+    supervisor.start(a_program("well"))
+    first = supervisor.pids()["well"]
+    supervisor.take_down("well")
+    supervisor.start(a_program("other"))
+    assert supervisor.pids()["well"] is None
+    supervisor.bring_up("well")
+    assert supervisor.pids()["well"] not in (None, first)
+    assert said == []
+
+
+def test_a_frozen_child_ends_as_cleanly_as_any(tmp_path: Path) -> None:
+    said: list[str] = []
+    supervisor = Supervisor(tmp_path, said.append)
+    supervisor.start(a_program("frozen"))
+    pid = supervisor.pids()["frozen"]
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    supervisor.stop(("frozen",))
+    assert said == []
+    assert not is_alive(pid)
+
+
 def test_a_child_that_ends_at_its_start_is_told_with_its_last_lines(supervisor: Supervisor) -> None:
     broken = a_program("broken", "import sys; print('line'); sys.exit('port 80 is taken')")
     with pytest.raises(StartFailed) as told:
@@ -138,6 +163,28 @@ def test_a_child_dies_with_its_parent() -> None:
         assert is_alive(pid)
         running.kill()
     until(lambda: not is_alive(pid))
+
+
+def test_a_program_that_is_not_ours_dies_with_its_parent_too() -> None:
+    parent = (
+        "import subprocess, time\n"
+        "from deploy.child import child_environment, held\n"
+        "child = subprocess.Popen(held('sh', '-c', 'echo held; exec sleep 60'), stdout=subprocess.PIPE,"
+        " env=child_environment({}), process_group=0)\n"
+        "child.stdout.readline(); print(child.pid, flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True) as running:
+        assert running.stdout is not None
+        pid = int(running.stdout.readline())
+        assert is_alive(pid)
+        running.kill()
+    until(lambda: not is_alive(pid))
+
+
+def test_a_program_that_is_not_there_is_named() -> None:
+    done = subprocess.run(held("/nowhere/program"), capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "/nowhere/program cannot be run" in done.stderr
 
 
 def test_a_child_whose_parent_is_gone_already_ends() -> None:
