@@ -51,7 +51,46 @@ class DeleteObject:
         return (self.cluster, self.name, "delete")
 
 
-Action = StartObject | StopObject | DeleteObject
+@dataclass(frozen=True, slots=True)
+class PlaceObject:
+    """Tell a gang's waiting pods their nodes; all of them are there."""
+
+    cluster: str
+    spec: ObjectSpec
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """One action of a kind per object is under way at a time."""
+        return (self.cluster, self.spec.name, "place")
+
+
+@dataclass(frozen=True, slots=True)
+class ExtendObject:
+    """Move the cluster's own net; quota has given the attempt more time."""
+
+    cluster: str
+    spec: ObjectSpec
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """One action of a kind per object is under way at a time."""
+        return (self.cluster, self.spec.name, "extend")
+
+
+@dataclass(frozen=True, slots=True)
+class AcknowledgeObject:
+    """Let go of an object's ended pods; quota has recorded their end."""
+
+    cluster: str
+    name: str
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """One action of a kind per object is under way at a time."""
+        return (self.cluster, self.name, "acknowledge")
+
+
+Action = StartObject | StopObject | DeleteObject | PlaceObject | ExtendObject | AcknowledgeObject
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +145,15 @@ class Hands:
                 self._crash.reach("between_stop_and_suspend")
                 cluster.stop(spec, abandoned=abandoned)
                 self._crash.reach("after_suspend")
+                return Done(action)
+            case PlaceObject(spec=spec):
+                cluster.place(spec)
+                return Done(action)
+            case ExtendObject(spec=spec):
+                cluster.extend(spec)
+                return Done(action)
+            case AcknowledgeObject(name=name):
+                cluster.acknowledge(name)
                 return Done(action)
             case DeleteObject(name=name):
                 return Done(action, trouble="" if cluster.delete(name) else "its pods still run")

@@ -14,7 +14,17 @@ import structlog
 
 from quota.clock import Clock
 from quota.schemas.scheduling import AttemptObject, JobObject, JobState, PolicyObject, StopItem, StopReason
-from scheduler.actions import Action, DeleteObject, Done, Hands, StartObject, StopObject
+from scheduler.actions import (
+    AcknowledgeObject,
+    Action,
+    DeleteObject,
+    Done,
+    ExtendObject,
+    Hands,
+    PlaceObject,
+    StartObject,
+    StopObject,
+)
 from scheduler.backoff import Backoffs
 from scheduler.cache import Cache
 from scheduler.clusters.port import ObjectStatus, PodPhase, StartOutcome
@@ -106,6 +116,20 @@ def action_of(attempt: AttemptObject, view: ClusterView, limits: Limits) -> Acti
     if stopped and live and seen is not None and not seen.suspended:
         abandoned = attempt.stop is not None and attempt.stop.reason is StopReason.ABANDONED
         return StopObject(view.name, stop_spec_of(attempt), abandoned=abandoned)
+    if seen is None or is_foreign(attempt, seen):
+        return None
+    return _upkeep_of(attempt, seen, view.name)
+
+
+def _upkeep_of(attempt: AttemptObject, seen: ObjectStatus, cluster: str) -> Action | None:
+    """What an object needs that runs, or ran, as recorded."""
+    match attempt.state:
+        case JobState.STARTING | JobState.RUNNING if seen.gated and not seen.suspended:
+            return PlaceObject(cluster, spec_of(attempt))
+        case JobState.RUNNING if seen.walltime_ms is not None and seen.walltime_ms < attempt.walltime_ms:
+            return ExtendObject(cluster, spec_of(attempt))
+        case JobState.ENDED if seen.pods_kept and not attempt.capacity_held:
+            return AcknowledgeObject(cluster, seen.name)
     return None
 
 
@@ -251,6 +275,10 @@ class Reconciler:
     def _sweep(self, cache: Cache, view: ClusterView, limits: Limits) -> None:
         now_ms = self._clock.now_ms()
         old, strange = leftovers_of(view, lambda name: cache.attempt(name) is not None, now_ms, limits)
+        for seen in view.objects.values():
+            # its end is recorded: quota shows no attempt that has ended and given back its capacity
+            if seen.pods_kept and not _may_run(seen) and cache.attempt(seen.name) is None:
+                self._submit(AcknowledgeObject(view.name, seen.name), limits)
         for name in old:
             self._submit(DeleteObject(view.name, name), limits)
         for seen in strange:

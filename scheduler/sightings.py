@@ -22,6 +22,11 @@ EndedReason = Literal["completed", "failed", "stopped", "node_lost", "never_star
 AttemptReport = StartedItem | EndedItem | LostItem | FreedItem
 
 
+_NOT_ITS_OWN = ("node_lost", "evicted", "gang_failed")
+"""The cluster took its pods away: with their node, for something else, or by hand. When a pod of the gang failed by
+itself, that one is the cause, and `gang_failed` says of the others only that they followed."""
+
+
 class Sighting(StrEnum):
     """What a cluster shows under an attempt's name."""
 
@@ -199,7 +204,7 @@ def _ended_reason(
         key=lambda pod: (pod.ended_ms or 0, pod.reason == "gang_failed", pod.index),
     )
     cause = failed[0].reason if failed else None
-    if cause == "node_lost":
+    if cause in _NOT_ITS_OWN:
         return "node_lost"
     if times.first_started_ms is None:
         return "never_started"

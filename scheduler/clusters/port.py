@@ -120,6 +120,12 @@ class ObjectStatus:
     created_ms: int
     pods: tuple[PodStatus, ...]
     """Empty for a tombstone."""
+    gated: bool = False
+    """All its pods are there, and some wait to be told their node: `place`."""
+    pods_kept: bool = False
+    """Pods that ended are kept readable until `acknowledge`."""
+    walltime_ms: int | None = None
+    """How long it may run by the cluster's own net; None if the cluster has none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +189,18 @@ class Cluster(Protocol):
         A name that does not exist yet is created suspended, so that a late start finds a tombstone.
         Stopping twice is stopping once.
         """
+        ...
+
+    def place(self, spec: ObjectSpec) -> None:
+        """Tell the pods of a gated object their nodes and let them in. Again does nothing."""
+        ...
+
+    def extend(self, spec: ObjectSpec) -> None:
+        """Let the cluster's own net allow `spec.walltime_ms`."""
+        ...
+
+    def acknowledge(self, name: str) -> None:
+        """The end of this object's pods is recorded: what kept them readable may go. Again does nothing."""
         ...
 
     def delete(self, name: str) -> bool:

@@ -119,6 +119,15 @@ class SimulatedCluster:
         if answer.status_code == 409 and not self._suspend(spec, abandoned=abandoned):
             raise ClusterUnavailable(f"cluster {self._name}: {spec.name} came and went; ask again")
 
+    def place(self, spec: ObjectSpec) -> None:
+        """Nothing to do: the simulated cluster reads each pod's node from the object."""
+
+    def extend(self, spec: ObjectSpec) -> None:
+        """Nothing to do: the simulated cluster has no net of its own."""
+
+    def acknowledge(self, name: str) -> None:
+        """Nothing to do: the simulated cluster never forgets how a pod ended."""
+
     def delete(self, name: str) -> bool:
         """Forget an ended object or a tombstone. False while its pods run; True if it is gone."""
         return self._ask("DELETE", f"/v1/objects/{name}", fine=(404, 409)).status_code != 409

@@ -1,6 +1,7 @@
 """Implementations of the `Cluster` port for the contract suite.
 
-Another implementation joins by one more parameter of `subject` that yields a `Subject`.
+Another implementation joins by one more parameter of `subject` that yields a `Subject`. The simulated cluster lives
+200 times faster than Kubernetes; a `Tempo` says how long a test's seconds last there.
 """
 
 from __future__ import annotations
@@ -8,14 +9,21 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import pytest
+from kubernetes_subject import TEMPO as KUBERNETES_TEMPO
+from kubernetes_subject import KubernetesUnderTest
+from kubernetes_subject import running as kubernetes_running
 from simulator_process import SimulatorProcess, deadline
+from tempo import Tempo
 
+from scheduler.clusters.kubernetes.cluster import KubernetesCluster
 from scheduler.clusters.port import (
     Cluster,
+    ClusterUnavailable,
     ObjectSpec,
     ObjectStatus,
     Observation,
@@ -79,11 +87,12 @@ class Subject:
     nodes: tuple[str, str]
     connect: Callable[[float], Cluster]
     """Another client of the same cluster, with this timeout in seconds."""
+    tempo: Tempo = field(default_factory=Tempo)
     seen: dict[str, ObjectStatus] = field(default_factory=dict)
 
     def spec(self, *pods: tuple[int, str, int], duration_s: float = FOR_EVER_S, **words: str) -> ObjectSpec:
         """A new job's first attempt; pods as (index, node, count), one GPU on the first node by default."""
-        words = {"duration_s": str(duration_s)} | words
+        words = {"duration_s": self.tempo.text(duration_s)} | words
         job_id = f"job-{next(_numbers)}"
         return ObjectSpec(
             name=f"{job_id}-1",
@@ -93,7 +102,9 @@ class Subject:
                 PodPlacement(i, node, "h100", count) for i, node, count in pods or [(0, self.nodes[0], 1)]
             ),
             walltime_ms=3_600_000,
-            grace_ms=30_000,
+            grace_ms=self.tempo.ms(30),
+            organization_id="contract",
+            image="none.invalid/train:1",
             annotations=tuple((f"simulate.gpuhub/{word}", text) for word, text in words.items()),
         )
 
@@ -103,11 +114,33 @@ class Subject:
         while spec.name not in self.seen or not fits(self.seen[spec.name]):
             assert time.monotonic() < until, f"never came: {self.seen.get(spec.name)}"
             self.note(self.cluster.observe(wait_s=1.0))
+            if spec.name in self.seen and self.seen[spec.name].gated:
+                self.cluster.place(spec)
         return self.seen[spec.name]
 
     def until_phases(self, spec: ObjectSpec, *phases: PodPhase) -> ObjectStatus:
         """Observe until the pods are in these phases."""
         return self.until(spec, lambda thing: tuple(pod.phase for pod in thing.pods) == phases)
+
+    def until_observed(self, fits: Callable[[Observation], bool]) -> Observation:
+        """Observe until an observation fits."""
+        until = deadline()
+        while True:
+            observation = self.cluster.observe(wait_s=1.0)
+            self.note(observation)
+            if fits(observation):
+                return observation
+            assert time.monotonic() < until, f"never came: {observation}"
+
+    def until_unanswered(self) -> None:
+        """Observe until the cluster does not answer."""
+        until = deadline()
+        while True:
+            try:
+                self.note(self.cluster.observe(wait_s=0))
+            except ClusterUnavailable:
+                return
+            assert time.monotonic() < until, "it always answered"
 
     def note(self, observation: Observation) -> None:
         """Remember what an observation says."""
@@ -126,19 +159,42 @@ def simulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimulatorPro
     process.stop()
 
 
-@pytest.fixture(params=["simulated"])
+@pytest.fixture(scope="session")
+def kubernetes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KubernetesUnderTest]:
+    with kubernetes_running(tmp_path_factory.mktemp("kubernetes"), "n-[0-149]:h100=8") as under_test:
+        yield under_test
+
+
+@pytest.fixture(params=["simulated", pytest.param("kubernetes", marks=pytest.mark.kubernetes)])
 def subject(request: pytest.FixtureRequest) -> Iterator[Subject]:
     """One implementation after the other."""
-    assert request.param == "simulated"
+    make = {"simulated": _simulated, "kubernetes": _kubernetes}[request.param]
+    with make(request) as subject:
+        yield subject
+
+
+@contextmanager
+def _simulated(request: pytest.FixtureRequest) -> Iterator[Subject]:
     process: SimulatorProcess = request.getfixturevalue("simulator")
     number = 2 * next(_numbers) % 200
-    clients: list[SimulatedCluster] = []
+    with ExitStack() as stack:
 
-    def connect(timeout_s: float) -> SimulatedCluster:
-        clients.append(SimulatedCluster("here", process.url, timeout_s=timeout_s))
-        return clients[-1]
+        def connect(timeout_s: float) -> SimulatedCluster:
+            return stack.enter_context(SimulatedCluster("here", process.url, timeout_s=timeout_s))
 
-    yield Subject(connect(10.0), SimulatorMischief(process), (f"n-{number}", f"n-{number + 1}"), connect)
-    process.clear_faults()
-    for client in clients:
-        client.close()
+        stack.callback(process.clear_faults)
+        yield Subject(connect(10.0), SimulatorMischief(process), (f"n-{number}", f"n-{number + 1}"), connect)
+
+
+@contextmanager
+def _kubernetes(request: pytest.FixtureRequest) -> Iterator[Subject]:
+    under_test: KubernetesUnderTest = request.getfixturevalue("kubernetes")
+    number = 2 * next(_numbers) % 150
+    with ExitStack() as stack:
+
+        def connect(timeout_s: float) -> KubernetesCluster:
+            return stack.enter_context(under_test.connect(timeout_s))
+
+        stack.callback(under_test.proxy.clear)
+        nodes = (f"n-{number}", f"n-{number + 1}")
+        yield Subject(connect(10.0), under_test, nodes, connect, KUBERNETES_TEMPO)

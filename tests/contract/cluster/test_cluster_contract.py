@@ -23,7 +23,7 @@ class TestStarting:
         assert not thing.abandoned
         (pod,) = thing.pods
         assert pod.node == subject.nodes[0]
-        assert len(set(pod.gpu_uuids)) == 3
+        assert len(set(pod.gpu_uuids)) == (3 if subject.tempo.tells_gpus else 0)
         assert thing.created_ms <= pod.started_ms
         assert pod.ended_ms is None
 
@@ -85,13 +85,13 @@ class TestEnding:
         subject.cluster.start(spec)
         (pod,) = subject.until_phases(spec, phase).pods
         assert pod.exit_code == exit_code
-        assert pod.ended_ms == pod.started_ms + 60_000
+        assert subject.tempo.is_about(pod.ended_ms - pod.started_ms, 60)
 
     def test_walltime_that_the_object_was_created_with_ends_nothing(self, subject):
         spec = replace(subject.spec(duration_s=60), walltime_ms=1_000)
         subject.cluster.start(spec)
         (pod,) = subject.until_phases(spec, SUCCEEDED).pods
-        assert pod.ended_ms == pod.started_ms + 60_000
+        assert subject.tempo.is_about(pod.ended_ms - pod.started_ms, 60)
 
     def test_failing_pod_ends_its_gang(self, subject):
         spec = subject.spec((0, subject.nodes[0], 8), (1, subject.nodes[1], 8))
@@ -101,7 +101,8 @@ class TestEnding:
         thing = subject.until_phases(spec, FAILED, FAILED)
         assert thing.pods[1].exit_code == 5
         assert thing.pods[0].reason == "gang_failed"
-        assert thing.pods[1].ended_ms <= thing.pods[0].ended_ms <= thing.pods[1].ended_ms + spec.grace_ms
+        latest_ms = thing.pods[1].ended_ms + spec.grace_ms + subject.tempo.slack_ms
+        assert thing.pods[1].ended_ms <= thing.pods[0].ended_ms <= latest_ms
 
 
 class TestStopping:
@@ -115,7 +116,8 @@ class TestStopping:
         subject.note(after)
         assert subject.cluster.get(spec.name).suspended
         (pod,) = subject.until_phases(spec, FAILED).pods
-        assert before_ms + spec.grace_ms <= pod.ended_ms <= after.through_ms + spec.grace_ms
+        latest_ms = after.through_ms + spec.grace_ms + subject.tempo.slack_ms
+        assert before_ms + spec.grace_ms <= pod.ended_ms <= latest_ms
         assert pod.reason == "stopped"
 
     def test_pod_that_never_started_has_no_start(self, subject):
@@ -172,7 +174,7 @@ class TestDeleting:
         subject.until_phases(spec, SUCCEEDED)
         assert subject.cluster.delete(spec.name)
         assert subject.cluster.get(spec.name) is None
-        assert spec.name in subject.cluster.observe(wait_s=1.0).gone
+        subject.until_observed(lambda observation: spec.name in observation.gone)
         assert subject.cluster.delete(spec.name)
 
     def test_tombstone_goes_and_frees_its_name(self, subject):
@@ -188,7 +190,9 @@ class TestObserving:
         subject.cluster.start(spec)
         observation = subject.cluster.observe(wait_s=0)
         assert observation.complete
-        assert spec.name in {thing.name for thing in observation.objects}
+        subject.note(observation)
+        if spec.name not in subject.seen:
+            subject.until_observed(lambda later: spec.name in subject.seen)
         nodes = {node.node: node for node in observation.nodes}
         assert nodes[subject.nodes[0]].ready
         assert nodes[subject.nodes[0]].classes == (("h100", 8),)
@@ -197,9 +201,10 @@ class TestObserving:
         subject.cluster.observe(wait_s=0)
         spec = subject.spec()
         subject.cluster.start(spec)
-        observation = subject.cluster.observe(wait_s=5.0)
+        observation = subject.until_observed(
+            lambda observation: spec.name in {thing.name for thing in observation.objects}
+        )
         assert not observation.complete
-        assert spec.name in {thing.name for thing in observation.objects}
         assert observation.nodes is None
 
     def test_forgetting_makes_the_next_observation_complete(self, subject):
@@ -215,26 +220,28 @@ class TestObserving:
     def test_change_of_foreign_use_brings_the_nodes(self, subject):
         subject.cluster.observe(wait_s=0)
         subject.mischief.occupy(subject.nodes[0], 5)
-        observation = subject.cluster.observe(wait_s=5.0)
+        observation = subject.until_observed(lambda observation: observation.nodes is not None)
         foreign = {node.node: node.foreign for node in observation.nodes}
         assert foreign[subject.nodes[0]] == (("h100", 5),)
 
-    def test_watermark_only_grows_and_contains_all_events_up_to_it(self, subject):
+    def test_watermark_only_grows_and_nothing_up_to_it_comes_later(self, subject):
         waiting = [subject.spec(duration_s=duration_s) for duration_s in (0, 1, 2, 5, 40, 41, 90)]
         names = {spec.name for spec in waiting}
         through_ms = 0
         known: dict[str, tuple[int | None, ...]] = {}
-        while waiting or None in [moment for moments in known.values() for moment in moments]:
+        while (
+            waiting or set(known) != names or None in [one for moments in known.values() for one in moments]
+        ):
             if waiting:
                 subject.cluster.start(waiting.pop())
             observation = subject.cluster.observe(wait_s=1.0)
             for thing in observation.objects:
                 if thing.name in names:
-                    pod = thing.pods[0]
-                    moments = (thing.created_ms, pod.started_ms, pod.ended_ms)
+                    pod = thing.pods[0] if thing.pods else None
+                    moments = (thing.created_ms, *((pod.started_ms, pod.ended_ms) if pod else (None, None)))
                     before = known.get(thing.name, (None, None, None))
                     news = [moment for moment, old in zip(moments, before, strict=True) if moment != old]
-                    assert all(through_ms < moment <= observation.through_ms for moment in news)
+                    assert all(through_ms < moment for moment in news if moment is not None)
                     known[thing.name] = moments
             assert observation.through_ms >= through_ms
             through_ms = observation.through_ms
@@ -251,6 +258,9 @@ class TestLosingNodes:
         assert lost.last_seen_ms >= lost.started_ms
         assert lost.ended_ms is None
         subject.mischief.return_node(subject.nodes[0])
+        thing = subject.until(spec, lambda thing: UNKNOWN not in {pod.phase for pod in thing.pods})
+        if thing.pods[0].phase is RUNNING:
+            return  # the machine was only unreachable, and its pod never knew
         thing = subject.until_phases(spec, FAILED, FAILED)
         assert (thing.pods[0].ended_ms, thing.pods[0].reason) == (lost.last_seen_ms, "node_lost")
         assert thing.pods[1].reason == "gang_failed"
@@ -268,7 +278,7 @@ class TestLosingNodes:
         subject.until_phases(spec, UNKNOWN)
         assert not ready()
         subject.mischief.return_node(subject.nodes[0])
-        assert ready()
+        subject.until_observed(lambda _: ready())
 
 
 class TestUnansweredCalls:
@@ -301,20 +311,20 @@ class TestUnansweredCalls:
         spec = subject.spec()
         subject.cluster.start(spec)
         subject.mischief.lose_next_reply("list")
-        with pytest.raises(ClusterUnavailable):
-            subject.cluster.observe(wait_s=0)
-        assert spec.name in {thing.name for thing in subject.cluster.observe(wait_s=0).objects}
+        subject.until_unanswered()
+        subject.until_phases(spec, RUNNING)
 
     def test_nodes_whose_reply_was_lost_do_not_lose_the_objects(self, subject):
         spec = subject.spec()
         subject.cluster.start(spec)
         subject.mischief.lose_next_reply("nodes")
-        with pytest.raises(ClusterUnavailable):
-            subject.cluster.observe(wait_s=0)
+        subject.until_unanswered()
+        subject.cluster.forget_observations()
         observation = subject.cluster.observe(wait_s=0)
         assert observation.complete
         assert observation.nodes is not None
-        assert spec.name in {thing.name for thing in observation.objects}
+        subject.note(observation)
+        subject.until_phases(spec, RUNNING)
 
     def test_late_answer_is_unavailable_and_a_retry_adopts(self, subject):
         spec = subject.spec()

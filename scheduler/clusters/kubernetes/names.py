@@ -1,0 +1,33 @@
+"""What the hub's things are called on Kubernetes: labels, annotations, namespaces."""
+
+from __future__ import annotations
+
+from typing import Final
+
+JOB_ID: Final = "hub/job-id"
+ATTEMPT: Final = "hub/attempt"
+ORGANIZATION: Final = "hub/organization"
+ABANDONED: Final = "hub/abandoned"
+"""Label of a Job whose attempt never runs, or never runs again."""
+
+SPEC_HASH: Final = "hub/spec-hash"
+PLACEMENT: Final = "hub/placement"
+"""Annotation of a Job: its pods as JSON `[[index, node, gpu_class, count], …]`. Also the name of the gate."""
+WALLTIME_MS: Final = "hub/walltime-ms"
+GRACE_MS: Final = "hub/grace-ms"
+
+END_SEEN: Final = "hub/end-seen"
+"""Finalizer that keeps a pod's end readable until it is recorded."""
+MANAGED_TAINT: Final = "hub/managed"
+
+JOB_NAME: Final = "batch.kubernetes.io/job-name"
+COMPLETION_INDEX: Final = "batch.kubernetes.io/job-completion-index"
+JOB_TRACKING: Final = "batch.kubernetes.io/job-tracking"
+HOSTNAME: Final = "kubernetes.io/hostname"
+
+CONTAINER: Final = "main"
+
+
+def namespace_of(prefix: str, organization_id: str) -> str:
+    """The namespace in which an organization's jobs run."""
+    return f"{prefix}{organization_id}"

@@ -1,0 +1,172 @@
+"""What Jobs, pods and nodes mean in the port's words. Pure."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+
+from scheduler.clusters.kubernetes import names
+from scheduler.clusters.kubernetes.facts import JobFacts, NodeFacts, PodFacts
+from scheduler.clusters.kubernetes.manifests import NodeShape
+from scheduler.clusters.kubernetes.settings import ClassForm
+from scheduler.clusters.port import NodeStatus, ObjectStatus, PodPhase, PodPlacement, PodStatus
+
+_NODE_IS_GONE = ("DeletionByPodGC", "DeletionByTaintManager")
+
+MEBIBYTE = 1024 * 1024
+
+
+def object_status(
+    job: JobFacts, pods: Iterable[PodFacts], gone: Iterable[PodFacts], nodes: Mapping[str, NodeFacts]
+) -> ObjectStatus:
+    """A Job with its pods. `gone`: those that were seen once and are on the cluster no more; all have ended."""
+    there = {pod.index: pod for pod in pods}
+    known = {pod.index: pod for pod in gone} | there
+    shown = [_pod_status(job, pod, nodes) for pod in known.values()]
+    if job.finished_ms is not None:
+        shown += [_unseen_end(job, placed) for placed in job.pods if placed.index not in known]
+    return ObjectStatus(
+        name=job.name,
+        job_id=job.job_id,
+        attempt=job.attempt,
+        suspended=job.suspended,
+        abandoned=job.abandoned,
+        spec_hash=job.spec_hash,
+        created_ms=job.created_ms,
+        pods=tuple(sorted(shown, key=lambda pod: pod.index)),
+        gated=len(there) == len(job.pods) and any(pod.gated for pod in there.values()),
+        pods_kept=any(pod.kept for pod in there.values()),
+        walltime_ms=job.walltime_ms,
+    )
+
+
+def node_status(
+    node: NodeFacts, pods: Iterable[PodFacts], classes: Mapping[str, ClassForm]
+) -> NodeStatus | None:
+    """A node in bundles (a GPU with its CPU and memory) per class; None if it has no GPU of the hub's."""
+    here = classes_of(node, classes)
+    if not here:
+        return None
+    others: Counter[str] = Counter()
+    for pod in pods:
+        if pod.job is None and not pod.is_over:
+            others.update(pod.requests_milli)
+    totals = {name: _bundles(node.allocatable_milli, form) for name, form in here.items()}
+    foreign = {name: _foreign(node.allocatable_milli, others, here[name], totals[name]) for name in here}
+    return NodeStatus(
+        node=node.name,
+        ready=is_schedulable(node),
+        last_seen_ms=node.heartbeat_ms,
+        classes=tuple(sorted(totals.items())),
+        foreign=tuple(sorted((name, used) for name, used in foreign.items() if used)),
+    )
+
+
+def classes_of(node: NodeFacts, classes: Mapping[str, ClassForm]) -> dict[str, ClassForm]:
+    """The classes that a node has: by its labels, and by the resource that its kubelet advertises."""
+    return {
+        name: form
+        for name, form in classes.items()
+        if form.resource in node.allocatable_milli and form.labels.items() <= node.labels.items()
+    }
+
+
+def node_shape(node: NodeFacts, classes: Mapping[str, ClassForm]) -> NodeShape:
+    """What pinning has to know of a node."""
+    totals = {
+        name: _bundles(node.allocatable_milli, form) for name, form in classes_of(node, classes).items()
+    }
+    return NodeShape(node.labels.get(names.HOSTNAME, node.name), totals)
+
+
+def is_schedulable(node: NodeFacts) -> bool:
+    """Whether the hub's pods may go there: its kubelet is well, nobody cordoned it, no strange taint."""
+    strange = any(key != names.MANAGED_TAINT for key, _ in node.taints)
+    return node.ready == "True" and not node.cordoned and not strange
+
+
+def _pod_status(job: JobFacts, pod: PodFacts, nodes: Mapping[str, NodeFacts]) -> PodStatus:
+    phase = _phase(pod, nodes)
+    over = phase in (PodPhase.SUCCEEDED, PodPhase.FAILED)
+    placed = {place.index: place.node for place in job.pods}
+    node = nodes.get(pod.node)
+    return PodStatus(
+        index=pod.index,
+        node=pod.node or placed.get(pod.index, ""),
+        phase=phase,
+        started_ms=pod.started_ms,
+        ended_ms=_ended_ms(pod) if over else None,
+        exit_code=pod.exit_code if over else None,
+        reason=_reason(job, pod, phase),
+        gpu_uuids=(),
+        last_seen_ms=_last_seen_ms(pod, node) if phase is PodPhase.UNKNOWN else None,
+    )
+
+
+def _phase(pod: PodFacts, nodes: Mapping[str, NodeFacts]) -> PodPhase:
+    match pod.phase:
+        case "Succeeded":
+            return PodPhase.SUCCEEDED
+        case "Failed":
+            return PodPhase.FAILED
+    if pod.node and _is_lost(nodes.get(pod.node)):
+        return PodPhase.UNKNOWN
+    return PodPhase.RUNNING if pod.phase == "Running" else PodPhase.PENDING
+
+
+def _is_lost(node: NodeFacts | None) -> bool:
+    return node is None or node.ready == "Unknown"
+
+
+def _ended_ms(pod: PodFacts) -> int | None:
+    """When its container ended; else when it was told to, which is never later than it was gone."""
+    return pod.ended_ms or pod.disrupted_ms or pod.deleting_ms
+
+
+def _last_seen_ms(pod: PodFacts, node: NodeFacts | None) -> int | None:
+    moments = [pod.started_ms or 0, 0 if node is None else node.heartbeat_ms]
+    return max(moments) or None
+
+
+def _reason(job: JobFacts, pod: PodFacts, phase: PodPhase) -> str | None:
+    if phase is PodPhase.SUCCEEDED:
+        return None
+    if phase is not PodPhase.FAILED:
+        return pod.cause
+    if pod.disruption in _NODE_IS_GONE:
+        return "node_lost"
+    if pod.disruption is not None:
+        return "evicted"
+    if pod.deleting_ms is None:
+        return "oom_killed" if pod.cause == "OOMKilled" else "exited"
+    if job.suspended:
+        return "stopped"
+    return "deadline_exceeded" if job.finished_reason == "DeadlineExceeded" else "gang_failed"
+
+
+def _unseen_end(job: JobFacts, placed: PodPlacement) -> PodStatus:
+    """A pod of a finished Job that nobody saw to end."""
+    succeeded = placed.index in job.completed
+    return PodStatus(
+        index=placed.index,
+        node=placed.node,
+        phase=PodPhase.SUCCEEDED if succeeded else PodPhase.FAILED,
+        started_ms=None,
+        ended_ms=job.finished_ms,
+        exit_code=0 if succeeded else None,
+        reason=None if succeeded else "vanished",
+        gpu_uuids=(),
+        last_seen_ms=None,
+    )
+
+
+def _bundles(milli: Mapping[str, int], form: ClassForm) -> int:
+    """How many GPUs with their CPU and memory there are in this room."""
+    gpus, cpu, memory = (max(0, milli.get(key, 0)) for key in (form.resource, "cpu", "memory"))
+    return min(gpus // 1000, cpu // form.cpu_milli, memory // (1000 * MEBIBYTE * form.memory_mib))
+
+
+def _foreign(milli: Mapping[str, int], others: Mapping[str, int], form: ClassForm, total: int) -> int:
+    """Bundles that others take: their GPUs, or GPUs that stay idle because others have the CPU or memory."""
+    left = {key: amount - others.get(key, 0) for key, amount in milli.items()}
+    return max(min(total, others.get(form.resource, 0) // 1000), total - _bundles(left, form))
