@@ -8,6 +8,7 @@ import socket
 import sys
 import threading
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Annotated, NoReturn
 
 import structlog
@@ -16,10 +17,14 @@ from pydantic import ValidationError
 
 from quota.client import QuotaClient
 from quota.clock import Clock
+from scheduler import provision_cli
+from scheduler.clusters.kubernetes.cluster import KubernetesCluster
+from scheduler.clusters.kubernetes.settings import BadClusterFile, read_cluster_file
 from scheduler.clusters.port import Cluster
 from scheduler.clusters.simulated import SimulatedCluster
 from scheduler.crash import CrashPlan
 from scheduler.door import Door, PortTaken, Windows
+from scheduler.logs import LogDesk
 from scheduler.metrics import Metrics
 from scheduler.run import Lines, Scheduler
 from scheduler.settings import Settings
@@ -28,6 +33,7 @@ LEASE_TIMEOUT_S = 4.0
 """Shorter than a renewal's period, so that an unanswered renewal leaves time for the next."""
 
 app = typer.Typer(add_completion=False, no_args_is_help=True)
+provision_cli.register(app)
 
 
 @app.callback()
@@ -47,12 +53,19 @@ def run(
     cluster_token_env: Annotated[
         str, typer.Option(help="Name of the environment variable that holds the clusters' bearer token.")
     ] = "",
+    kubernetes: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=FILE of a Kubernetes cluster and the TOML file that describes it."),
+    ] = None,
     clock: Annotated[
         str | None,
         typer.Option(envvar="GPUHUB_CLOCK", help="BUSINESS_MS,WALL_MS,SPEED; empty = the wall's time."),
     ] = None,
     host: Annotated[str | None, typer.Option(help="Address of /metrics and the health checks.")] = None,
     port: Annotated[int | None, typer.Option(help="Their port; 0 picks a free one and prints it.")] = None,
+    url: Annotated[
+        str | None, typer.Option(help="Where the quota service reaches them, if not at http://HOST:PORT.")
+    ] = None,
     holder: Annotated[str | None, typer.Option(help="Name in the lease; the host's name if empty.")] = None,
     cycle_interval_s: Annotated[float | None, typer.Option(help="Least time between two cycles.")] = None,
     idle_interval_s: Annotated[float | None, typer.Option(help="A cycle at least this often.")] = None,
@@ -67,9 +80,11 @@ def run(
     given = {
         "quota_url": quota_url,
         "clusters": _clusters(cluster) if cluster else None,
+        "kubernetes": _files(kubernetes) if kubernetes else None,
         "clock": clock,
         "host": host,
         "port": port,
+        "url": url,
         "holder": holder,
         "cycle_interval_s": cycle_interval_s,
         "idle_interval_s": idle_interval_s,
@@ -81,13 +96,13 @@ def run(
     cluster_token = _secret("--cluster-token-env", cluster_token_env) if cluster_token_env else ""
     try:
         serve(settings, token, cluster_token)
-    except PortTaken as error:
+    except (PortTaken, BadClusterFile) as error:
         _refuse(str(error))
 
 
 def serve(settings: Settings, token: str, cluster_token: str) -> None:
-    """Build everything, then go round until SIGTERM or SIGINT. Raises PortTaken."""
-    metrics = Metrics()
+    """Build everything, then go round until SIGTERM or SIGINT. Raises PortTaken or BadClusterFile."""
+    metrics, crash = Metrics(), CrashPlan.from_environment(os.environ)
     with ExitStack() as stack:
 
         def line(timeout_s: float) -> QuotaClient:
@@ -97,12 +112,16 @@ def serve(settings: Settings, token: str, cluster_token: str) -> None:
             name: stack.enter_context(SimulatedCluster(name, url, cluster_token))
             for name, url in settings.clusters.items()
         }
+        for name, path in settings.kubernetes.items():
+            described = read_cluster_file(path)
+            clusters[name] = stack.enter_context(KubernetesCluster(name, described, step=crash.reach))
         lines = Lines(line(LEASE_TIMEOUT_S), line(settings.call_timeout_s), line(settings.call_timeout_s))
-        crash = CrashPlan.from_environment(os.environ)
         program = Scheduler(settings, Clock.from_text(settings.clock), lines, clusters, metrics, crash)
-        door = Door(settings.host, settings.port, Windows(metrics.text, program.readiness, program.waiting))
+        desk = LogDesk(clusters, program.door_secret, settings.log_streams)
+        windows = Windows(metrics.text, program.readiness, program.waiting, desk)
+        door = Door(settings.host, settings.port, windows)
         _log_to_stderr()
-        program.register(f"http://{settings.host}:{door.port}")
+        program.register(settings.url or f"http://{settings.host}:{door.port}")
         stack.enter_context(door)
         sys.stdout.write(f"scheduler {settings.holder} on http://{settings.host}:{door.port}\n")
         sys.stdout.flush()
@@ -130,8 +149,13 @@ def _settings(given: dict[str, object]) -> Settings:
         _refuse(f"{option}: {first['msg']}")
     except ValueError as error:
         _refuse(str(error))
-    if not settings.clusters:
-        _refuse("--cluster: name at least one cluster as NAME=URL")
+    both = settings.clusters.keys() & settings.kubernetes.keys()
+    if both:
+        _refuse(f"--kubernetes: {min(both)} is given as a simulated cluster, too")
+    if not settings.clusters and not settings.kubernetes:
+        _refuse("name at least one cluster: --cluster NAME=URL or --kubernetes NAME=FILE")
+    if settings.kubernetes and Clock.from_text(settings.clock).speed != 1:
+        _refuse("--clock: Kubernetes lives at the wall's speed; the hub's clock has to do so, too")
     return settings.model_copy(update={"holder": settings.holder or socket.gethostname()})
 
 
@@ -145,6 +169,18 @@ def _clusters(texts: list[str]) -> dict[str, str]:
             _refuse(f"--cluster: {name} is given twice")
         clusters[name] = url
     return clusters
+
+
+def _files(texts: list[str]) -> dict[str, Path]:
+    files: dict[str, Path] = {}
+    for text in texts:
+        name, _, path = text.partition("=")
+        if not name or not path:
+            _refuse(f"--kubernetes: {text!r} is not NAME=FILE")
+        if name in files:
+            _refuse(f"--kubernetes: {name} is given twice")
+        files[name] = Path(path)
+    return files
 
 
 def _secret(option: str, variable: str) -> str:

@@ -20,6 +20,16 @@ POINTS = (
     "after_ended_report",
     "before_ranking",
 )
+"""On every cluster."""
+
+KUBERNETES_POINTS = (
+    "between_service_and_job",
+    "after_gate",
+    "between_finalizers_and_suspend",
+)
+"""Between two writes of one call; only Kubernetes needs more than one."""
+
+ALL_POINTS = (*POINTS, *KUBERNETES_POINTS)
 
 
 class CrashPlan:
@@ -36,7 +46,7 @@ class CrashPlan:
 
     def reach(self, name: str) -> None:
         """Say that the process is at this point now."""
-        assert name in POINTS, f"{name} is not a documented crash point"
+        assert name in ALL_POINTS, f"{name} is not a documented crash point"
         if name != self._name:
             return
         with self._lock:
@@ -50,8 +60,8 @@ def _parse(text: str) -> tuple[str, int, signal.Signals]:
         return "", 0, signal.SIGKILL
     name, _, rest = text.partition(":")
     count, _, verb = rest.partition(":")
-    if name not in POINTS:
-        raise ValueError(f"{VARIABLE}: {name!r} is none of {', '.join(POINTS)}")
+    if name not in ALL_POINTS:
+        raise ValueError(f"{VARIABLE}: {name!r} is none of {', '.join(ALL_POINTS)}")
     if count and not (count.isascii() and count.isdigit() and int(count) >= 1):
         raise ValueError(f"{VARIABLE}: {count!r} is not a count from 1")
     if verb not in ("", "kill", "stop"):

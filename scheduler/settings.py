@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -14,11 +16,15 @@ class Settings(BaseSettings):
     quota_url: str = "http://127.0.0.1:8080"
     clusters: dict[str, str] = Field(default_factory=dict)
     """Base URL of each simulated cluster by its id in the quota service."""
+    kubernetes: dict[str, Path] = Field(default_factory=dict)
+    """The file that describes each Kubernetes cluster, by the cluster's id in the quota service."""
     clock: str = ""
     """`BUSINESS_MS,WALL_MS,SPEED`; empty = the wall's time."""
     host: str = "127.0.0.1"
     port: int = Field(default=9090, ge=0, le=65535)
     """Where /metrics and the health checks are; 0 picks a free one."""
+    url: str = Field(default="", max_length=500)
+    """Where the quota service reaches that address, for logs; `http://HOST:PORT` if empty."""
     holder: str = Field(default="", max_length=180)
     """Name in the lease. A restart under the same name takes over at once; replicas need different names."""
     cycle_interval_s: float = Field(default=0.25, gt=0, le=60)
@@ -39,5 +45,7 @@ class Settings(BaseSettings):
     """How often a standby, or a leader whose renewal went unanswered, asks."""
     call_timeout_s: float = Field(default=10.0, gt=0, le=120)
     """A call to the quota service is given up after this; its outcome is then unknown."""
+    log_streams: int = Field(default=64, ge=1, le=1000)
+    """Logs read from the clusters at once, each with two threads."""
     hands: int = Field(default=8, ge=1, le=64)
     """Starts and stops under way at once, over all clusters."""

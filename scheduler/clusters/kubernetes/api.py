@@ -6,11 +6,13 @@ one odd object fails a whole list.
 
 from __future__ import annotations
 
+import base64
 import json
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import urllib3
@@ -158,9 +160,9 @@ class KubernetesApi:
         response = self._open("GET", path, query, None, JSON, read_timeout_s)
         try:
             if response.status == 410:
-                raise expired(_answer(response).message)
+                raise expired(answer_of(response).message)
             if response.status != 200:
-                raise self._unavailable("GET", path, _answer(response))
+                raise self._unavailable("GET", path, answer_of(response))
             rest = b""
             for chunk in response.stream(CHUNK):
                 *whole, rest = (rest + chunk).split(b"\n")
@@ -178,6 +180,27 @@ class KubernetesApi:
         """A stream of bytes, such as a log; the caller closes it."""
         return self._open("GET", path, query, None, JSON, read_timeout_s)
 
+    def kubeconfig_of(self, user: str, token: str) -> Json:
+        """A kubeconfig for the same server as another account."""
+        configuration = self._client.configuration
+        cluster: Json = {
+            "server": configuration.host,
+            "insecure-skip-tls-verify": not configuration.verify_ssl,
+        }
+        if configuration.ssl_ca_cert:
+            authority = Path(configuration.ssl_ca_cert).read_bytes()
+            cluster["certificate-authority-data"] = base64.b64encode(authority).decode()
+        if configuration.tls_server_name:
+            cluster["tls-server-name"] = configuration.tls_server_name
+        return {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "clusters": [{"name": self._name, "cluster": cluster}],
+            "users": [{"name": user, "user": {"token": token}}],
+            "contexts": [{"name": self._name, "context": {"cluster": self._name, "user": user}}],
+            "current-context": self._name,
+        }
+
     def close(self) -> None:
         """Close the connections."""
         self._client.close()
@@ -193,7 +216,7 @@ class KubernetesApi:
     ) -> Answer:
         response = self._open(method, path, query, body, content, self._timeout_s)
         try:
-            return _answer(response)
+            return answer_of(response)
         except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
             response.close()
             raise ClusterUnavailable(f"cluster {self._name}: {method} {path}: {error!r}") from error
@@ -243,7 +266,8 @@ class KubernetesApi:
         )
 
 
-def _answer(response: urllib3.BaseHTTPResponse) -> Answer:
+def answer_of(response: urllib3.BaseHTTPResponse) -> Answer:
+    """A whole answer, read to its end."""
     data = response.data
     if response.headers.get("content-type", "").startswith(JSON):
         return Answer(response.status, json.loads(data))

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import ipaddress
-import re
 from typing import Annotated, Final
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from quota.schemas.values import Slug
 
 KUBERNETES_NAMESPACES: Final = ("default", "kube-system", "kube-public", "kube-node-lease")
-_ORGANIZATION = re.compile(r"[a-z][a-z0-9-]{0,38}[a-z0-9]")
-"""An organization's id as the quota service takes it."""
+_ORGANIZATION: TypeAdapter[str] = TypeAdapter(Slug)
 
 
 def _cidr(text: str) -> str:
@@ -52,9 +52,13 @@ class IsolationSettings(BaseModel):
 
 def is_organization_namespace(name: str, prefix: str) -> bool:
     """Whether some organization's namespace could have this name."""
-    return name.startswith(prefix) and _ORGANIZATION.fullmatch(name.removeprefix(prefix)) is not None
+    return name.startswith(prefix) and is_organization_id(name.removeprefix(prefix))
 
 
 def is_organization_id(text: str) -> bool:
-    """Whether an organization could have this id."""
-    return _ORGANIZATION.fullmatch(text) is not None
+    """Whether the quota service takes it as an organization's id."""
+    try:
+        _ORGANIZATION.validate_python(text)
+    except ValidationError:
+        return False
+    return True

@@ -7,9 +7,12 @@ from typing import Final
 JOB_ID: Final = "hub/job-id"
 ATTEMPT: Final = "hub/attempt"
 ORGANIZATION: Final = "hub/organization"
+GPU_CLASS: Final = "hub/gpu-class"
 ABANDONED: Final = "hub/abandoned"
 """Label of a Job whose attempt never runs, or never runs again."""
 
+TOMBSTONE: Final = "hub/tombstone"
+"""Annotation of a Job that was created suspended: no pod ever had its name."""
 SPEC_HASH: Final = "hub/spec-hash"
 PLACEMENT: Final = "hub/placement"
 """Annotation of a Job: its pods as JSON `[[index, node, gpu_class, count], …]`. Also the name of the gate."""

@@ -181,7 +181,7 @@ GOOD = ["run", "--quota-url", "http://127.0.0.1:9", "--cluster", "sim=http://127
 @pytest.mark.parametrize(
     ("words", "environment", "line"),
     [
-        (GOOD[:3], {}, "--cluster: name at least one cluster as NAME=URL"),
+        (GOOD[:3], {}, "name at least one cluster: --cluster NAME=URL or --kubernetes NAME=FILE"),
         (["run", "--cluster", "sim"], {}, "--cluster: 'sim' is not NAME=URL"),
         ([*GOOD, *GOOD[3:]], {}, "--cluster: sim is given twice"),
         (GOOD, {"GPUHUB_TOKEN": ""}, "--token-env: the environment has no GPUHUB_TOKEN"),
