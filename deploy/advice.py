@@ -16,6 +16,8 @@ ADVICE = {
     "grant_not_active": "see when grants begin and end with `gpuhub balance`",
     "grant_cap": "wait until some GPUs are free again, or ask the operator for a higher cap",
     "wrong_state": "see where it is now: `gpuhub job JOB`",
+    "logs_not_started": "see why it waits: `gpuhub job JOB`",
+    "logs_gone": "logs go with their pods: read them while the job runs, or within a day of its own end",
     "tranche_order": "release the earlier tranche first; see them with `gpuhub limits GRANT`",
     "precondition_failed": "somebody changed it since you read it; read it again and decide anew",
     "idempotency_key_reused": "one --key stands for one request; take a new one for another request",

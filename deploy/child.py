@@ -25,6 +25,7 @@ class Program:
     name: str
     command: tuple[str, ...]
     health_url: str
+    """Empty: it has none, and is well while it runs."""
     environment: Mapping[str, str] = field(default_factory=dict)
     first_command: tuple[str, ...] = ()
     """What to run the first time, if that differs."""

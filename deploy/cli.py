@@ -17,6 +17,7 @@ from deploy.commands import (
     job_changes,
     jobs,
     limits,
+    logs,
     moves,
     registry,
     statements,
@@ -33,6 +34,7 @@ PROGRAMS = {
     "quota": ("quota.cli", "The quota service: serve, init, token."),
     "scheduler": ("scheduler.cli", "The scheduler."),
     "agent": ("agents.cli", "A node's agent."),
+    "simulate-devices": ("scheduler.simulator.devices_cli", ""),
     "simulate": ("scheduler.simulator.cli", "A simulated GPU cluster."),
     "controlplane": ("deploy.controlplane.cli", "A real Kubernetes control plane with simulated nodes."),
 }
@@ -57,6 +59,7 @@ def firm_app() -> typer.Typer:
     account.register(app)
     statements.register(app)
     jobs.register(app)
+    logs.register(app)
     switches.register(app)
     job_changes.register(app)
     app.add_typer(grants.grant_app, name="grant", rich_help_panel=OPERATORS)

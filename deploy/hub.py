@@ -1,43 +1,22 @@
-"""The hub on one machine: quota service, simulated cluster, scheduler, agent, and what they must know."""
+"""The hub on one machine: its programs, and what they must know of each other."""
 
 from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 
-from deploy.child import Program, gpuhub
-from deploy.datadir import HOST, STARTED, DataDir, choose_ports, token_name
+from deploy.child import Program
+from deploy.datadir import STARTED, DataDir, DataDirTrouble, choose_ports
+from deploy.programs import STOP_ORDER, Wish, programs_of, url
 from deploy.progress import Progress
 from deploy.session import UsageTrouble
 from deploy.supervisor import StartFailed, Supervisor
 from quota.client import QuotaClient, ServiceProblem
 from quota.schemas.fleet import NewCluster
-from quota.schemas.identity import Role
 
-CLUSTER = "sim"
-NAMES = ("quota", "cluster", "scheduler", "agent")
-STOP_ORDER = ("agent", "scheduler", "quota", "cluster")
-"""The cluster goes last: who watches it goes first, so that nothing it shows is missed without need."""
-
-DEMO_NODES = ("sim-[0-3]:h100=8", "sim-4:a100=8", "sim-5:h100-1g.10gb=28")
 FIRST_START_S = 120.0
 """Migrating a database of an older version may take a while."""
-
-
-@dataclass(frozen=True, slots=True)
-class Wish:
-    """What to start."""
-
-    data: DataDir
-    port: int | None = None
-    clock_speed: int = 1
-    nodes: tuple[str, ...] = DEMO_NODES
-    sample_interval_s: float = 10.0
-    """How often agents read each GPU, in business seconds."""
-    send_interval_s: float = 10.0
-    """How often agents send what they measured, in wall seconds."""
 
 
 class Hub:
@@ -54,7 +33,11 @@ class Hub:
 
     def url(self, name: str) -> str:
         """The address of one of the programs."""
-        return f"http://{HOST}:{self._ports[name]}"
+        return url(self._ports, name)
+
+    def programs(self, clock: str) -> dict[str, Program]:
+        """How each program is called, with this clock."""
+        return programs_of(self.wish, self.tokens, self._ports, clock)
 
     def client(self, token: str = "operator") -> QuotaClient:
         """A client of the quota service with one of the hub's tokens."""
@@ -75,9 +58,10 @@ def running(wish: Wish, progress: Progress) -> Iterator[Hub]:
     data = wish.data
     data.prepare()
     with data.locked():
+        _stay_with_the_cluster(wish)
         data.rotate_logs()
         ports = choose_ports(
-            NAMES, data.read("ports.json"), {} if wish.port is None else {"quota": wish.port}
+            wish.names, data.read("ports.json"), {} if wish.port is None else {"quota": wish.port}
         )
         data.write("ports.json", {name: str(port) for name, port in ports.items()})
         supervisor = Supervisor(data.logs, lambda line: progress.say(line, "yellow"))
@@ -88,6 +72,16 @@ def running(wish: Wish, progress: Progress) -> Iterator[Hub]:
         finally:
             with progress.step("stopping", "stopped"):
                 supervisor.stop(STOP_ORDER)
+
+
+def _stay_with_the_cluster(wish: Wish) -> None:
+    """Jobs of one cluster can never end on another. Raises DataDirTrouble."""
+    data = wish.data
+    before = data.read("state.json").get("cluster", "sim") if data.database.exists() else wish.cluster_id
+    if before != wish.cluster_id:
+        raise DataDirTrouble(
+            f"{data.path} was begun with another cluster ({before}); choose another --data-dir"
+        )
 
 
 def _known_tokens(data: DataDir) -> dict[str, str]:
@@ -105,18 +99,19 @@ def _start(hub: Hub, progress: Progress) -> None:
     started = data.path / STARTED
     started.unlink(missing_ok=True)
     with progress.step("starting quota", "quota is up"), _told():
-        supervisor.launch(programs(hub, "")["quota"])
+        supervisor.launch(hub.programs("")["quota"])
         supervisor.await_sign("quota", started.exists, FIRST_START_S)
         made = data.read(STARTED)
         clock = made.pop("clock")
         hub.remember_tokens(made)
-        data.write("state.json", {**data.read("state.json"), "clock_speed": str(hub.wish.clock_speed)})
+        kept = {"clock_speed": str(hub.wish.clock_speed), "cluster": hub.wish.cluster_id}
+        data.write("state.json", {**data.read("state.json"), **kept})
         started.unlink()
-        for name in NAMES[1:]:
-            supervisor.launch(programs(hub, clock)[name])
+        for name in hub.wish.names[1:]:
+            supervisor.launch(hub.programs(clock)[name])
         supervisor.await_healthy("quota")
     _register_cluster(hub)
-    for name in NAMES[1:]:
+    for name in hub.wish.names[1:]:
         with progress.step(f"starting {name}", f"{name} is up"), _told():
             supervisor.await_healthy(name)
 
@@ -132,70 +127,10 @@ def _told() -> Iterator[None]:
         raise
 
 
-def programs(hub: Hub, clock: str) -> dict[str, Program]:
-    """The four programs by name."""
-    wish, data = hub.wish, hub.data
-    known = {"GPUHUB_CLOCK": clock, "GPUHUB_CLUSTER_TOKEN": hub.tokens["cluster"]}
-
-    def listen(name: str) -> tuple[str, ...]:
-        return ("--host", HOST, "--port", hub.url(name).rpartition(":")[2])
-
-    nodes = [part for spec in wish.nodes for part in ("--nodes", spec)]
-    commands = {
-        "quota": ("quota", "serve", "--database", data.database_url, *listen("quota")),
-        "cluster": (
-            *("simulate", "--data-dir", str(data.cluster), "--token-env", "GPUHUB_CLUSTER_TOKEN"),
-            *nodes,
-            *("--sample-period-s", f"{wish.sample_interval_s:g}"),
-            *listen("cluster"),
-        ),
-        "scheduler": (
-            *("scheduler", "run", "--quota-url", hub.url("quota"), "--token-env", "GPUHUB_SCHEDULER_TOKEN"),
-            *("--cluster", f"{CLUSTER}={hub.url('cluster')}", "--cluster-token-env", "GPUHUB_CLUSTER_TOKEN"),
-            *("--holder", "up"),
-            *listen("scheduler"),
-        ),
-        "agent": (
-            *("agent", "run", "--quota-url", hub.url("quota"), "--token-env", "GPUHUB_AGENT_TOKEN"),
-            *("--reader", "simulated", "--cluster-url", hub.url("cluster"), "--outbox", str(data.outbox)),
-            *("--sample-interval-s", f"{wish.sample_interval_s:g}"),
-            *("--send-interval-s", f"{wish.send_interval_s:g}"),
-            *listen("agent"),
-        ),
-    }
-    own = {
-        "scheduler": {"GPUHUB_SCHEDULER_TOKEN": hub.tokens.get("scheduler", "")},
-        "agent": {
-            "GPUHUB_AGENT_TOKEN": hub.tokens.get(token_name(Role.AGENT), ""),
-            "GPUHUB_AGENT_SAMPLE_PERIOD_S": f"{wish.sample_interval_s:g}",
-        },
-    }
-    wanted = (Role.OPERATOR, Role.SCHEDULER, Role.AGENT)
-    missing = [role.value for role in wanted if token_name(role) not in hub.tokens]
-    first = {
-        "quota": gpuhub(
-            *("quota-start", "--data-dir", str(data.path), "--clock-speed", str(wish.clock_speed)),
-            *listen("quota")[2:],
-            *(part for role in missing for part in ("--token", role)),
-        )
-    }
-    ready = {"quota": "/-/ready"}
-    return {
-        name: Program(
-            name,
-            gpuhub(*commands[name]),
-            hub.url(name) + ready.get(name, "/-/healthy"),
-            {**known, **own.get(name, {})},
-            first.get(name, ()),
-        )
-        for name in NAMES
-    }
-
-
 def _register_cluster(hub: Hub) -> None:
     with hub.client() as client:
         try:
-            client.create_cluster(NewCluster(id=CLUSTER, kind="simulated"))
+            client.create_cluster(NewCluster(id=hub.wish.cluster_id, kind=hub.wish.cluster_kind))
         except ServiceProblem as problem:
             if problem.code == "unauthenticated":
                 raise UsageTrouble(

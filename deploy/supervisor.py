@@ -156,7 +156,9 @@ def _status_text(status: int) -> str:
 
 
 def is_healthy(program: Program) -> bool:
-    """Whether the program answers 200 where it says how it is."""
+    """Whether the program answers 200 where it says how it is; one that has no such place is well while it runs."""
+    if not program.health_url:
+        return True
     line: HTTPConnection | None = None
     try:
         line = _line_to(program)

@@ -17,8 +17,9 @@ from deploy.commands.account import all_grants
 from deploy.datadir import DataDir
 from deploy.demo import CLASSES, existing_is_fine, make_member_token, wait_for_nodes
 from deploy.durations import duration_text
-from deploy.hub import Hub, Wish, running
+from deploy.hub import Hub, running
 from deploy.player import GPU_CLASS, Player, Tally
+from deploy.programs import Wish
 from deploy.progress import Progress
 from deploy.session import Exit, UsageTrouble
 from deploy.show import hours, table

@@ -7,8 +7,10 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated
 
@@ -16,9 +18,13 @@ import typer
 
 from deploy.check import CLOCK_SPEED, CheckFailed, check
 from deploy.child import last_lines
+from deploy.controlplane.binaries import BuildFailed
+from deploy.controlplane.nodes import NodeTrouble
+from deploy.controlplane.toolchain import ToolchainTrouble
 from deploy.datadir import DataDir, DataDirTrouble
 from deploy.demo import MEMBER, seed
-from deploy.hub import Hub, Wish, running
+from deploy.hub import Hub, running
+from deploy.programs import Kubernetes, Wish
 from deploy.progress import Progress
 from deploy.session import Exit, UsageTrouble, refusal_lines
 from deploy.supervisor import StartFailed
@@ -27,6 +33,7 @@ from deploy.traces import TraceTrouble
 from quota.client import ServiceProblem, ServiceUnavailable
 
 HOME = Path(".gpuhub")
+_MEASURED = ("quota", "scheduler", "agent")
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -60,21 +67,77 @@ def up(
     nodes: Annotated[int, typer.Option(min=1, max=10_000, help="--trace: nodes of the cluster.")] = 128,
     gpus_per_node: Annotated[int, typer.Option(min=1, max=64, help="--trace: H100s per node.")] = 8,
     seed: Annotated[int, typer.Option(min=0, help="--trace synthetic: the same seed, the same trace.")] = 1,
+    kubernetes: Annotated[
+        bool, typer.Option("--kubernetes", help="A real Kubernetes, its nodes played, as the cluster.")
+    ] = False,
+    kubeconfig: Annotated[
+        Path | None, typer.Option(help="A Kubernetes cluster that is there; its administrator's kubeconfig.")
+    ] = None,
 ) -> None:
     """Start the whole hub on this machine: API, ledger, scheduler, a simulated GPU cluster and its agent."""
-    if checking and (trace is not None or data_dir is not None):
-        raise typer.Exit(
-            _fail(Exit.USAGE, "--check takes neither --trace nor --data-dir: it has a folder of its own")
-        )
+    cluster = ClusterWish(kubernetes, kubeconfig)
+    wrong = _contradiction(checking, trace, data_dir, clock_speed, cluster)
+    if wrong:
+        raise typer.Exit(_fail(Exit.USAGE, wrong))
     if checking:
-        raise typer.Exit(_check(port, clock_speed or CLOCK_SPEED, timeout))
+        speed = clock_speed or (1 if cluster.is_kubernetes else CLOCK_SPEED)
+        raise typer.Exit(_check(port, speed, timeout, cluster))
     if trace is None:
-        home = DataDir(data_dir or HOME)
-        raise typer.Exit(guarded(lambda progress: _stay_up(home, port, clock_speed, progress)))
+        home = DataDir(data_dir or (HOME / "kubernetes" if cluster.is_kubernetes else HOME))
+        raise typer.Exit(guarded(lambda progress: _stay_up(home, port, clock_speed, cluster, progress)))
     played = TraceWish(trace, hours, start_day, nodes, gpus_per_node, seed, clock_speed or 120)
     data = DataDir(data_dir or HOME / f"trace-{time.strftime('%Y%m%d-%H%M%S')}")
     interrupted = Ending(Exit.REFUSED, f"interrupted; what was lived through is in {data.path}")
     raise typer.Exit(guarded(lambda progress: live_through(played, data, port, progress), interrupted))
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterWish:
+    """Which cluster the hub shall have; neither means the simulated one."""
+
+    is_played: bool = False
+    """A Kubernetes that is started with the hub, its nodes played by kwok."""
+    kubeconfig: Path | None = None
+    """A Kubernetes that is there."""
+
+    @property
+    def is_kubernetes(self) -> bool:
+        """Whether it is a Kubernetes at all."""
+        return self.is_played or self.kubeconfig is not None
+
+    @contextmanager
+    def made(self, data: DataDir, progress: Progress) -> Iterator[Kubernetes | None]:
+        """The cluster as the hub is told of it, for as long as the block. Raises UsageTrouble and others."""
+        if not self.is_kubernetes:
+            yield None
+            return
+        try:
+            # its libraries are an extra, which a hub on the simulated cluster does not need
+            room = import_module("deploy.kubernetes")
+        except ModuleNotFoundError as missing:
+            raise UsageTrouble(f"{missing.name} is missing: install gpuhub[controlplane]") from missing
+        if self.kubeconfig is not None:
+            yield room.given_cluster(data, self.kubeconfig, progress)
+            return
+        with room.played_cluster(data, progress) as cluster:
+            yield cluster
+
+
+def _contradiction(
+    checking: bool, trace: str | None, data_dir: Path | None, clock_speed: int | None, cluster: ClusterWish
+) -> str:
+    """What is wrong with these options together; empty if nothing is."""
+    if checking and (trace is not None or data_dir is not None):
+        return "--check takes neither --trace nor --data-dir: it has a folder of its own"
+    if cluster.is_played and cluster.kubeconfig is not None:
+        return "--kubernetes starts a cluster, --kubeconfig uses one that is there: take one of them"
+    if cluster.is_kubernetes and trace is not None:
+        return "--trace is lived through on the simulated cluster: leave out --kubernetes and --kubeconfig"
+    if cluster.is_kubernetes and clock_speed not in (None, 1):
+        return "--clock-speed: Kubernetes lives at the wall's speed"
+    if cluster.kubeconfig is not None and checking:
+        return "--check runs jobs that only played nodes can run: use it with --kubernetes"
+    return ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +163,10 @@ def guarded(run: Callable[[Progress], int], interrupted: Ending = Ending()) -> i
         return int(interrupted.code)
     except (DataDirTrouble, TraceTrouble, UsageTrouble) as trouble:
         return _fail(Exit.USAGE, str(trouble))
+    except ToolchainTrouble as trouble:
+        return _fail(Exit.USAGE, str(trouble))
+    except (BuildFailed, NodeTrouble) as failed:
+        return _fail(Exit.REFUSED, str(failed))
     except StartFailed as failed:
         return _fail(Exit.REFUSED, str(failed), *(f"  | {line}" for line in failed.lines))
     except ServiceProblem as problem:
@@ -108,30 +175,38 @@ def guarded(run: Callable[[Progress], int], interrupted: Ending = Ending()) -> i
         return _fail(Exit.UNAVAILABLE, str(error))
 
 
-def _stay_up(data: DataDir, port: int | None, clock_speed: int | None, progress: Progress) -> int:
+def _stay_up(
+    data: DataDir, port: int | None, clock_speed: int | None, cluster: ClusterWish, progress: Progress
+) -> int:
     # A database keeps the speed it was begun with, so the next start need not name it again.
     speed = clock_speed or int(data.read("state.json").get("clock_speed", "1"))
-    with running(Wish(data, port, speed), progress) as hub:
+    with (
+        cluster.made(data, progress) as kubernetes,
+        running(Wish(data, port, speed, kubernetes=kubernetes), progress) as hub,
+    ):
         with progress.step("seeding the demo programme", "the demo programme is there"):
-            seed(hub)
+            # its jobs name images that are nowhere, which only played nodes can run
+            seed(hub, with_jobs=cluster.kubeconfig is None)
         _welcome(hub, progress)
         while True:
             time.sleep(3600)
 
 
-def _check(port: int | None, clock_speed: int, timeout_s: float) -> int:
-    began = time.monotonic()
+def _check(port: int | None, clock_speed: int, timeout_s: float, cluster: ClusterWish) -> int:
     with tempfile.TemporaryDirectory(prefix="gpuhub-check-") as folder:
-        wish = Wish(DataDir(Path(folder) / "data"), port, clock_speed)
+        data = DataDir(Path(folder) / "data")
 
         def run(progress: Progress) -> int:
-            try:
-                with running(wish, progress) as hub:
-                    with progress.step("seeding the demo programme", "the demo programme is there"):
-                        seed(hub)
-                    check(hub, progress, began, timeout_s)
-            except (CheckFailed, TimeoutError) as failed:
-                return _fail(Exit.REFUSED, f"check failed: {failed}", *_tails(wish.data))
+            with cluster.made(data, progress) as kubernetes:
+                # building the control plane is not what is checked
+                began = time.monotonic()
+                try:
+                    with running(Wish(data, port, clock_speed, kubernetes=kubernetes), progress) as hub:
+                        with progress.step("seeding the demo programme", "the demo programme is there"):
+                            seed(hub)
+                        check(hub, progress, began, timeout_s)
+                except (CheckFailed, TimeoutError) as failed:
+                    return _fail(Exit.REFUSED, f"check failed: {failed}", *_tails(data))
             return int(Exit.OK)
 
         return guarded(run, Ending(Exit.REFUSED, "check interrupted"))
@@ -158,8 +233,8 @@ def _welcome(hub: Hub, progress: Progress) -> None:
     lines = (
         "",
         f"API        {api}      docs {api}/docs",
-        f"metrics    {api}/metrics  {hub.url('scheduler')}/metrics  {hub.url('agent')}/metrics",
-        f"cluster    {hub.url('cluster')}  (simulated)",
+        f"metrics    {'  '.join(hub.url(name) + '/metrics' for name in _MEASURED if name in hub.wish.names)}",
+        f"cluster    {_cluster_line(hub)}",
         f"data       {hub.data.path}  (logs in {hub.data.logs})",
         f"member     {hub.tokens[MEMBER]}  (of {MEMBER})",
         "",
@@ -173,6 +248,15 @@ def _welcome(hub: Hub, progress: Progress) -> None:
     )
     for line in lines:
         progress.say(line)
+
+
+def _cluster_line(hub: Hub) -> str:
+    kubernetes = hub.wish.kubernetes
+    if kubernetes is None:
+        return f"{hub.url('cluster')}  (simulated)"
+    if kubernetes.admin is None:
+        return f"Kubernetes, as {kubernetes.file} says"
+    return f"Kubernetes, nodes played by kwok; kubectl --kubeconfig {os.path.relpath(kubernetes.admin)} get pods -A"
 
 
 def _command() -> str:

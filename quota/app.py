@@ -17,6 +17,7 @@ from quota import docs_page, problems, schema_version, tasks, timekeeping
 from quota.audit import routes as audit_chain
 from quota.clock import Clock
 from quota.crash import open_database
+from quota.dispatch import log_routes as job_logs
 from quota.dispatch import routes as dispatch
 from quota.dispatch.ranking import StoredQueue
 from quota.door import Hub, HubRoute, access, answer, authenticate, hub_of, public
@@ -41,7 +42,7 @@ from quota.reports import statement_routes as statements
 from quota.schemas.identity import Role, Scope
 from quota.schemas.service import ClockReply, Health, TaskList
 from quota.settings import Settings
-from quota.throttle import Throttle
+from quota.throttle import Seats, Throttle
 
 VERSION = "0.2.0"
 LOOPBACK = frozenset({"127.0.0.1", "::1", "testclient"})
@@ -67,7 +68,15 @@ def create_app(settings: Settings, clock: Clock | None = None) -> FastAPI:
             clock = timekeeping.read_clock(connection)
         database.clock = clock
     doorkeeper = Doorkeeper(_lockout_limits(settings))
-    hub = Hub(settings, database, clock, StoredQueue(), doorkeeper.authenticate, Throttle(settings))
+    hub = Hub(
+        settings,
+        database,
+        clock,
+        StoredQueue(),
+        doorkeeper.authenticate,
+        Throttle(settings),
+        Seats(settings),
+    )
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -96,6 +105,7 @@ def create_app(settings: Settings, clock: Clock | None = None) -> FastAPI:
     for room in (
         dispatch,
         jobs,
+        job_logs,
         job_changes,
         switches,
         programs,

@@ -34,7 +34,7 @@ from quota.queue import Queue
 from quota.schemas.identity import Caller, Role, Scope
 from quota.schemas.values import Id
 from quota.settings import Settings
-from quota.throttle import Throttle
+from quota.throttle import Seats, Throttle
 
 T = TypeVar("T", bound=BaseModel)
 R = TypeVar("R")
@@ -65,6 +65,8 @@ class Hub:
     authenticate: Callable[[Database, str, str], Caller]
     """(database, secret, address of the request) -> caller; raises Unauthenticated. Blocks: call it in a thread."""
     throttle: Throttle
+    seats: Seats
+    """Of those who read logs."""
     stopping: Event = field(default_factory=Event)
     """Set when the process was asked to stop: long polls answer at once."""
 

@@ -10,12 +10,14 @@ HubError
 │   ├── CapacityTaken
 │   ├── SecretAlreadyShown
 │   ├── TokenEnded, AlreadyRotated
+│   ├── LogsNotStarted
 │   └── StaleEpoch, StaleSequence, LeaseHeld
-├── CursorExpired 410
+├── CursorExpired, LogsGone 410
 ├── PreconditionFailed 412   If-Match names another version
 ├── BodyTooLarge 413
 ├── IdempotencyMismatch 422
-└── RateLimited, LockedOut 429     with `retry_after_s`, also sent as Retry-After
+├── RateLimited, LockedOut, TooManyLogs 429   with `retry_after_s`, also sent as Retry-After
+└── NoLeader, ClusterUnreachable 503          the same
 """
 
 from __future__ import annotations
@@ -242,3 +244,33 @@ class CursorExpired(HubError):
     """The feed no longer reaches back to this cursor; take a new snapshot."""
 
     code, status = "cursor_expired", 410
+
+
+class LogsNotStarted(Conflict):
+    """This has not started yet, so it has written nothing."""
+
+    code = "logs_not_started"
+
+
+class LogsGone(HubError):
+    """The log is no more: it goes with its pod."""
+
+    code, status = "logs_gone", 410
+
+
+class TooManyLogs(HubError):
+    """As many logs are being read as may be at once."""
+
+    code, status = "too_many_logs", 429
+
+
+class NoLeader(HubError):
+    """No scheduler leads at this moment, so nobody can read logs."""
+
+    code, status = "no_leader", 503
+
+
+class ClusterUnreachable(HubError):
+    """The cluster that runs this does not answer."""
+
+    code, status = "cluster_unreachable", 503

@@ -171,6 +171,7 @@ WHOLE: Mapping[str, object] = {
 TEXTS: Mapping[str, str] = {
     "application/jsonl": '{"kind": "header", "format": "gpuhub-ledger/1"}\n',
     "text/csv": "grant_id,seq,at,type,used_gpu_us,krw\r\n",
+    "text/plain": "epoch 1 loss 0.9091\n",
     "text/html": "<!doctype html><html>…</html>",
 }
 """How replies that are no JSON document begin, by media type."""

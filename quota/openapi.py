@@ -129,7 +129,7 @@ def _add_problems(
                 }
             },
         }
-        if status == HTTPStatus.TOO_MANY_REQUESTS:
+        if status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE):
             responses[str(status)]["headers"] = {
                 "Retry-After": {"description": "Seconds until it may work.", "schema": {"type": "integer"}}
             }

@@ -33,6 +33,14 @@ class Settings(BaseSettings):
     staff_requests_per_s: Annotated[float, Field(ge=0)] = 1000.0
     """The same for operators and auditors. Scheduler and agents are not limited."""
     staff_requests_burst: Annotated[int, Field(ge=1)] = 2000
+    log_limit_bytes: Annotated[int, Field(ge=1)] = 10 * 1024 * 1024
+    """Largest log that one request answers, followed or not."""
+    log_limit_s: Annotated[float, Field(gt=0, le=3600)] = 600.0
+    """How long one request may read or follow a log."""
+    logs_per_token: Annotated[int, Field(ge=1)] = 4
+    """Logs that one token may read at once, per process. Each holds a connection and two threads of the scheduler."""
+    logs_at_once: Annotated[int, Field(ge=1)] = 48
+    """The same for all tokens together; the scheduler's own limit is its `log_streams`."""
     lockout_pair_failures: Annotated[int, Field(ge=1)] = 10
     """Failures of one address with one token's first characters within the window that lock this pair out."""
     lockout_address_failures: Annotated[int, Field(ge=1)] = 100

@@ -1,14 +1,18 @@
-"""How fast one token may ask: a bucket of requests that refills. Per process, so N replicas let N times as much in."""
+"""How fast one token may ask, and how many logs it may read at once.
+
+A bucket of requests that refills, and seats that are given back. Per process, so N replicas let N times as much in.
+"""
 
 from __future__ import annotations
 
 import math
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from quota.errors import RateLimited
+from quota.errors import RateLimited, TooManyLogs
 from quota.schemas.identity import Caller, Role
 from quota.settings import Settings
 
@@ -66,6 +70,11 @@ class Throttle:
         with self._lock:
             self._first[successor] = self._first.get(token_id, token_id)
 
+    def first_of(self, token_id: str) -> str:
+        """The first token of a rotated token's chain, which shares its limits."""
+        with self._lock:
+            return self._first.get(token_id, token_id)
+
     def _level(self, token_id: str, limit: Limit, now_s: float) -> float:
         level, since_s, _ = self._buckets.get(token_id, (float(limit.burst), now_s, limit))
         return min(float(limit.burst), level + (now_s - since_s) * limit.per_s)
@@ -76,3 +85,42 @@ class Throttle:
         for token_id, (_, _, limit) in list(self._buckets.items()):
             if self._level(token_id, limit, now_s) >= limit.burst:
                 del self._buckets[token_id]
+
+
+SEAT_RETRY_S = 5
+"""When somebody without a seat may try again."""
+
+
+class Seats:
+    """Who reads logs now in one process, so many at once per token and in all."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._each, self._all = settings.logs_per_token, settings.logs_at_once
+        self._lock = threading.Lock()
+        self._taken: Counter[str] = Counter()
+
+    def take(self, token_id: str) -> None:
+        """One seat; give it back. Raises TooManyLogs."""
+        with self._lock:
+            if self._taken[token_id] < self._each and self._taken.total() < self._all:
+                self._taken[token_id] += 1
+                return
+        raise TooManyLogs(
+            "one token may read {each} logs at once, all together {all}; try again in {retry_after_s} s",
+            each=self._each,
+            all=self._all,
+            retry_after_s=SEAT_RETRY_S,
+        )
+
+    def give_back(self, token_id: str) -> None:
+        """Let somebody else have it."""
+        with self._lock:
+            self._taken[token_id] -= 1
+            assert self._taken[token_id] >= 0, "a seat is given back once"
+            if not self._taken[token_id]:
+                del self._taken[token_id]
+
+    def taken(self) -> int:
+        """How many logs are being read."""
+        with self._lock:
+            return self._taken.total()

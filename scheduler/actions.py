@@ -90,7 +90,24 @@ class AcknowledgeObject:
         return (self.cluster, self.name, "acknowledge")
 
 
-Action = StartObject | StopObject | DeleteObject | PlaceObject | ExtendObject | AcknowledgeObject
+@dataclass(frozen=True, slots=True)
+class NotifyObject:
+    """Tell a job when it will be stopped, and why; quota has recorded the stop."""
+
+    cluster: str
+    spec: ObjectSpec
+    stop_at_ms: int
+    reason: str
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """One action of a kind per object is under way at a time."""
+        return (self.cluster, self.spec.name, "notify")
+
+
+Action = (
+    StartObject | StopObject | DeleteObject | PlaceObject | ExtendObject | AcknowledgeObject | NotifyObject
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,18 +125,18 @@ class Hands:
     def __init__(
         self,
         clusters: Mapping[str, Cluster],
-        executor: Executor,
+        executors: Mapping[str, Executor],
         tell: Callable[[Done], None],
         crash: CrashPlan,
     ) -> None:
         self._clusters = clusters
-        self._executor = executor
+        self._executors = executors
         self._tell = tell
         self._crash = crash
 
     def submit(self, action: Action, allowed: Callable[[], bool]) -> None:
         """Do it soon; `allowed` is asked right before the cluster is touched."""
-        self._executor.submit(self._run, action, allowed)
+        self._executors[action.cluster].submit(self._run, action, allowed)
 
     def _run(self, action: Action, allowed: Callable[[], bool]) -> None:
         if not allowed():
@@ -143,9 +160,10 @@ class Hands:
                 return Done(action, outcome)
             case StopObject(spec=spec, abandoned=abandoned):
                 self._crash.reach("between_stop_and_suspend")
-                cluster.stop(spec, abandoned=abandoned)
+                there = cluster.stop(spec, abandoned=abandoned)
                 self._crash.reach("after_suspend")
-                return Done(action)
+                # without a place for it, it is as if its tombstone had been found
+                return Done(action, None if there else StartOutcome.ABANDONED)
             case PlaceObject(spec=spec):
                 cluster.place(spec)
                 return Done(action)
@@ -154,6 +172,9 @@ class Hands:
                 return Done(action)
             case AcknowledgeObject(name=name):
                 cluster.acknowledge(name)
+                return Done(action)
+            case NotifyObject(spec=spec, stop_at_ms=stop_at_ms, reason=reason):
+                cluster.notify(spec, stop_at_ms, reason)
                 return Done(action)
             case DeleteObject(name=name):
                 return Done(action, trouble="" if cluster.delete(name) else "its pods still run")

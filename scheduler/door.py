@@ -1,4 +1,4 @@
-"""The scheduler's own small HTTP door: metrics, health, and why the waiting jobs wait."""
+"""The scheduler's own small HTTP door: metrics, health, why the waiting jobs wait, and logs for the quota service."""
 
 from __future__ import annotations
 
@@ -10,8 +10,16 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import parse_qs
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from scheduler.clusters.logs import ClusterUnavailable, LogRequest, LogStream, NoLogs, NoLogsReason
+from scheduler.logs import LogDesk, TooManyLogs
 
 LINES_SHOWN = 500
+READER_RESTS_S = 60.0
+"""For so long the reader of a log may take nothing before it counts as gone."""
 METRICS_TYPE = "text/plain; version=1.0.0; charset=utf-8"
 
 
@@ -35,6 +43,23 @@ class Windows:
     readiness: Callable[[], Readiness]
     waiting: Callable[[], list[str]]
     """One line per waiting job, first to be served first."""
+    logs: LogDesk | None = None
+
+
+class _LogQuery(BaseModel):
+    """What the quota service asks for."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    cluster: str
+    object: str
+    pod: int = Field(ge=0)
+    tail_lines: int = Field(ge=0)
+    since_s: int | None = Field(default=None, ge=0)
+    follow: bool = False
+    timestamps: bool = False
+    limit_bytes: int = Field(ge=1)
+    limit_s: float = Field(gt=0, le=7200)
 
 
 class Door:
@@ -56,6 +81,8 @@ class Door:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._server.windows.logs is not None:
+            self._server.windows.logs.close()
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()
@@ -79,7 +106,7 @@ class _Handler(BaseHTTPRequestHandler):
     timeout = 10
 
     def do_GET(self) -> None:
-        """The four pages."""
+        """The pages, and the logs."""
         windows = self.server.windows
         match self.path.partition("?")[0]:
             case "/metrics":
@@ -96,11 +123,62 @@ class _Handler(BaseHTTPRequestHandler):
             case "/-/waiting":
                 text = "".join(f"{line}\n" for line in windows.waiting()[:LINES_SHOWN])
                 self._answer(HTTPStatus.OK, text.encode(), "text/plain; charset=utf-8")
+            case "/-/logs" if windows.logs is not None:
+                self._answer_log(windows.logs)
             case _:
                 self._answer_json(HTTPStatus.NOT_FOUND, {"status": "not found"})
 
     def log_message(self, format: str, *args: object) -> None:
         """Scrapes are not worth a log line."""
+
+    def _answer_log(self, desk: LogDesk) -> None:
+        if not desk.admits(self.headers.get("Authorization", "")):
+            self._answer_json(HTTPStatus.UNAUTHORIZED, {"code": "unauthorized"})
+            return
+        given = {name: values[-1] for name, values in parse_qs(self.path.partition("?")[2]).items()}
+        try:
+            asked = _LogQuery.model_validate(given)
+        except ValidationError as wrong:
+            field = ".".join(map(str, wrong.errors()[0]["loc"]))
+            self._answer_json(HTTPStatus.UNPROCESSABLE_ENTITY, {"code": "invalid", "field": field})
+            return
+        request = LogRequest(**asked.model_dump(exclude={"cluster", "object", "pod"}))
+        self.close_connection = True
+        try:
+            with desk.opened(asked.cluster, asked.object, asked.pod, request, self.connection) as log:
+                self._pass_on(desk, log, request)
+        except NoLogs as none:
+            status = HTTPStatus.GONE if none.reason is NoLogsReason.GONE else HTTPStatus.CONFLICT
+            self._answer_json(status, {"code": none.reason.value, "detail": str(none)})
+        except TooManyLogs as full:
+            self._answer_json(HTTPStatus.TOO_MANY_REQUESTS, {"code": "too_many", "detail": str(full)})
+        except ClusterUnavailable as trouble:
+            self._answer_json(HTTPStatus.SERVICE_UNAVAILABLE, {"code": "unavailable", "detail": str(trouble)})
+
+    def _pass_on(self, desk: LogDesk, log: LogStream, request: LogRequest) -> None:
+        """In chunks: a log that breaks off lacks the last one, so that its reader knows."""
+        self.protocol_version = "HTTP/1.1"
+        self.connection.settimeout(min(request.limit_s, READER_RESTS_S))
+        self.send_response(HTTPStatus.OK)
+        self.send_header("Content-Type", "text/plain; charset=utf-8")
+        self.send_header("Transfer-Encoding", "chunked")
+        self.send_header("Connection", "close")
+        self.end_headers()
+        left = request.limit_bytes
+        try:
+            for chunk in log:
+                part = chunk[:left]
+                if not part:  # an empty one would say that this was all
+                    continue
+                self.wfile.write(b"%x\r\n%b\r\n" % (len(part), part))
+                left -= len(part)
+                if not left:
+                    break
+        except ClusterUnavailable:
+            return
+        if desk.is_closing:
+            return
+        self.wfile.write(b"0\r\n\r\n")
 
     def _answer_json(self, status: HTTPStatus, body: dict[str, str]) -> None:
         self._answer(status, json.dumps(body).encode(), "application/json")

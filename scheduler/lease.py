@@ -6,7 +6,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Protocol
 
@@ -38,6 +38,8 @@ class Lease:
     ttl_s: float
     streams: Mapping[str, int]
     """The last sequence that each stream had at the take-over."""
+    door_secret: str = field(default="", repr=False)
+    """What the quota service shows at this process's door; new with every epoch."""
 
 
 class LeaseKeeper:
@@ -118,7 +120,7 @@ class LeaseKeeper:
             if self._lease is not held:
                 return False  # stepped down while the answer was under way
             streams = MappingProxyType(dict(reply.streams)) if held is None else held.streams
-            self._lease = Lease(reply.epoch, sent_at_s + reply.ttl_s, reply.ttl_s, streams)
+            self._lease = Lease(reply.epoch, sent_at_s + reply.ttl_s, reply.ttl_s, streams, reply.door_secret)
         if held is None:
             self.standby_reason = ""
             log.info("lease_taken", holder=self._holder, epoch=reply.epoch)

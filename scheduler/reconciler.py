@@ -13,7 +13,15 @@ from dataclasses import dataclass
 import structlog
 
 from quota.clock import Clock
-from quota.schemas.scheduling import AttemptObject, JobObject, JobState, PolicyObject, StopItem, StopReason
+from quota.schemas.scheduling import (
+    AttemptObject,
+    JobObject,
+    JobState,
+    PolicyObject,
+    StopItem,
+    StopReason,
+    StopRecord,
+)
 from scheduler.actions import (
     AcknowledgeObject,
     Action,
@@ -21,6 +29,7 @@ from scheduler.actions import (
     Done,
     ExtendObject,
     Hands,
+    NotifyObject,
     PlaceObject,
     StartObject,
     StopObject,
@@ -57,11 +66,12 @@ class Limits:
     """How long the object of an ended attempt stays as the tombstone that refuses a late start."""
 
     @classmethod
-    def from_policy(cls, policy: PolicyObject, clock: Clock) -> Limits:
+    def from_policy(cls, policy: PolicyObject, clock: Clock, start_limit_s: float | None = None) -> Limits:
         """Wall seconds in business milliseconds; a tombstone outlives every call that may be under way."""
         wall_s_ms = 1000 * clock.speed
+        hub_s = policy.start_limit_wall_s
         return cls(
-            start_limit_ms=policy.start_limit_wall_s * wall_s_ms,
+            start_limit_ms=round((hub_s if start_limit_s is None else min(hub_s, start_limit_s)) * wall_s_ms),
             margin_ms=5 * wall_s_ms,
             unknown_grace_ms=60 * wall_s_ms,
             keep_ms=max(DAY_MS, 120 * wall_s_ms),
@@ -91,8 +101,10 @@ def stop_of(
     return None
 
 
-def due_of(attempt: AttemptObject, limits: Limits) -> int | None:
-    """When time alone will make `stop_of` answer."""
+def due_of(attempt: AttemptObject, limits: Limits, now_ms: int) -> int | None:
+    """When time alone will make something due: a stop to ask for, or one announced to carry out."""
+    if attempt.state is JobState.STOPPING and attempt.stop is not None:
+        return attempt.stop.stop_at if attempt.stop.stop_at > now_ms else None
     if attempt.state not in (JobState.STARTING, JobState.RUNNING):
         return None
     if attempt.last_started_at is None:
@@ -100,7 +112,7 @@ def due_of(attempt: AttemptObject, limits: Limits) -> int | None:
     return attempt.last_started_at + attempt.walltime_ms
 
 
-def action_of(attempt: AttemptObject, view: ClusterView, limits: Limits) -> Action | None:
+def action_of(attempt: AttemptObject, view: ClusterView, limits: Limits, now_ms: int) -> Action | None:
     """What the cluster needs so that it shows what quota recorded."""
     sighting = sight(attempt, view, limits.margin_ms)
     if attempt.state is JobState.STARTING and sighting is Sighting.ABSENT:
@@ -114,11 +126,22 @@ def action_of(attempt: AttemptObject, view: ClusterView, limits: Limits) -> Acti
     )
     live = sighting in (Sighting.ACTIVE, Sighting.LOST)
     if stopped and live and seen is not None and not seen.suspended:
+        if attempt.stop is not None and now_ms < attempt.stop.stop_at:
+            return _notice_of(attempt, attempt.stop, seen, view.name)
         abandoned = attempt.stop is not None and attempt.stop.reason is StopReason.ABANDONED
         return StopObject(view.name, stop_spec_of(attempt), abandoned=abandoned)
     if seen is None or is_foreign(attempt, seen):
         return None
     return _upkeep_of(attempt, seen, view.name)
+
+
+def _notice_of(
+    attempt: AttemptObject, stop: StopRecord, seen: ObjectStatus, cluster: str
+) -> NotifyObject | None:
+    """The stop lies ahead: the job is told, so that it can save what it has."""
+    if seen.notified:
+        return None
+    return NotifyObject(cluster, spec_of(attempt), stop.stop_at, stop.reason.value)
 
 
 def _upkeep_of(attempt: AttemptObject, seen: ObjectStatus, cluster: str) -> Action | None:
@@ -225,9 +248,10 @@ class Reconciler:
 
     def act(self, cache: Cache, limits: Limits) -> None:
         """Let the clusters do what the accepted records ask for."""
+        now_ms = self._clock.now_ms()
         for attempt in cache.attempts():
             view = self._views.get(attempt.cluster)
-            action = None if view is None else action_of(attempt, view, limits)
+            action = None if view is None else action_of(attempt, view, limits, now_ms)
             if action is not None and attempt.id not in self.tombstones:
                 self._submit(action, limits)
         now_s = self._monotonic_s()

@@ -65,7 +65,8 @@ class Scheduler:
         self._inbox = Inbox()
         self._stopping = threading.Event()
         self._lease_bell = threading.Event()
-        self._pool = ThreadPoolExecutor(settings.hands, thread_name_prefix="hand")
+        # one each: a cluster that does not answer holds its own hands only
+        self._pools = {name: ThreadPoolExecutor(settings.hands, f"hand-{name}") for name in clusters}
         self._views = {name: ClusterView(name) for name in clusters}
         self._keeper = LeaseKeeper(lines.lease, settings.holder, on_change=self._inbox.ring)
         rng = random.Random()
@@ -74,11 +75,12 @@ class Scheduler:
             quota=lines.loop,
             clock=clock,
             views=self._views,
-            hands=Hands(clusters, self._pool, self._inbox.put, crash),
+            hands=Hands(clusters, self._pools, self._inbox.put, crash),
             holds=self._keeper.holds,
             metrics=metrics,
             crash=crash,
             intervals=Intervals(settings.report_interval_s, settings.ranking_interval_s),
+            start_limit_s=settings.start_limit_s,
             rng=rng,
         )
         self._term: Term | None = None
@@ -87,6 +89,11 @@ class Scheduler:
     def register(self, url: str) -> None:
         """Where others reach this process while it leads."""
         self._keeper.url = url
+
+    def door_secret(self) -> str:
+        """What the quota service shows at the door; nothing while this process does not lead."""
+        lease = self._keeper.lease()
+        return "" if lease is None else lease.door_secret
 
     def run(self) -> None:
         """Lead when the lease is ours, stand by when it is not, until `stop`."""
@@ -98,7 +105,8 @@ class Scheduler:
             self._inbox.wait(self._patience_s())
         self._end_term()
         # what is under way is finished here; what is not begun is done by whoever leads next
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        for pool in self._pools.values():
+            pool.shutdown(wait=True, cancel_futures=True)
 
     def stop(self) -> None:
         """End after the present step. Safe in a signal handler."""

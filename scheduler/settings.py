@@ -48,4 +48,6 @@ class Settings(BaseSettings):
     log_streams: int = Field(default=64, ge=1, le=1000)
     """Logs read from the clusters at once, each with two threads."""
     hands: int = Field(default=8, ge=1, le=64)
-    """Starts and stops under way at once, over all clusters."""
+    """Starts and stops under way at once on each cluster."""
+    start_limit_s: float | None = Field(default=None, gt=0)
+    """An attempt that has not started whole after this is given up; never later than the hub's own limit."""

@@ -22,7 +22,7 @@ EndedReason = Literal["completed", "failed", "stopped", "node_lost", "never_star
 AttemptReport = StartedItem | EndedItem | LostItem | FreedItem
 
 
-_NOT_ITS_OWN = ("node_lost", "evicted", "gang_failed")
+_NOT_ITS_OWN = ("node_lost", "evicted", "gang_failed", "vanished")
 """The cluster took its pods away: with their node, for something else, or by hand. When a pod of the gang failed by
 itself, that one is the cause, and `gang_failed` says of the others only that they followed."""
 
@@ -124,6 +124,8 @@ def _sight_object(attempt: AttemptObject, seen: ObjectStatus) -> Sighting:
         return Sighting.LOST
     if PodPhase.RUNNING in phases:
         return Sighting.ACTIVE
+    if not seen.settled:
+        return Sighting.ACTIVE
     if seen.suspended:
         return Sighting.OVER
     everyone_seen = {pod.index for pod in seen.pods} >= {pod.index for pod in attempt.pods}
@@ -187,15 +189,20 @@ def _ended(attempt: AttemptObject, seen: ObjectStatus | None, gone_ms: int) -> E
         attempt=attempt.attempt,
         first_started_at=times.first_started_ms,
         last_started_at=times.last_started_ms,
-        # a pod that nobody saw to end has ended by the first look without it
-        ended_at=gone_ms if times.ended_ms is None else times.ended_ms,
+        # a pod that nobody saw to end has ended by the first look without it; a watermark may lie before the claim
+        ended_at=max(gone_ms, attempt.claimed_at) if times.ended_ms is None else times.ended_ms,
         exit_code=_exit_code(attempt, pods),
-        reason=_ended_reason(attempt, pods, times, suspended=suspended),
+        reason=_ended_reason(attempt, pods, times, suspended=suspended, vanished=seen is None),
     )
 
 
 def _ended_reason(
-    attempt: AttemptObject, pods: tuple[PodStatus, ...], times: GangTimes, *, suspended: bool
+    attempt: AttemptObject,
+    pods: tuple[PodStatus, ...],
+    times: GangTimes,
+    *,
+    suspended: bool,
+    vanished: bool,
 ) -> EndedReason:
     if _all_succeeded(attempt, pods):
         return "completed"
@@ -210,7 +217,8 @@ def _ended_reason(
         return "never_started"
     if cause == "stopped" or (suspended and cause is None):
         return "stopped"
-    return "failed"
+    # somebody took the object away, and how its pods ended with it
+    return "node_lost" if vanished else "failed"
 
 
 def _exit_code(attempt: AttemptObject, pods: tuple[PodStatus, ...]) -> int | None:

@@ -67,6 +67,8 @@ class Surroundings:
     metrics: Metrics
     crash: CrashPlan = field(default_factory=CrashPlan)
     intervals: Intervals = field(default_factory=Intervals)
+    start_limit_s: float | None = None
+    """This process's own limit on starting, in wall seconds; never later than the hub's."""
     rng: random.Random = field(default_factory=random.Random)
     monotonic_s: Callable[[], float] = time.monotonic
 
@@ -120,7 +122,8 @@ class Term:
         limits = self._limits()
         if limits is None:
             return None
-        dues = (due_of(attempt, limits) for attempt in self._cache.attempts())
+        now_ms = self._around.clock.now_ms()
+        dues = (due_of(attempt, limits, now_ms) for attempt in self._cache.attempts())
         return min((due_ms for due_ms in dues if due_ms is not None), default=None)
 
     def step(self) -> None:
@@ -268,4 +271,8 @@ class Term:
 
     def _limits(self) -> Limits | None:
         policy = self._cache.policy() if self._cache.loaded else None
-        return None if policy is None else Limits.from_policy(policy, self._around.clock)
+        return (
+            None
+            if policy is None
+            else Limits.from_policy(policy, self._around.clock, self._around.start_limit_s)
+        )

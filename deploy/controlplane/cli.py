@@ -57,13 +57,13 @@ def run(
 
 
 def _build(progress: Progress) -> int:
-    binaries = _binaries(progress)
+    binaries = ready_binaries(progress)
     progress.say(f"the control plane's programs are in {binaries.kube_apiserver.parent}")
     return int(Exit.OK)
 
 
 def _run(folder: Path, wish: PlaneWish, progress: Progress) -> int:
-    binaries = _binaries(progress)
+    binaries = ready_binaries(progress)
     began = time.monotonic()
     with running_plane(folder, binaries, wish, lambda line: progress.say(line, "yellow")) as plane:
         progress.say(f"✓ the control plane is up ({time.monotonic() - began:.1f} s)")
@@ -84,7 +84,7 @@ def _welcome(plane: ControlPlane, binaries: Binaries, progress: Progress) -> Non
         progress.say(line)
 
 
-def _binaries(progress: Progress) -> Binaries:
+def ready_binaries(progress: Progress) -> Binaries:
     """Find or build the programs: a running clock on a terminal, a line at each start and end in a file."""
     with progress.out.status("looking for the control plane's programs") as shown:
 

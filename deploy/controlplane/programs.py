@@ -11,7 +11,7 @@ from deploy.child import Program, held
 from deploy.controlplane.binaries import Binaries
 from deploy.controlplane.credentials import SERVICE_NETWORK, Credentials
 from deploy.controlplane.nodes import ALIVE, KUBELET
-from deploy.datadir import HOST, write_private
+from deploy.datadir import HOST, write_private, write_private_bytes
 
 ETCD = "etcd"
 API_SERVER = "kube-apiserver"
@@ -33,6 +33,10 @@ AUDIT_RULES: tuple[dict[str, object], ...] = (
     {"level": "Metadata"},
 )
 """The life of Jobs and pods word by word, of all else only that it happened."""
+
+
+PLAYED = ("started", *(f"step {step}" for step in range(1, 10)))
+"""What every played pod writes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +72,11 @@ class Layout:
     def audit_log(self) -> Path:
         """What was asked of the API server, one JSON object a line."""
         return self.folder / "audit.jsonl"
+
+    @property
+    def played_log(self) -> Path:
+        """What every played pod has written, a line `TIME stdout F TEXT` each."""
+        return self.folder / "played.log"
 
     def url(self, name: str) -> str:
         """The address of one of PORTS."""
@@ -138,6 +147,8 @@ def _api_server(layout: Layout, wish: PlaneWish) -> Program:
             f"--service-account-signing-key-file={known.service_account_key}",
             f"--service-cluster-ip-range={SERVICE_NETWORK}",
             "--endpoint-reconciler-type=none",
+            # A node's name leads nowhere; its address is kwok's.
+            "--kubelet-preferred-address-types=InternalIP",
             "--allow-privileged",
             "--profiling=false",
             *_audit_flags(layout, wish),
@@ -220,7 +231,8 @@ def _scheduler(layout: Layout, wish: PlaneWish) -> Program:
 
 
 def _kwok(layout: Layout, wish: PlaneWish) -> Program:
-    address = f"{HOST}:{layout.ports[KWOK]}"
+    port = layout.ports[KWOK]
+    address = f"{HOST}:{port}"
     kubeconfig = str(layout.kubeconfigs["kwok"])
     stages = (Path(__file__).with_name("stages.yaml"), *wish.stages)
     return Program(
@@ -230,13 +242,36 @@ def _kwok(layout: Layout, wish: PlaneWish) -> Program:
             str(layout.binaries.kwok),
             f"--kubeconfig={kubeconfig}",
             f"--manage-nodes-with-label-selector={KUBELET}={ALIVE}",
-            *(f"--config={path}" for path in stages),
+            *(f"--config={path}" for path in (*stages, _played_logs(layout))),
+            # It is every node's kubelet, too, as far as logs go.
+            f"--node-ip={HOST}",
+            f"--node-port={port}",
             f"--node-lease-duration-seconds={wish.node_lease_s}",
             f"--server-address={address}",
             *wish.arguments.get(KWOK, ()),
         ),
         f"http://{address}/healthz",
     )
+
+
+def _played_logs(layout: Layout) -> Path:
+    """kwok's word on what pods write: all the same, the lines of a file that may grow meanwhile."""
+    if not layout.played_log.exists():
+        lines = (
+            f"2026-01-01T00:00:{step:02}.000000000Z stdout F {text}\n" for step, text in enumerate(PLAYED)
+        )
+        write_private_bytes(layout.played_log, "".join(lines).encode())
+    config = layout.folder / "logs.json"
+    write_private(
+        config,
+        {
+            "apiVersion": "kwok.x-k8s.io/v1alpha1",
+            "kind": "ClusterLogs",
+            "metadata": {"name": "played"},
+            "spec": {"logs": [{"logsFile": str(layout.played_log)}]},
+        },
+    )
+    return config
 
 
 def _called_flags(layout: Layout, name: str, user: str) -> tuple[str, ...]:

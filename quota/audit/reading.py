@@ -1,7 +1,8 @@
 """Who read what: reads of personal data leave a row in the audit trail, before the reply goes out.
 
 Personal are today the labels of tokens (whose a token is), and in the audit trail the actors, the labels and the
-addresses. An organization's own members see none of these.
+addresses; an organization's own members see none of these. Jobs' logs may hold anything, so they count as personal
+whoever reads them.
 """
 
 from __future__ import annotations

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import BinaryIO
 
-import httpx2
-
-from quota.client.transport import ServiceProblem, ServiceUnavailable, Transport, problem_of
+from quota.client.transport import Transport
 from quota.schemas import audit
 
 EXPORT_PATIENCE_S = 600.0
@@ -26,17 +24,4 @@ class AuditCalls(Transport):
         Raises ServiceUnavailable when the answer breaks off; what was written is of no use then.
         """
         query = {"reason": reason} | ({} if through_seal is None else {"through_seal": str(through_seal)})
-        timeout = httpx2.Timeout(EXPORT_PATIENCE_S, connect=5.0)
-        size = 0
-        try:
-            with self._http.stream("GET", "/v1/exports/ledger", params=query, timeout=timeout) as answer:
-                if answer.status_code >= 400:
-                    answer.read()
-                    if answer.status_code >= 500:
-                        raise ServiceUnavailable(f"GET /v1/exports/ledger: answered {answer.status_code}")
-                    raise ServiceProblem(problem_of(answer))
-                for chunk in answer.iter_bytes():
-                    size += target.write(chunk)
-        except httpx2.TransportError as error:
-            raise ServiceUnavailable(f"GET /v1/exports/ledger: {type(error).__name__} {error}") from error
-        return size
+        return self._copy("/v1/exports/ledger", target, EXPORT_PATIENCE_S, query)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from quota.client.transport import Transport
+from quota.client.transport import Sink, Transport
 from quota.clock import instant_text
 from quota.schemas import job_changes, jobs, scheduling, usage
+
+LOG_PATIENCE_S = 3700.0
+"""Longest silence of a log: the service itself ends each after at most an hour."""
 
 
 class JobCalls(Transport):
@@ -44,6 +47,34 @@ class JobCalls(Transport):
     def read_job(self, job_id: str) -> jobs.JobDetail:
         """One job with attempts, charge and evidence."""
         return self._get(f"/v1/jobs/{job_id}", jobs.JobDetail)
+
+    def read_job_logs(
+        self,
+        job_id: str,
+        target: Sink,
+        *,
+        attempt: int | None = None,
+        pod: int = 0,
+        tail_lines: int = 1000,
+        since_s: int | None = None,
+        follow: bool = False,
+        timestamps: bool = False,
+    ) -> int:
+        """Write what a pod wrote into `target` as it comes; answers the number of bytes.
+
+        A last line that begins with `[gpuhub]` says that there is more. Raises ServiceUnavailable when nobody can
+        read logs now, or when the answer breaks off.
+        """
+        query = {
+            "attempt": attempt,
+            "pod": pod,
+            "tail_lines": tail_lines,
+            "since_s": since_s,
+            "follow": str(follow).lower(),
+            "timestamps": str(timestamps).lower(),
+        }
+        params = {name: str(value) for name, value in query.items() if value is not None}
+        return self._copy(f"/v1/jobs/{job_id}/logs", target, LOG_PATIENCE_S, params)
 
     def cancel_job(self, job_id: str) -> jobs.Job:
         """Ask a job to end; a waiting one ends at once."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Protocol, Self, TypeVar
 
 import httpx2
 from pydantic import BaseModel
@@ -11,6 +11,14 @@ from pydantic import BaseModel
 from quota.schemas import service
 
 T = TypeVar("T", bound=BaseModel)
+
+
+class Sink(Protocol):
+    """What an answer is written into: a binary file, or what looks like one."""
+
+    def write(self, data: bytes, /) -> int:
+        """Take all of it."""
+        ...
 
 
 class ServiceUnavailable(Exception):
@@ -58,6 +66,26 @@ class Transport:
     def _get(self, path: str, reply: type[T], patience_s: float = 0.0, **query: object) -> T:
         params = {name: str(value) for name, value in query.items() if value is not None}
         return self._call("GET", path, reply, params=params, patience_s=patience_s)
+
+    def _copy(self, path: str, target: Sink, patience_s: float, params: dict[str, str] | None = None) -> int:
+        """Write an answer into `target` as it comes; answers the number of bytes.
+
+        `patience_s` is the longest silence. Raises ServiceUnavailable when the answer breaks off.
+        """
+        timeout = httpx2.Timeout(patience_s, connect=5.0)
+        size = 0
+        try:
+            with self._http.stream("GET", path, params=params, timeout=timeout) as answer:
+                if answer.status_code >= 400:
+                    answer.read()
+                    if answer.status_code >= 500:
+                        raise ServiceUnavailable(f"GET {path}: {_told(answer)}")
+                    raise ServiceProblem(problem_of(answer))
+                for chunk in answer.iter_bytes():
+                    size += target.write(chunk)
+        except httpx2.TransportError as error:
+            raise ServiceUnavailable(f"GET {path}: {type(error).__name__} {error}") from error
+        return size
 
     def _read_bytes(self, path: str, **query: object) -> bytes:
         params = {name: str(value) for name, value in query.items() if value is not None}
@@ -120,6 +148,13 @@ class Transport:
         if answer.status_code >= 400:
             raise ServiceProblem(problem_of(answer))
         return answer
+
+
+def _told(answer: httpx2.Response) -> str:
+    """What is known of a failure: 503 has a problem's code and detail where the service itself could answer."""
+    problem = problem_of(answer)
+    known = problem.code != f"http_{answer.status_code}"
+    return f"{problem.code}: {problem.detail or problem.title}" if known else f"answered {answer.status_code}"
 
 
 def problem_of(answer: httpx2.Response) -> service.Problem:

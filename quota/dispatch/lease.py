@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import secrets
+from dataclasses import dataclass, field
+
 from sqlalchemy import Connection, insert, select, update
 
 from quota.db import Tx, database_now_ms, head
@@ -41,19 +44,43 @@ def take_lease(tx: Tx, body: LeaseRequest, ttl_s: float) -> LeaseReply:
         "instance": body.instance,
         "url": body.url,
         "expires_wall_ms": now + int(ttl_s * 1000),
+        # a lease that an older program wrote has none
+        "door_secret": (lease.door_secret if mine and lease is not None else "") or secrets.token_urlsafe(32),
     }
     if lease is None:
         tx.connection.execute(insert(scheduler_lease), values | {"id": 1})
-        return _granted(tx, epoch, ttl_s)
+        return _granted(tx, epoch, ttl_s, str(values["door_secret"]))
     still_mine = (scheduler_lease.c.holder == lease.holder, scheduler_lease.c.instance == lease.instance)
     statement = update(scheduler_lease).where(scheduler_lease.c.id == 1, *still_mine).values(**values)
     if not tx.connection.execute(statement).rowcount:
         raise StaleEpoch("epoch {epoch} was taken over just now", epoch=epoch)
-    return _granted(tx, epoch, ttl_s)
+    return _granted(tx, epoch, ttl_s, str(values["door_secret"]))
 
 
-def _granted(tx: Tx, epoch: int, ttl_s: float) -> LeaseReply:
-    return LeaseReply(epoch=epoch, ttl_s=ttl_s, streams=_streams(tx.connection), seq=head(tx.connection))
+def _granted(tx: Tx, epoch: int, ttl_s: float, door_secret: str) -> LeaseReply:
+    return LeaseReply(
+        epoch=epoch,
+        ttl_s=ttl_s,
+        streams=_streams(tx.connection),
+        seq=head(tx.connection),
+        door_secret=door_secret,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Leader:
+    """Where the scheduler that holds the lease is reached, and what opens its door."""
+
+    url: str
+    secret: str = field(repr=False)
+
+
+def read_leader(connection: Connection) -> Leader | None:
+    """Who leads at this moment of the database's time; None if nobody does, or nobody says where."""
+    row = connection.execute(select(scheduler_lease).where(scheduler_lease.c.id == 1)).one_or_none()
+    if row is None or not row.url or not row.door_secret:
+        return None
+    return Leader(row.url, row.door_secret) if row.expires_wall_ms > database_now_ms(connection) else None
 
 
 def check_epoch(tx: Tx, epoch: int) -> None:

@@ -1,6 +1,6 @@
 """The scheduler's lease, epoch, streams and ranking."""
 
-from sqlalchemy import BigInteger, Column, Integer, LargeBinary, String, Table, Text
+from sqlalchemy import BigInteger, Column, Integer, LargeBinary, String, Table, Text, text
 
 from quota.db import metadata
 
@@ -19,6 +19,7 @@ scheduler_lease = Table(
     Column("instance", String(64), nullable=False),
     Column("url", String(500), nullable=False),
     Column("expires_wall_ms", BigInteger, nullable=False),
+    Column("door_secret", String(64), nullable=False, server_default=text("''")),
 )
 
 streams = Table(

@@ -4,16 +4,40 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from quota.schemas.scheduling import EndReason, JobState, PodPlacement, StopReason, Waiting
-from quota.schemas.values import ClassId, GpuHoursOut, GpuUs, Id, Instant, Name, Reply, Request
+from quota.schemas.values import ClassId, GpuHoursOut, GpuUs, Id, Instant, Name, Reply, Request, wrong
 
 BIGGEST_WALLTIME_S = 30 * 24 * 3600
 
 ShortText = Annotated[str, Field(max_length=1000)]
 Annotations = Annotated[
     dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_./-]{1,100}$")], ShortText], Field(max_length=50)
+]
+
+DEVICE_VARIABLES = frozenset(
+    {
+        "NVIDIA_VISIBLE_DEVICES",
+        "NVIDIA_MIG_CONFIG_DEVICES",
+        "NVIDIA_MIG_MONITOR_DEVICES",
+        "NVIDIA_IMEX_CHANNELS",
+    }
+)
+"""Where the container runtime is told which GPUs to hand out: a job gets those that it pays for."""
+
+
+def _only_own_variables(environment: dict[str, str]) -> dict[str, str]:
+    for name in environment:
+        if name.upper() in DEVICE_VARIABLES:
+            raise wrong("{name} is not a job's to set: it says which GPUs a container sees", name=name)
+    return environment
+
+
+Environment = Annotated[
+    dict[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_.-]{0,99}$")], ShortText],
+    Field(max_length=50),
+    AfterValidator(_only_own_variables),
 ]
 
 
@@ -34,7 +58,7 @@ class JobSubmission(Request):
     checkpoint_interval_s: Annotated[int, Field(strict=True, ge=1, le=BIGGEST_WALLTIME_S)] | None = None
     image: ShortText = ""
     command: Annotated[tuple[ShortText, ...], Field(max_length=100)] = ()
-    environment: Annotations = Field(default_factory=dict)
+    environment: Environment = Field(default_factory=dict)
     annotations: Annotations = Field(default_factory=dict)
     organization_id: Id | None = None
     """Only for operators who submit for an organization."""

@@ -342,6 +342,9 @@ class LeaseReply(Reply):
     streams: dict[str, int]
     """The last sequence accepted per stream."""
     seq: int
+    door_secret: str = ""
+    """What the quota service shows as a bearer token when it asks the holder for logs. The holder lets nobody in
+    without it. New with every epoch."""
 
 
 # --- decisions -----------------------------------------------------------------------------------

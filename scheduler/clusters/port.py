@@ -11,9 +11,21 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
+from scheduler.clusters.logs import ClusterUnavailable, LogRequest, LogStream
 
-class ClusterUnavailable(Exception):
-    """The cluster did not answer; nothing is known about what the call did."""
+__all__ = [
+    "Cluster",
+    "ClusterUnavailable",
+    "NodeStatus",
+    "ObjectSpec",
+    "ObjectStatus",
+    "Observation",
+    "PodPhase",
+    "PodPlacement",
+    "PodStatus",
+    "StartOutcome",
+    "StartRefused",
+]
 
 
 class StartRefused(Exception):
@@ -124,6 +136,10 @@ class ObjectStatus:
     """All its pods are there, and some wait to be told their node: `place`."""
     pods_kept: bool = False
     """Pods that ended are kept readable until `acknowledge`."""
+    settled: bool = True
+    """Without running pods it is over. False while the cluster may still show one that ran, or why it was ended."""
+    notified: bool = True
+    """Its pods know when they will be stopped, or the cluster has no way to tell them."""
     walltime_ms: int | None = None
     """How long it may run by the cluster's own net; None if the cluster has none."""
 
@@ -183,11 +199,12 @@ class Cluster(Protocol):
         """
         ...
 
-    def stop(self, spec: ObjectSpec, *, abandoned: bool) -> None:
+    def stop(self, spec: ObjectSpec, *, abandoned: bool) -> bool:
         """Suspend the object: its pods end within `spec.grace_ms`, and the name stays taken.
 
         A name that does not exist yet is created suspended, so that a late start finds a tombstone.
-        Stopping twice is stopping once.
+        Stopping twice is stopping once. False: the place where it could be is not there (any more), so nothing
+        is, and nothing can be started.
         """
         ...
 
@@ -199,10 +216,21 @@ class Cluster(Protocol):
         """Let the cluster's own net allow `spec.walltime_ms`."""
         ...
 
+    def notify(self, spec: ObjectSpec, stop_at_ms: int, reason: str) -> None:
+        """Tell the pods of a running object when it will be stopped, and why. Again does nothing."""
+        ...
+
     def acknowledge(self, name: str) -> None:
         """The end of this object's pods is recorded: what kept them readable may go. Again does nothing."""
         ...
 
     def delete(self, name: str) -> bool:
         """Forget an ended object or a tombstone. False while its pods run; True if it is gone."""
+        ...
+
+    def logs(self, name: str, pod_index: int, request: LogRequest) -> LogStream:
+        """Open the log of one pod of an object; the caller reads it in a `with` block.
+
+        Raises NoLogs when there is none.
+        """
         ...

@@ -6,12 +6,15 @@ been done, and asking again is safe because the object's name is the fence.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
 import httpx2
 
+from scheduler.clusters.logs import LogRequest, NoLogs, NoLogsReason, OpenLog
 from scheduler.clusters.port import (
     ClusterUnavailable,
     NodeStatus,
@@ -43,11 +46,20 @@ class SimulatedCluster:
         """`timeout_s` bounds connecting, sending and waiting for an answer; `observe` adds its `wait_s`."""
         self._name = name
         self._timeout_s = timeout_s
+        headers = {"authorization": f"Bearer {token}"} if token else {}
         self._client = httpx2.Client(
             base_url=base_url,
-            headers={"authorization": f"Bearer {token}"} if token else {},
+            headers=headers,
             timeout=httpx2.Timeout(timeout_s),
             limits=httpx2.Limits(max_connections=32, max_keepalive_connections=8),
+            trust_env=False,
+            transport=transport,
+        )
+        # apart, so that readers of logs never keep a start or a stop from its connection
+        self._log_client = httpx2.Client(
+            base_url=base_url,
+            headers=headers,
+            limits=httpx2.Limits(max_keepalive_connections=0),
             trust_env=False,
             transport=transport,
         )
@@ -107,23 +119,27 @@ class SimulatedCluster:
             raise self._unavailable(answer)
         return StartOutcome.CREATED
 
-    def stop(self, spec: ObjectSpec, *, abandoned: bool) -> None:
+    def stop(self, spec: ObjectSpec, *, abandoned: bool) -> bool:
         """Suspend the object: its pods end within `spec.grace_ms`, and the name stays taken.
 
         A name that does not exist yet is created suspended, so that a late start finds a tombstone.
         Stopping twice is stopping once.
         """
         if self._suspend(spec, abandoned=abandoned):
-            return
+            return True
         answer = self._ask("POST", "/v1/objects", json=_tombstone(spec), fine=(409,))
         if answer.status_code == 409 and not self._suspend(spec, abandoned=abandoned):
             raise ClusterUnavailable(f"cluster {self._name}: {spec.name} came and went; ask again")
+        return True
 
     def place(self, spec: ObjectSpec) -> None:
         """Nothing to do: the simulated cluster reads each pod's node from the object."""
 
     def extend(self, spec: ObjectSpec) -> None:
         """Nothing to do: the simulated cluster has no net of its own."""
+
+    def notify(self, spec: ObjectSpec, stop_at_ms: int, reason: str) -> None:
+        """Nothing to do: a simulated pod has nothing to save."""
 
     def acknowledge(self, name: str) -> None:
         """Nothing to do: the simulated cluster never forgets how a pod ended."""
@@ -132,9 +148,38 @@ class SimulatedCluster:
         """Forget an ended object or a tombstone. False while its pods run; True if it is gone."""
         return self._ask("DELETE", f"/v1/objects/{name}", fine=(404, 409)).status_code != 409
 
+    def logs(self, name: str, pod_index: int, request: LogRequest) -> OpenLog:
+        """Open the log of one pod of an object; the caller reads it in a `with` block.
+
+        Raises NoLogs when there is none.
+        """
+        asked = self._log_client.build_request(
+            "GET",
+            f"/v1/objects/{name}/logs",
+            params={
+                "pod": pod_index,
+                "tail_lines": request.tail_lines,
+                "follow": request.follow,
+                "timestamps": request.timestamps,
+                **({} if request.since_s is None else {"since_s": request.since_s}),
+            },
+            timeout=httpx2.Timeout(self._timeout_s, read=self._timeout_s + request.limit_s),
+        )
+        try:
+            answer = self._log_client.send(asked, stream=True)
+        except httpx2.RequestError as trouble:
+            raise self._unanswered("GET", asked.url.path, trouble) from trouble
+        if not answer.is_success:
+            with suppress(httpx2.RequestError):
+                answer.read()
+            answer.close()
+            raise self._no_logs(answer)
+        return OpenLog(self._chunks(answer), lambda: _shut(answer), answer.close)
+
     def close(self) -> None:
         """Close the connections."""
         self._client.close()
+        self._log_client.close()
 
     def __enter__(self) -> Self:
         return self
@@ -172,10 +217,28 @@ class SimulatedCluster:
                 method, path, params=params, json=json, timeout=timeout or httpx2.Timeout(self._timeout_s)
             )
         except httpx2.RequestError as trouble:
-            raise ClusterUnavailable(f"cluster {self._name}: {method} {path}: {trouble!r}") from trouble
+            raise self._unanswered(method, path, trouble) from trouble
         if answer.is_success or answer.status_code in fine:
             return answer
         raise self._unavailable(answer)
+
+    def _chunks(self, answer: httpx2.Response) -> Iterator[bytes]:
+        try:
+            yield from answer.iter_raw()
+        except httpx2.RequestError as trouble:
+            raise self._unanswered("GET", answer.request.url.path, trouble) from trouble
+
+    def _no_logs(self, answer: httpx2.Response) -> NoLogs | ClusterUnavailable:
+        match _code(answer):
+            case "not_started":
+                return NoLogs(NoLogsReason.NOT_STARTED, answer.json()["detail"])
+            case "unknown_object" | "gone":
+                return NoLogs(NoLogsReason.GONE, answer.json()["detail"])
+            case _:
+                return self._unavailable(answer)
+
+    def _unanswered(self, method: str, path: str, trouble: httpx2.RequestError) -> ClusterUnavailable:
+        return ClusterUnavailable(f"cluster {self._name}: {method} {path}: {trouble!r}")
 
     def _unavailable(self, answer: httpx2.Response) -> ClusterUnavailable:
         asked = f"{answer.request.method} {answer.request.url.path}"
@@ -189,6 +252,15 @@ def _judge(there: ObjectStatus, spec: ObjectSpec) -> StartOutcome:
     if there.abandoned:
         return StartOutcome.ABANDONED
     return StartOutcome.ADOPTED if there.spec_hash == spec.spec_hash() else StartOutcome.CONFLICT
+
+
+def _shut(answer: httpx2.Response) -> None:
+    """Let who waits for the next bytes of an answer find its end."""
+    stream = answer.extensions.get("network_stream")
+    connection = None if stream is None else stream.get_extra_info("socket")
+    if connection is not None:
+        with suppress(OSError):  # it has ended by itself
+            connection.shutdown(socket.SHUT_RDWR)
 
 
 def _creation(spec: ObjectSpec) -> dict[str, object]:

@@ -11,18 +11,21 @@ from typing import Annotated, assert_never
 
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi.responses import StreamingResponse
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from scheduler.simulator import bodies, rules
 from scheduler.simulator.events import Event
 from scheduler.simulator.faults import DoorFaults, FaultyDoor, Planted
+from scheduler.simulator.logs import Part, read_log
 from scheduler.simulator.model import Model
 from scheduler.simulator.readings import Readings
 from scheduler.simulator.simulation import Simulation
 from scheduler.simulator.view import nodes_view, object_view, objects_view
 
 After = Annotated[int, Query(ge=0)]
+Index = Annotated[int, Query(ge=0, le=10**6)]
 WaitSeconds = Annotated[float, Query(ge=0, le=60, allow_inf_nan=False)]
 
 
@@ -47,6 +50,7 @@ def create_app(simulation: Simulation, readings: Readings, token: str, speedy: b
     )
     _answer_errors(app, simulation)
     _serve_objects(app, simulation, faults, speedy)
+    _serve_logs(app, simulation)
     _serve_nodes(app, simulation, readings)
     _serve_faults(app, simulation, faults)
     return app
@@ -141,6 +145,39 @@ def _serve_objects(app: FastAPI, simulation: Simulation, faults: DoorFaults, spe
         with simulation.turn() as now_ms:
             simulation.do(rules.delete(model, now_ms, name))
         return _answer({"name": name})
+
+
+def _serve_logs(app: FastAPI, simulation: Simulation) -> None:
+    model = simulation.model
+
+    @app.get("/v1/objects/{name}/logs")
+    async def logs(
+        name: str,
+        pod: Index = 0,
+        tail_lines: Index = 1000,
+        since_s: Annotated[int | None, Query(ge=0, le=10**9)] = None,
+        follow: bool = False,
+        timestamps: bool = False,
+    ) -> Response:
+        now_ms = simulation.present()
+        part = Part(tail_lines, None if since_s is None else now_ms - since_s * 1000, timestamps)
+        first = read_log(model, name, pod).first(part)
+
+        async def written() -> AsyncIterator[str]:
+            shown = first
+            while True:
+                simulation.present()
+                try:
+                    log = read_log(model, name, pod)
+                except rules.Refusal:
+                    return  # deleted, or its node was lost, while somebody followed
+                for line in log.lines(shown, timestamps):
+                    yield line
+                shown = max(shown, log.count)
+                if log.is_over or not follow or not await simulation.wait_a_tick():
+                    return
+
+        return StreamingResponse(written(), media_type="text/plain; charset=utf-8")
 
 
 def _serve_nodes(app: FastAPI, simulation: Simulation, readings: Readings) -> None:

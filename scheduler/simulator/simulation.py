@@ -85,6 +85,11 @@ class Simulation:
             except TimeoutError:
                 return
 
+    async def wait_a_tick(self) -> bool:
+        """Let a moment pass. False if the process is about to end."""
+        await asyncio.sleep(TICK_WALL_S)
+        return not self._closing
+
     async def tick_forever(self) -> None:
         """Let due events happen although nobody asks, so that waiting readers wake."""
         while True:

@@ -85,6 +85,19 @@ def test_a_job_that_waits_says_why_and_can_be_cancelled(up: Up) -> None:
     assert up.ask("job", wide["id"])["end_reason"] == "cancelled"
 
 
+def test_a_job_is_read_while_it_runs_and_after(up: Up) -> None:
+    talks = ("--annotation", "simulate.gpuhub/duration_s=3", "--walltime", "10m")
+    job_id = up.ask("submit", "talks", "--gpu-class", "a100", *talks)["id"]
+    until(lambda: up.run("logs", job_id).returncode == 0, "its pod has started")
+    followed = up.run("logs", job_id, "--follow")
+    assert followed.returncode == 0, followed.stderr
+    assert followed.stdout.startswith(f"{job_id}-1 pod 0 started on ")
+    assert followed.stdout.endswith("ended with exit code 0 (completed)\n")
+    assert up.run("logs", job_id, "--tail", "1").stdout == "ended with exit code 0 (completed)\n"
+    wrong = up.run("logs", job_id, "--pod", "1")
+    assert (wrong.returncode, "pod: the job has 1 pods" in wrong.stderr) == (1, True)
+
+
 def test_refusals_name_the_code(up: Up) -> None:
     missing = up.run("job", "job-unknown")
     assert (missing.returncode, "not_found" in missing.stderr) == (1, True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -277,8 +278,11 @@ class World:
         )
 
 
-def a_world(*, still_running: bool = False) -> World:
-    """A day on which every rule has something to judge; with `still_running` one job has not ended."""
+def a_world(*, still_running: bool = False, more: Callable[[World], None] = lambda _: None) -> World:
+    """A day on which every rule has something to judge; with `still_running` one job has not ended.
+
+    `more` tells further jobs before the books are closed.
+    """
     world = World()
     _open_accounts(world)
     for node, (gpu_class, count) in FLEET.items():
@@ -291,6 +295,7 @@ def a_world(*, still_running: bool = False) -> World:
     _job_that_never_started(world)
     if still_running:
         _running_job(world)
+    more(world)
     world.event(at(750), "foreign_set", node="sim-0", gpu_class="h100", count=2)
     _close(world)
     return world

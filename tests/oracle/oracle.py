@@ -155,9 +155,9 @@ def judge(database: str, journal: str, final: bool = False, tolerance_ms: int = 
     return violations(load(database, journal), final, tolerance_ms)
 
 
-def violations(world: sqlite3.Connection, final: bool, tolerance_ms: int) -> list[str]:
+def violations(world: sqlite3.Connection, final: bool, tolerance_ms: int, checks: str = CHECKS) -> list[str]:
     found = []
-    for check in re.split(r"\n(?=\w)", CHECKS.strip()):
+    for check in re.split(r"\n(?=\w)", checks.strip()):
         rule, table, says, condition = re.fullmatch(r"(\w+) (.+?): (.+?)\s+IF\s+(.+)", check, re.S).groups()
         query = f"SELECT * FROM {table} WHERE ({condition}) AND (:final OR '{rule}' <> 'final')"
         for row in world.execute(query, {"tolerance_ms": tolerance_ms, "final": final}):

@@ -45,10 +45,10 @@ def scheduler_rules() -> list[Json]:
     """What `cluster.py` does, and nothing else. The admission policy keeps its writes to the hub's namespaces."""
     return [
         _rule("batch", ["jobs"], ["get", "list", "watch", "create", "patch", "delete"]),
-        _rule("", ["pods"], ["get", "list", "watch", "patch"]),
+        _rule("", ["pods"], ["list", "watch", "patch"]),
         _rule("", ["pods/log"], ["get"]),
         _rule("", ["services"], ["get", "create", "delete"]),
-        _rule("", ["nodes"], ["get", "list", "watch"]),
+        _rule("", ["nodes"], ["list", "watch"]),
     ]
 
 

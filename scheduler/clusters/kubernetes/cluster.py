@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from types import TracebackType
 from typing import Self
 
 from scheduler.clusters.kubernetes import names
 from scheduler.clusters.kubernetes.api import JSON_PATCH, Answer, Json, KubernetesApi
 from scheduler.clusters.kubernetes.facts import JobFacts, job_facts
+from scheduler.clusters.kubernetes.logs import choose_pod, open_log
 from scheduler.clusters.kubernetes.manifests import (
     Unstartable,
     extension_of,
@@ -25,6 +27,7 @@ from scheduler.clusters.kubernetes.manifests import (
 )
 from scheduler.clusters.kubernetes.settings import KubernetesSettings
 from scheduler.clusters.kubernetes.sight import JOBS, Sight, job_and_pods
+from scheduler.clusters.logs import LogRequest, OpenLog
 from scheduler.clusters.port import (
     ClusterUnavailable,
     ObjectSpec,
@@ -104,21 +107,28 @@ class KubernetesCluster:
             raise ClusterUnavailable(f"cluster {self._name}: {spec.name} came and went; ask again")
         return _judge(job_facts(there.body), spec)
 
-    def stop(self, spec: ObjectSpec, *, abandoned: bool) -> None:
+    def stop(self, spec: ObjectSpec, *, abandoned: bool) -> bool:
         """Suspend the object: its pods end within the grace they were created with, and the name stays taken.
 
         A name that does not exist yet is created suspended, so that a late start finds a tombstone.
-        Stopping twice is stopping once.
+        Stopping twice is stopping once. False: its namespace is not there, or about to go.
         """
         namespace = self._namespace(spec)
         for pod in self._pods(namespace, spec.name):
             self._keep(pod)
         self._step("between_finalizers_and_suspend")
         if self._suspend(namespace, spec.name, abandoned=abandoned):
-            return
-        answer = self._api.post(_jobs(namespace), tombstone_of(spec, self._settings), fine=(409,))
+            return True
+        answer = self._api.post(
+            _jobs(namespace), tombstone_of(spec, self._settings, namespace), fine=(403, 404, 409)
+        )
+        if answer.status == 404 or _is_going(answer):
+            return False
+        if answer.status == 403:
+            raise ClusterUnavailable(f"cluster {self._name}: no tombstone for {spec.name}: {answer.message}")
         if answer.status == 409 and not self._suspend(namespace, spec.name, abandoned=abandoned):
             raise ClusterUnavailable(f"cluster {self._name}: {spec.name} came and went; ask again")
+        return True
 
     def place(self, spec: ObjectSpec) -> None:
         """Tell each pod that waits at its gate which node is its own, and let it in."""
@@ -126,10 +136,10 @@ class KubernetesCluster:
         shapes = self._sight.shapes()
         placed = {pod.index: pod for pod in spec.pods}
         for pod in self._pods(namespace, spec.name):
-            index = int(pod["metadata"]["annotations"][names.COMPLETION_INDEX])
-            if not pod["spec"].get("schedulingGates"):
+            index = (pod["metadata"].get("annotations") or {}).get(names.COMPLETION_INDEX, "")
+            if not pod["spec"].get("schedulingGates") or not index.isdecimal():
                 continue
-            placement = placed[index]
+            placement = placed[int(index)]
             patch = gate_patch(placement, shapes.get(placement.node))
             # 422: its gate was opened meanwhile
             self._api.patch(_pod(pod), patch, content=JSON_PATCH, fine=(404, 422))
@@ -139,6 +149,14 @@ class KubernetesCluster:
         """Move the cluster's own limit to what the attempt may run now."""
         patch = extension_of(spec.walltime_ms, spec.grace_ms)
         self._api.patch(_job(self._namespace(spec), spec.name), patch, fine=(404,))
+
+    def notify(self, spec: ObjectSpec, stop_at_ms: int, reason: str) -> None:
+        """Tell the pods of a running object when it will be stopped, and why: in files under `/etc/hub`."""
+        moment = datetime.fromtimestamp(stop_at_ms / 1000, UTC).isoformat(timespec="seconds")
+        patch = {"metadata": {"annotations": {names.STOP_AT: moment, names.STOP_REASON: reason}}}
+        for pod in self._pods(self._namespace(spec), spec.name):
+            if pod.get("status", {}).get("phase") not in TERMINAL:
+                self._api.patch(_pod(pod), patch, fine=(404,))
 
     def acknowledge(self, name: str) -> None:
         """The end of this object's pods is recorded: what kept them readable may go."""
@@ -156,6 +174,7 @@ class KubernetesCluster:
         pods = self._pods(namespace, name)
         if any(pod.get("status", {}).get("phase") not in TERMINAL for pod in pods):
             return False
+        self._sight.expect_deletion(name)
         for pod in pods:
             self._release(pod)
         service = f"{_services(namespace)}/{name}"
@@ -163,6 +182,15 @@ class KubernetesCluster:
             self._api.delete(service, fine=(404,))
         answer = self._api.delete(_job(namespace, name), fine=(404,), propagationPolicy="Background")
         return answer.status in (200, 202, 404)
+
+    def logs(self, name: str, pod_index: int, request: LogRequest) -> OpenLog:
+        """Open the log of one pod of an object; the caller reads it in a `with` block.
+
+        Raises NoLogs when there is none.
+        """
+        job = self._find(name)
+        pods = [] if job is None else self._pods(job["metadata"]["namespace"], name)
+        return open_log(self._api, self._name, choose_pod(job, pods, name, pod_index), request)
 
     def close(self) -> None:
         """Stop watching and close the connections."""
@@ -261,6 +289,12 @@ class KubernetesCluster:
 
 _REFUSALS = (400, 403, 404, 422)
 """What the API server will say again until somebody changes something."""
+
+
+def _is_going(answer: Answer) -> bool:
+    """Whether the namespace is being deleted: nothing new can be made in it."""
+    causes = (answer.body.get("details") or {}).get("causes") or ()
+    return answer.status == 403 and any(cause.get("reason") == "NamespaceTerminating" for cause in causes)
 
 
 def _judge(there: JobFacts | None, spec: ObjectSpec) -> StartOutcome:

@@ -38,10 +38,16 @@ class JobFacts:
     grace_ms: int
     finished_ms: int | None
     """When it was over for good."""
-    finished_reason: str | None
-    """Why it failed; None if it did not."""
+    failed_reason: str | None
+    """Why it failed, or is about to fail; None if it does not."""
     completed: frozenset[int]
     """Indexes whose pods succeeded."""
+    is_tombstone: bool = False
+    """It was created suspended."""
+    is_emptied: bool = False
+    """Its controller says that it is suspended and that none of its pods is left that could run."""
+    is_deleted: bool = False
+    """Somebody deleted it while its pods ran; it is remembered for their sake."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +72,8 @@ class PodFacts:
     disrupted_ms: int | None
     deleting_ms: int | None
     gated: bool
+    notified: bool
+    """It knows when it will be stopped."""
     kept: bool
     """It has the finalizer that keeps its end readable."""
     requests_milli: Mapping[str, int]
@@ -91,6 +99,8 @@ class NodeFacts:
     cordoned: bool
     taints: frozenset[tuple[str, str]]
     """(key, effect) of those that keep pods away."""
+    silent_since_ms: int | None
+    """Since when its Ready condition is Unknown."""
     heartbeat_ms: int = field(compare=False)
     """The last sign of life of its kubelet. A newer one alone is no change."""
 
@@ -104,7 +114,6 @@ def job_facts(thing: Json) -> JobFacts | None:
     if not labels.get(names.JOB_ID) or not attempt.isdecimal():
         return None
     status = thing.get("status") or {}
-    finished_ms, finished_reason = _finish(status)
     return JobFacts(
         uid=metadata["uid"],
         namespace=metadata["namespace"],
@@ -118,9 +127,11 @@ def job_facts(thing: Json) -> JobFacts | None:
         pods=_placement(notes.get(names.PLACEMENT, "[]")),
         walltime_ms=_number(notes.get(names.WALLTIME_MS)),
         grace_ms=_number(notes.get(names.GRACE_MS)),
-        finished_ms=finished_ms,
-        finished_reason=finished_reason,
+        finished_ms=_finished_ms(status),
+        failed_reason=_failed_reason(status),
         completed=frozenset(_indexes(status.get("completedIndexes") or "")),
+        is_tombstone=notes.get(names.TOMBSTONE) == "true",
+        is_emptied=_is_emptied(status),
     )
 
 
@@ -129,8 +140,7 @@ def pod_facts(thing: Json) -> PodFacts:
     metadata, spec, status = thing["metadata"], thing["spec"], thing.get("status") or {}
     labels = metadata.get("labels") or {}
     container = _main_status(status)
-    disruption = _condition(status, "DisruptionTarget")
-    disrupted = disruption is not None and disruption.get("status") == "True"
+    disruption = _true_condition(status, "DisruptionTarget") or {}
     started_ms, ended_ms, exit_code, cause = _container_times(container)
     return PodFacts(
         uid=metadata["uid"],
@@ -144,10 +154,11 @@ def pod_facts(thing: Json) -> PodFacts:
         ended_ms=ended_ms,
         exit_code=exit_code,
         cause=cause or status.get("reason"),
-        disruption=(disruption or {}).get("reason") if disrupted else None,
-        disrupted_ms=_instant_ms((disruption or {}).get("lastTransitionTime")) if disrupted else None,
+        disruption=disruption.get("reason"),
+        disrupted_ms=_instant_ms(disruption.get("lastTransitionTime")),
         deleting_ms=_instant_ms(metadata.get("deletionTimestamp")),
         gated=bool(spec.get("schedulingGates")),
+        notified=names.STOP_AT in (metadata.get("annotations") or {}),
         kept=names.END_SEEN in (metadata.get("finalizers") or ()),
         requests_milli=_requests(spec),
     )
@@ -157,6 +168,7 @@ def node_facts(thing: Json) -> NodeFacts:
     """A node."""
     metadata, spec, status = thing["metadata"], thing.get("spec") or {}, thing.get("status") or {}
     ready = _condition(status, "Ready") or {}
+    is_silent = (ready.get("status") or "Unknown") == "Unknown"
     beats = [_instant_ms(one.get("lastHeartbeatTime")) or 0 for one in status.get("conditions") or ()]
     return NodeFacts(
         uid=metadata["uid"],
@@ -170,17 +182,28 @@ def node_facts(thing: Json) -> NodeFacts:
             for taint in spec.get("taints") or ()
             if taint.get("effect") != "PreferNoSchedule"
         ),
+        silent_since_ms=_instant_ms(ready.get("lastTransitionTime")) or 0 if is_silent else None,
         heartbeat_ms=max(beats, default=0),
     )
 
 
-def _finish(status: Json) -> tuple[int | None, str | None]:
+def _finished_ms(status: Json) -> int | None:
     for kind in ("Complete", "Failed"):
-        condition = _condition(status, kind)
-        if condition is not None and condition.get("status") == "True":
-            reason = condition.get("reason") or "Failed"
-            return _instant_ms(condition.get("lastTransitionTime")), None if kind == "Complete" else reason
-    return None, None
+        condition = _true_condition(status, kind)
+        if condition is not None:
+            return _instant_ms(condition.get("lastTransitionTime"))
+    return None
+
+
+def _failed_reason(status: Json) -> str | None:
+    """`FailureTarget` says why the pods are being taken away, `Failed` that they are gone."""
+    condition = _true_condition(status, "Failed") or _true_condition(status, "FailureTarget")
+    return None if condition is None else condition.get("reason") or "Failed"
+
+
+def _is_emptied(status: Json) -> bool:
+    left = (status.get("active") or 0) + (status.get("terminating") or 0)
+    return _true_condition(status, "Suspended") is not None and not left
 
 
 def _placement(text: str) -> tuple[PodPlacement, ...]:
@@ -223,6 +246,11 @@ def _condition(status: Json, kind: str) -> Json | None:
             found: Json = condition
             return found
     return None
+
+
+def _true_condition(status: Json, kind: str) -> Json | None:
+    condition = _condition(status, kind)
+    return condition if condition is not None and condition.get("status") == "True" else None
 
 
 def _requests(spec: Json) -> dict[str, int]:

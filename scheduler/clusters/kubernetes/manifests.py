@@ -24,6 +24,18 @@ LONGEST_NAME = 52
 """So that the longest pod name of a gang, with its index and random letters, is still a DNS label."""
 
 
+_NOTICE: Json = {
+    "name": "hub",
+    "downwardAPI": {
+        "items": [
+            {"path": path, "fieldRef": {"fieldPath": f"metadata.annotations['{key}']"}}
+            for path, key in (("stop-at", names.STOP_AT), ("stop-reason", names.STOP_REASON))
+        ]
+    },
+}
+"""Files that are empty until the job is told that it will be stopped; the kubelet fills them within a minute or so."""
+
+
 class Unstartable(ValueError):
     """This cluster cannot run such an attempt; the text says why."""
 
@@ -73,19 +85,22 @@ def job_of(spec: ObjectSpec, settings: KubernetesSettings, nodes: Mapping[str, N
         spec,
         settings,
         suspend=False,
-        labels={},
+        marks={},
         pod=_pod(spec, settings, image, pinning_of(spec, nodes), nodes),
     )
 
 
-def tombstone_of(spec: ObjectSpec, settings: KubernetesSettings) -> Json:
+def tombstone_of(spec: ObjectSpec, settings: KubernetesSettings, namespace: str) -> Json:
     """The suspended Job that takes an attempt's name, so that a late start finds it taken."""
     pod = {
         "restartPolicy": "Never",
         "automountServiceAccountToken": False,
         "containers": [{"name": names.CONTAINER, "image": "none.invalid/tombstone"}],
     }
-    return _job(spec, settings, suspend=True, labels={names.ABANDONED: "true"}, pod=pod)
+    tombstone = _job(spec, settings, suspend=True, marks={names.TOMBSTONE: "true"}, pod=pod)
+    tombstone["metadata"]["namespace"] = namespace
+    tombstone["metadata"]["labels"][names.ABANDONED] = "true"
+    return tombstone
 
 
 def service_of(spec: ObjectSpec, settings: KubernetesSettings) -> Json | None:
@@ -138,7 +153,7 @@ def placement_text(pods: tuple[PodPlacement, ...]) -> str:
 
 
 def _job(
-    spec: ObjectSpec, settings: KubernetesSettings, *, suspend: bool, labels: dict[str, str], pod: Json
+    spec: ObjectSpec, settings: KubernetesSettings, *, suspend: bool, marks: dict[str, str], pod: Json
 ) -> Json:
     count = max(1, len(spec.pods))
     return {
@@ -147,8 +162,9 @@ def _job(
         "metadata": {
             "name": spec.name,
             "namespace": names.namespace_of(settings.namespace_prefix, spec.organization_id),
-            "labels": _labels(spec) | labels,
+            "labels": _labels(spec),
             "annotations": {
+                **marks,
                 names.SPEC_HASH: spec.spec_hash(),
                 names.PLACEMENT: placement_text(spec.pods),
                 names.WALLTIME_MS: str(spec.walltime_ms),
@@ -177,10 +193,12 @@ def _job(
 
 
 def _labels(spec: ObjectSpec) -> dict[str, str]:
+    classes = {pod.gpu_class for pod in spec.pods}
     return {
         names.JOB_ID: spec.job_id,
         names.ATTEMPT: str(spec.attempt),
         names.ORGANIZATION: spec.organization_id,
+        **({names.GPU_CLASS: classes.pop()} if len(classes) == 1 else {}),
     }
 
 
@@ -216,6 +234,7 @@ def _pod(
             "seccompProfile": {"type": "RuntimeDefault"},
         },
         "containers": [_container(spec, image, form)],
+        "volumes": [_NOTICE],
     }
     if settings.image_pull_secret:
         pod["imagePullSecrets"] = [{"name": settings.image_pull_secret}]
@@ -252,6 +271,7 @@ def _container(spec: ObjectSpec, image: str, form: ClassForm) -> Json:
         "env": _environment(spec),
         "resources": {"requests": bundle, "limits": bundle},
         "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+        "volumeMounts": [{"name": _NOTICE["name"], "mountPath": names.NOTICE_FOLDER, "readOnly": True}],
         "terminationMessagePolicy": "FallbackToLogsOnError",
     }
     if spec.command:

@@ -19,6 +19,12 @@ PLACEMENT: Final = "hub/placement"
 WALLTIME_MS: Final = "hub/walltime-ms"
 GRACE_MS: Final = "hub/grace-ms"
 
+STOP_AT: Final = "hub/stop-at"
+"""Annotation of a pod: when it will be stopped, in RFC 3339. Shown to it as the file `stop-at`."""
+STOP_REASON: Final = "hub/stop-reason"
+NOTICE_FOLDER: Final = "/etc/hub"
+"""Where a pod finds what it is told."""
+
 END_SEEN: Final = "hub/end-seen"
 """Finalizer that keeps a pod's end readable until it is recorded."""
 MANAGED_TAINT: Final = "hub/managed"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from scheduler.clusters.kubernetes import names
 from scheduler.clusters.kubernetes.facts import JobFacts, NodeFacts, PodFacts
@@ -17,12 +17,20 @@ MEBIBYTE = 1024 * 1024
 
 
 def object_status(
-    job: JobFacts, pods: Iterable[PodFacts], gone: Iterable[PodFacts], nodes: Mapping[str, NodeFacts]
+    job: JobFacts,
+    pods: Iterable[PodFacts],
+    gone: Iterable[PodFacts],
+    nodes: Mapping[str, NodeFacts],
+    lost: Collection[str] = (),
 ) -> ObjectStatus:
-    """A Job with its pods. `gone`: those that were seen once and are on the cluster no more; all have ended."""
-    there = {pod.index: pod for pod in pods}
+    """A Job with its pods. `gone`: those that were seen once and are on the cluster no more; all have ended.
+
+    `lost`: nodes that have been silent for too long; those that are not there at all are lost as well.
+    """
+    gone = list(gone)
+    there = {pod.index: pod for pod in pods if not is_second(pod, gone)}
     known = {pod.index: pod for pod in gone} | there
-    shown = [_pod_status(job, pod, nodes) for pod in known.values()]
+    shown = [_pod_status(job, pod, nodes, lost) for pod in known.values()]
     if job.finished_ms is not None:
         shown += [_unseen_end(job, placed) for placed in job.pods if placed.index not in known]
     return ObjectStatus(
@@ -36,23 +44,54 @@ def object_status(
         pods=tuple(sorted(shown, key=lambda pod: pod.index)),
         gated=len(there) == len(job.pods) and any(pod.gated for pod in there.values()),
         pods_kept=any(pod.kept for pod in there.values()),
+        notified=all(pod.notified for pod in there.values() if not pod.is_over),
         walltime_ms=job.walltime_ms,
+        settled=_is_settled(job, there.values(), known.values()),
     )
 
 
+def is_second(pod: PodFacts, gone: Iterable[PodFacts]) -> bool:
+    """Whether a pod came after one that ran: an attempt is one run, so this is none of it.
+
+    It takes a hand that removes the Job controller's finalizer; what the second one does is nobody's order.
+    """
+    return any(
+        first.index == pod.index and first.uid != pod.uid and first.started_ms is not None for first in gone
+    )
+
+
+def _is_settled(job: JobFacts, there: Iterable[PodFacts], known: Iterable[PodFacts]) -> bool:
+    """Whether it is known that no pod runs any more, and why.
+
+    A suspended Job without pods says little by itself: pods that its controller has just made may only not be seen
+    yet, and one that is about to be deleted may have run. Why a pod was deleted only its Job can tell.
+    """
+    if not all(pod.is_over for pod in there):
+        return False
+    if job.finished_ms is not None or job.is_deleted:
+        return True
+    if job.suspended:
+        return job.is_tombstone or job.is_emptied
+    unexplained = any(pod.deleting_ms is not None and pod.disruption is None for pod in known)
+    return job.failed_reason is not None or not unexplained
+
+
 def node_status(
-    node: NodeFacts, pods: Iterable[PodFacts], classes: Mapping[str, ClassForm]
+    node: NodeFacts, others: Iterable[PodFacts], classes: Mapping[str, ClassForm]
 ) -> NodeStatus | None:
-    """A node in bundles (a GPU with its CPU and memory) per class; None if it has no GPU of the hub's."""
+    """A node in bundles (a GPU with its CPU and memory) per class; None if it has no GPU of the hub's.
+
+    `others`: pods on it that the hub does not account for.
+    """
     here = classes_of(node, classes)
     if not here:
         return None
-    others: Counter[str] = Counter()
-    for pod in pods:
-        if pod.job is None and not pod.is_over:
-            others.update(pod.requests_milli)
+    taken: Counter[str] = Counter()
+    for pod in others:
+        if not pod.is_over:
+            taken.update(pod.requests_milli)
     totals = {name: _bundles(node.allocatable_milli, form) for name, form in here.items()}
-    foreign = {name: _foreign(node.allocatable_milli, others, here[name], totals[name]) for name in here}
+    foreign = {name: _foreign(node.allocatable_milli, taken, here[name], totals[name]) for name in here}
     return NodeStatus(
         node=node.name,
         ready=is_schedulable(node),
@@ -85,8 +124,10 @@ def is_schedulable(node: NodeFacts) -> bool:
     return node.ready == "True" and not node.cordoned and not strange
 
 
-def _pod_status(job: JobFacts, pod: PodFacts, nodes: Mapping[str, NodeFacts]) -> PodStatus:
-    phase = _phase(pod, nodes)
+def _pod_status(
+    job: JobFacts, pod: PodFacts, nodes: Mapping[str, NodeFacts], lost: Collection[str]
+) -> PodStatus:
+    phase = _phase(pod, is_lost=bool(pod.node) and (pod.node in lost or pod.node not in nodes))
     over = phase in (PodPhase.SUCCEEDED, PodPhase.FAILED)
     placed = {place.index: place.node for place in job.pods}
     node = nodes.get(pod.node)
@@ -103,19 +144,15 @@ def _pod_status(job: JobFacts, pod: PodFacts, nodes: Mapping[str, NodeFacts]) ->
     )
 
 
-def _phase(pod: PodFacts, nodes: Mapping[str, NodeFacts]) -> PodPhase:
+def _phase(pod: PodFacts, *, is_lost: bool) -> PodPhase:
     match pod.phase:
         case "Succeeded":
             return PodPhase.SUCCEEDED
         case "Failed":
             return PodPhase.FAILED
-    if pod.node and _is_lost(nodes.get(pod.node)):
+    if is_lost:
         return PodPhase.UNKNOWN
     return PodPhase.RUNNING if pod.phase == "Running" else PodPhase.PENDING
-
-
-def _is_lost(node: NodeFacts | None) -> bool:
-    return node is None or node.ready == "Unknown"
 
 
 def _ended_ms(pod: PodFacts) -> int | None:
@@ -139,9 +176,9 @@ def _reason(job: JobFacts, pod: PodFacts, phase: PodPhase) -> str | None:
         return "evicted"
     if pod.deleting_ms is None:
         return "oom_killed" if pod.cause == "OOMKilled" else "exited"
-    if job.suspended:
+    if job.suspended and not job.is_deleted:
         return "stopped"
-    return "deadline_exceeded" if job.finished_reason == "DeadlineExceeded" else "gang_failed"
+    return "deadline_exceeded" if job.failed_reason == "DeadlineExceeded" else "gang_failed"
 
 
 def _unseen_end(job: JobFacts, placed: PodPlacement) -> PodStatus:

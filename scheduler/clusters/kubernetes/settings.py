@@ -63,6 +63,9 @@ class KubernetesSettings(_Strict):
     sooner, longer asks less often."""
     report_lag_s: Annotated[float, Field(ge=0)] = 10.0
     """How late a node may tell that a container ended. What comes later still is refunded."""
+    lost_after_s: Annotated[float, Field(ge=0)] = 60.0
+    """How long a node may be silent before its pods are given up. An API server that was away makes all nodes seem
+    silent for a moment; what is lost is charged to the last sign of life, whenever it is given up."""
     relist_s: Annotated[float, Field(gt=0)] = 600.0
     """Everything is listed anew this often, whatever the watches say."""
     isolation: Annotated[IsolationSettings, Field(validate_default=True)] = IsolationSettings()

@@ -22,7 +22,7 @@ from scheduler.clusters.kubernetes.facts import (
     pod_facts,
 )
 from scheduler.clusters.kubernetes.manifests import NodeShape
-from scheduler.clusters.kubernetes.reading import node_shape, node_status, object_status
+from scheduler.clusters.kubernetes.reading import is_second, node_shape, node_status, object_status
 from scheduler.clusters.kubernetes.settings import KubernetesSettings
 from scheduler.clusters.kubernetes.watch import Change, F, Mirror, Reflector, version_number
 from scheduler.clusters.port import ClusterUnavailable, NodeStatus, ObjectStatus, Observation
@@ -35,6 +35,10 @@ MARK_S = 1.0
 """How often the server is asked how far it is: slices of the ledger close behind the answers."""
 BEHIND_S = 45.0
 """A watch that has not reached a moment this long ago does not count as an answer of the cluster."""
+
+
+ORPHAN_MS = 15_000
+"""A pod that has run so long without its Job being seen has none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,13 +75,17 @@ class Sight:
         """How each pod ended that is there no more, by Job and index."""
         self._node_pods: dict[str, dict[str, PodFacts]] = defaultdict(dict)
         self._nodes: dict[str, NodeFacts] = {}
+        self._lost: set[str] = set()
+        """Nodes that have been silent for too long."""
+        self._expected: set[str] = set()
+        """Jobs that the hub itself is deleting."""
         self._dirty: set[str] = set()
         self._gone: set[str] = set()
         self._nodes_dirty = True
         self._nodes_shown: tuple[NodeStatus, ...] | None = None
         self._complete_wanted = True
         self._mark: Mark | None = None
-        self._marked_s = float("-inf")
+        self._asked_s = float("-inf")
         self._through_ms = 0
         self._job_mirror: Mirror[JobFacts] = Mirror("jobs", job_facts, self._jobs_changed, self._bell)
         self._pod_mirror: Mirror[PodFacts] = Mirror("pods", pod_facts, self._pods_changed, self._bell)
@@ -122,10 +130,22 @@ class Sight:
         with self._bell:
             return self._jobs.get(name)
 
+    def expect_deletion(self, name: str) -> None:
+        """The hub itself deletes this Job: what is known of it is no longer needed."""
+        with self._bell:
+            job = self._jobs.get(name)
+            if job is None:
+                return
+            if job.is_deleted:
+                self._drop_job(name)
+            else:
+                self._expected.add(name)
+
     def status_of(self, job: JobFacts, pods: list[PodFacts]) -> ObjectStatus:
         """An object read just now, with what is remembered of its pods that are gone."""
         with self._bell:
-            return object_status(job, pods, self._gone_pods.get(job.name, {}).values(), self._nodes)
+            gone = self._gone_pods.get(job.name, {}).values()
+            return object_status(job, pods, gone, self._nodes, self._lost)
 
     def shapes(self) -> dict[str, NodeShape]:
         """What pinning has to know of each node."""
@@ -147,10 +167,19 @@ class Sight:
         there = self._jobs.get(job.name)
         if there is None or there.uid != job.uid:
             return  # another one has the name by now
-        del self._jobs[job.name]
-        self._gone_pods.pop(job.name, None)
-        self._dirty.discard(job.name)
-        self._gone.add(job.name)
+        if job.name in self._expected or there.is_tombstone:
+            self._drop_job(job.name)
+        else:
+            # not by the hub: its GPUs are free when its pods are gone, and only here is known how they ended
+            self._jobs[job.name] = replace(there, is_deleted=True, suspended=True)
+            self._dirty.add(job.name)
+
+    def _drop_job(self, name: str) -> None:
+        del self._jobs[name]
+        self._expected.discard(name)
+        self._gone_pods.pop(name, None)
+        self._dirty.discard(name)
+        self._gone.add(name)
 
     def _pods_changed(self, changes: list[Change[PodFacts]]) -> None:
         for change in changes:
@@ -162,7 +191,7 @@ class Sight:
                 self._drop_pod(pod)
             if pod.job is not None:
                 self._dirty.add(pod.job)
-            elif pod.node:
+            if pod.job not in self._jobs and pod.node:
                 self._nodes_dirty = True
 
     def _put_pod(self, pod: PodFacts) -> None:
@@ -191,10 +220,26 @@ class Sight:
                 self._nodes[node.name] = change.after
             else:
                 self._nodes.pop(node.name, None)
-            # whether their pods are lost depends on it
-            self._dirty.update(
-                job for job, pods in self._pods.items() if any(pod.node == node.name for pod in pods.values())
-            )
+            if change.before is None or change.after is None:
+                self._touch_jobs_on(node.name)
+
+    def _touch_jobs_on(self, node: str) -> None:
+        """Whether its pods are lost depends on the node."""
+        self._dirty.update(
+            job for job, pods in self._pods.items() if any(pod.node == node for pod in pods.values())
+        )
+
+    def _look_for_silence(self) -> None:
+        """Time alone makes a silent node a lost one."""
+        before_ms = self._now_ms() - round(self._settings.lost_after_s * 1000)
+        lost = {
+            name
+            for name, node in self._nodes.items()
+            if node.silent_since_ms is not None and node.silent_since_ms <= before_ms
+        }
+        for name in lost ^ self._lost:
+            self._touch_jobs_on(name)
+        self._lost = lost
 
     # --- the observation ---
 
@@ -216,22 +261,25 @@ class Sight:
         )
 
     def _set_mark(self) -> None:
-        """Ask the server how far it is now, unless an earlier answer is still waited for."""
-        if self._mark is not None:
-            late_s = self._monotonic_s() - self._mark.asked_s
-            if late_s > BEHIND_S:
-                raise ClusterUnavailable(
-                    f"cluster {self._name}: the watches are {late_s:.0f} s behind: {self._trouble()}"
-                )
-            return
+        """Ask the server how far it is now. An earlier answer that the watches have not reached stays the mark."""
         at_ms, asked_s = self._now_ms(), self._monotonic_s()
-        if asked_s < self._marked_s + MARK_S:
+        if asked_s < self._asked_s + MARK_S:
             return
         versions = {
             "jobs": self._version_of(JOBS, names.JOB_ID),
             "pods": self._version_of(PODS, None),
         }
-        self._mark, self._marked_s = Mark(at_ms, asked_s, versions), asked_s
+        self._asked_s = asked_s
+        with self._bell:
+            # before it is judged: after an outage the watches may have reached it long since
+            self._advance()
+        if self._mark is None:
+            self._mark = Mark(at_ms, asked_s, versions)
+        elif asked_s > self._mark.asked_s + BEHIND_S:
+            raise ClusterUnavailable(
+                f"cluster {self._name}: the watches are {asked_s - self._mark.asked_s:.0f} s behind: "
+                f"{self._trouble()}"
+            )
 
     def _version_of(self, path: str, selector: str | None) -> int:
         """The version that a consistent read has: everything that happened before it is at most that."""
@@ -269,6 +317,12 @@ class Sight:
 
     def _observation(self) -> Observation:
         complete = self._complete_wanted
+        self._look_for_silence()
+        # time alone makes a pod without a Job an orphan
+        without_jobs = not self._pods.keys() <= self._jobs.keys()
+        self._nodes_dirty = (
+            self._nodes_dirty or without_jobs or not self._pods.keys().isdisjoint(self._gone_pods)
+        )
         wanted = self._jobs.keys() if complete else self._dirty & self._jobs.keys()
         objects = tuple(self._status(name) for name in sorted(wanted))
         gone = () if complete else tuple(sorted(self._gone))
@@ -280,15 +334,19 @@ class Sight:
 
     def _status(self, name: str) -> ObjectStatus:
         pods = self._pods.get(name, {})
-        return object_status(
-            self._jobs[name], pods.values(), self._gone_pods.get(name, {}).values(), self._nodes
-        )
+        gone = self._gone_pods.get(name, {}).values()
+        return object_status(self._jobs[name], pods.values(), gone, self._nodes, self._lost)
 
     def _changed_nodes(self, complete: bool) -> tuple[NodeStatus, ...] | None:
         if not self._nodes_dirty and not complete:
             return None
+        orphans = self._orphans()
         found = (
-            node_status(node, self._node_pods.get(node.name, {}).values(), self._settings.classes)
+            node_status(
+                node,
+                [*self._node_pods.get(node.name, {}).values(), *orphans.get(node.name, ())],
+                self._settings.classes,
+            )
             for _, node in sorted(self._nodes.items())
         )
         nodes = tuple(node for node in found if node is not None)
@@ -296,6 +354,22 @@ class Sight:
             return None
         self._nodes_shown = nodes
         return nodes
+
+    def _orphans(self) -> dict[str, list[PodFacts]]:
+        """Pods that no attempt accounts for: their Job is gone, or another pod had their place before.
+
+        Until their end they take room as others' pods do.
+        """
+        before_ms = self._now_ms() - ORPHAN_MS
+        orphans: dict[str, list[PodFacts]] = defaultdict(list)
+        for name, pods in self._pods.items():
+            gone = self._gone_pods.get(name, {}).values()
+            for pod in pods.values():
+                # a new pod may only be seen earlier than its Job
+                is_old = pod.started_ms is not None and pod.started_ms < before_ms
+                if is_second(pod, gone) or (name not in self._jobs and is_old):
+                    orphans[pod.node].append(pod)
+        return orphans
 
 
 def _without_beats(nodes: tuple[NodeStatus, ...]) -> list[NodeStatus]:

@@ -74,6 +74,11 @@ class Mirror(Generic[F]):
         self.repaired = 0
         """Objects about which a later list knew better than the watches."""
 
+    def get(self, uid: str) -> F | None:
+        """One object as last seen; to be asked under the lock."""
+        known = self._objects.get(uid)
+        return None if known is None else known[1]
+
     def replace(self, things: list[Json], version: str) -> None:
         """All objects there are, as listed at this version."""
         listed: dict[str, tuple[int, F]] = {}

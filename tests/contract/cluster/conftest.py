@@ -36,6 +36,9 @@ SPEED = 200
 FOR_EVER_S = 10_000_000
 
 _numbers = itertools.count()
+_simulated_pairs = itertools.count()
+_kubernetes_pairs = itertools.count()
+"""Apart from the jobs' numbers and from each other, so that no two tests ever share nodes."""
 
 
 class Mischief(Protocol):
@@ -87,6 +90,8 @@ class Subject:
     nodes: tuple[str, str]
     connect: Callable[[float], Cluster]
     """Another client of the same cluster, with this timeout in seconds."""
+    straight: Callable[[], Cluster]
+    """Another client with nothing in between that could hold an answer back until it is whole."""
     tempo: Tempo = field(default_factory=Tempo)
     seen: dict[str, ObjectStatus] = field(default_factory=dict)
 
@@ -176,20 +181,23 @@ def subject(request: pytest.FixtureRequest) -> Iterator[Subject]:
 @contextmanager
 def _simulated(request: pytest.FixtureRequest) -> Iterator[Subject]:
     process: SimulatorProcess = request.getfixturevalue("simulator")
-    number = 2 * next(_numbers) % 200
+    number = 2 * next(_simulated_pairs)
+    assert number < 200, "more tests than pairs of nodes: give the simulator more"
     with ExitStack() as stack:
 
         def connect(timeout_s: float) -> SimulatedCluster:
             return stack.enter_context(SimulatedCluster("here", process.url, timeout_s=timeout_s))
 
         stack.callback(process.clear_faults)
-        yield Subject(connect(10.0), SimulatorMischief(process), (f"n-{number}", f"n-{number + 1}"), connect)
+        nodes = (f"n-{number}", f"n-{number + 1}")
+        yield Subject(connect(10.0), SimulatorMischief(process), nodes, connect, lambda: connect(10.0))
 
 
 @contextmanager
 def _kubernetes(request: pytest.FixtureRequest) -> Iterator[Subject]:
     under_test: KubernetesUnderTest = request.getfixturevalue("kubernetes")
-    number = 2 * next(_numbers) % 150
+    number = 2 * next(_kubernetes_pairs)
+    assert number < 150, "more tests than pairs of nodes: give the control plane more"
     with ExitStack() as stack:
 
         def connect(timeout_s: float) -> KubernetesCluster:
@@ -197,4 +205,11 @@ def _kubernetes(request: pytest.FixtureRequest) -> Iterator[Subject]:
 
         stack.callback(under_test.proxy.clear)
         nodes = (f"n-{number}", f"n-{number + 1}")
-        yield Subject(connect(10.0), under_test, nodes, connect, KUBERNETES_TEMPO)
+        yield Subject(
+            connect(10.0),
+            under_test,
+            nodes,
+            connect,
+            lambda: stack.enter_context(under_test.connect_straight()),
+            KUBERNETES_TEMPO,
+        )

@@ -38,6 +38,11 @@ class KubernetesUnderTest:
         """A client that goes through the proxy."""
         return KubernetesCluster("here", self.settings(timeout_s))
 
+    def connect_straight(self) -> KubernetesCluster:
+        """A client that asks the API server itself."""
+        straight = self.settings().model_copy(update={"kubeconfig": self.plane.kubeconfig})
+        return KubernetesCluster("here", straight)
+
     def settings(self, timeout_s: float = 10.0) -> KubernetesSettings:
         """The cluster as the client is told of it."""
         form = gpu_class("h100")
@@ -53,6 +58,7 @@ class KubernetesUnderTest:
             annotation_prefixes=("simulate.gpuhub/",),
             call_timeout_s=timeout_s,
             report_lag_s=0,
+            lost_after_s=0,
         )
 
     def fail_pod(self, name: str, index: int, exit_code: int) -> None:

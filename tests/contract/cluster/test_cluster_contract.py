@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 
 import pytest
 
+from scheduler.clusters.logs import LogRequest, NoLogs, NoLogsReason
 from scheduler.clusters.port import ClusterUnavailable, PodPhase, StartOutcome, StartRefused
 
 PENDING, RUNNING = PodPhase.PENDING, PodPhase.RUNNING
@@ -333,3 +335,82 @@ class TestUnansweredCalls:
         with pytest.raises(ClusterUnavailable):
             impatient.start(spec)
         assert subject.cluster.start(spec) is StartOutcome.ADOPTED
+
+
+class TestLogs:
+    def test_parts_of_an_ended_pods_log_are_parts_of_the_whole(self, subject):
+        spec = subject.spec(duration_s=60)
+        subject.cluster.start(spec)
+        subject.until_phases(spec, SUCCEEDED)
+        whole = read_log(subject, spec)
+        assert len(whole) > 3
+        assert read_log(subject, spec, tail_lines=2) == whole[-2:]
+        assert read_log(subject, spec, tail_lines=0) == []
+        timed = read_log(subject, spec, tail_lines=2, timestamps=True)
+        assert [line.split(b" ", 1)[1] for line in timed] == whole[-2:]
+        assert all(line[:4].isdigit() and b"Z " in line for line in timed)
+        assert read_log(subject, spec, tail_lines=2, follow=True) == whole[-2:], "nothing more will come"
+
+    def test_running_pod_shows_what_it_wrote_so_far(self, subject):
+        spec = subject.spec()
+        subject.cluster.start(spec)
+        subject.until_phases(spec, RUNNING)
+        assert b"started" in read_log(subject, spec)[0]
+
+    def test_every_pod_of_a_gang_has_its_own(self, subject):
+        spec = subject.spec((0, subject.nodes[0], 8), (1, subject.nodes[1], 8))
+        subject.cluster.start(spec)
+        subject.until_phases(spec, RUNNING, RUNNING)
+        for index in (0, 1):
+            assert read_log(subject, spec, index)
+
+    def test_followed_log_that_is_interrupted_from_elsewhere_ends_at_once(self, subject):
+        spec = subject.spec()
+        subject.cluster.start(spec)
+        subject.until_phases(spec, RUNNING)
+        with subject.straight().logs(spec.name, 0, LogRequest(1, follow=True)) as log:
+            coming = iter(log)
+            assert next(coming)
+            threading.Timer(0.2, log.interrupt).start()
+            for _ in coming:
+                pass
+            log.interrupt()
+
+    def test_log_that_nobody_reads_to_its_end_is_given_back(self, subject):
+        spec = subject.spec()
+        subject.cluster.start(spec)
+        subject.until_phases(spec, RUNNING)
+        straight = subject.straight()
+        for _ in range(3):
+            with straight.logs(spec.name, 0, LogRequest(1, follow=True)):
+                pass
+        with straight.logs(spec.name, 0, LogRequest(1, follow=True)) as log:
+            log.interrupt()
+            assert list(log) == []
+
+    def test_pod_that_has_not_started_has_none_yet(self, subject):
+        spec = subject.spec(start_s=str(10**6))
+        subject.cluster.start(spec)
+        subject.until_phases(spec, PENDING)
+        with pytest.raises(NoLogs) as caught:
+            subject.cluster.logs(spec.name, 0, LogRequest(1))
+        assert caught.value.reason is NoLogsReason.NOT_STARTED
+
+    def test_what_is_not_there_has_none_any_more(self, subject):
+        never, deleted = subject.spec(), subject.spec(duration_s=1)
+        subject.cluster.start(deleted)
+        subject.until_phases(deleted, SUCCEEDED)
+        subject.cluster.acknowledge(deleted.name)
+        assert subject.cluster.delete(deleted.name)
+        subject.until_observed(lambda _: deleted.name not in subject.seen)
+        tombstone = subject.spec()
+        subject.cluster.stop(tombstone, abandoned=True)
+        for spec in (never, deleted, tombstone):
+            with pytest.raises(NoLogs) as caught:
+                subject.cluster.logs(spec.name, 0, LogRequest(1))
+            assert caught.value.reason is NoLogsReason.GONE, spec.name
+
+
+def read_log(subject, spec, index=0, *, tail_lines=1000, **asked):
+    with subject.cluster.logs(spec.name, index, LogRequest(tail_lines, **asked)) as log:
+        return b"".join(log).splitlines()

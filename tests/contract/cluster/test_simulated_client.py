@@ -5,6 +5,7 @@ from __future__ import annotations
 import httpx2
 import pytest
 
+from scheduler.clusters.logs import LogRequest
 from scheduler.clusters.port import ClusterUnavailable, ObjectSpec, PodPlacement, StartRefused
 from scheduler.clusters.simulated import SimulatedCluster
 
@@ -36,6 +37,7 @@ EVERY_CALL = [
     pytest.param(lambda cluster: cluster.start(SPEC), id="start"),
     pytest.param(lambda cluster: cluster.stop(SPEC, abandoned=True), id="stop"),
     pytest.param(lambda cluster: cluster.delete("job-1-1"), id="delete"),
+    pytest.param(lambda cluster: cluster.logs("job-1-1", 0, LogRequest(1)), id="logs"),
 ]
 
 

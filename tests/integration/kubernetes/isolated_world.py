@@ -136,7 +136,7 @@ class World:
 @contextmanager
 def an_isolated_world(folder: Path) -> Iterator[World]:
     """Everything from nothing, in the order in which a cluster admin does it."""
-    with a_plane(folder / "plane", "sim-[0-3]:h100=8") as plane:
+    with a_plane(folder / "plane", "sim-[0-3]:h100=8", audit=True) as plane:
         world = World(plane, folder)
         form = gpu_class("h100")
         ((label, product),) = form.node_labels.items()

@@ -129,6 +129,7 @@ def _jobs(world: World) -> dict[str, Callable[[], Valid]]:
         "submit_job": _post(world, "submit_job", "alpha"),
         "list_jobs": _get("alpha"),
         "read_job": _get("alpha", **jobs["alpha"]),
+        "read_job_logs": _get("alpha", **jobs["alpha"]),
         "cancel_job": lambda: Valid("alpha", jobs["alpha/waiting"]),
         "extend_job": _post(world, "extend_job", "alpha", jobs["alpha"], walltime_s=60),
         "requeue_job": _post(world, "requeue_job", "operator", jobs["gamma"]),

@@ -35,6 +35,7 @@ from quota.settings import Settings
 from tests.builders import DAY_MS, OPERATOR, Hub, a_hub, a_member
 from tests.integration.quota.door_world import Operation
 from tests.integration.quota.limits_builders import give, path, run_on
+from tests.integration.quota.log_leader import a_log_leader
 
 FIRMS = ("alpha", "beta", "gamma", "delta")
 MANY = 1_000_000
@@ -142,7 +143,8 @@ def a_world(url: str, **settings: Any) -> Iterator[World]:
     _fill(world)
     _make_tokens(world)
     try:
-        yield world
+        with a_log_leader(hub):
+            yield world
     finally:
         application.state.hub.database.close()
         http.close()

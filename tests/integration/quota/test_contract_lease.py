@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from quota.dispatch.lease import take_lease
+from quota.dispatch.lease import Leader, read_leader, take_lease
 from quota.dispatch.tables import scheduler_lease, streams
 from quota.errors import LeaseHeld, StaleEpoch, StaleSequence
 from quota.schemas.scheduling import DecisionBatch, LeaseRequest, StopReason
@@ -67,6 +67,37 @@ def test_renewing_moves_the_expiry_and_keeps_the_epoch(hub: Hub) -> None:
     before = hub.row(scheduler_lease).expires_wall_ms
     assert hub.take_lease(epoch=1, ttl_s=60).epoch == 1
     assert hub.row(scheduler_lease).expires_wall_ms > before + 30_000
+
+
+def test_every_epoch_has_a_secret_of_its_own_which_its_holder_is_told_again(hub: Hub) -> None:
+    first = hub.take_lease(instance="instance-2")
+    assert len(first.door_secret) >= 32
+    assert hub.take_lease(instance="instance-2").door_secret == first.door_secret, "a lost reply"
+    assert hub.take_lease(instance="instance-2", epoch=2).door_secret == first.door_secret, "a renewal"
+    assert hub.take_lease(instance="instance-3").door_secret != first.door_secret
+    _expire(hub)
+    taken = hub.take_lease(holder="scheduler-1", instance="instance-9")
+    assert taken.door_secret == hub.row(scheduler_lease).door_secret != first.door_secret
+
+
+def test_a_lease_that_an_older_program_wrote_gets_a_secret_when_it_is_renewed(hub: Hub) -> None:
+    hub.database.write(
+        lambda tx: tx.connection.execute(scheduler_lease.update().values(door_secret="")).rowcount
+    )
+    with hub.database.read() as connection:
+        assert read_leader(connection) is None
+    assert hub.take_lease(epoch=1).door_secret
+
+
+def test_who_leads_is_known_until_its_lease_ends(hub: Hub) -> None:
+    body = LeaseRequest(holder="scheduler-0", instance="instance-1", url="http://there:9090", epoch=1)
+    secret = hub.database.write(lambda tx: take_lease(tx, body, 15.0)).door_secret
+    with hub.database.read() as connection:
+        assert read_leader(connection) == Leader("http://there:9090", secret)
+    assert secret not in repr(Leader("http://there:9090", secret))
+    _expire(hub)
+    with hub.database.read() as connection:
+        assert read_leader(connection) is None
 
 
 def test_an_expired_lease_is_renewed_while_nobody_took_it(hub: Hub) -> None:

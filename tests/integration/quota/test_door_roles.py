@@ -32,6 +32,7 @@ ALLOWED: dict[str, set[str]] = {
     "submit_job": {"operator", "member"},
     "list_jobs": READERS,
     "read_job": READERS,
+    "read_job_logs": {"operator", "member"},
     "cancel_job": {"operator", "member"},
     "create_program": {"operator"},
     "list_programs": STAFF,

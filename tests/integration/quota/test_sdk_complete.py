@@ -43,7 +43,7 @@ AS_FIELDS = {"revoke_organization_tokens", "revoke_token"}
 """Their bodies are nothing but a reason, which is an argument."""
 AS_BYTES = {"send_decisions", "send_reports"}
 """Sent again byte for byte when the outcome is unknown."""
-ADDED = {"export_ledger.target"}
+ADDED = {"export_ledger.target", "read_job_logs.target"}
 JSON_TYPES = {"integer": int, "boolean": bool, "number": float, "string": str}
 
 

@@ -13,6 +13,7 @@ from babel.messages.pofile import read_po
 
 import quota.schemas
 from quota import problems
+from quota.dispatch import logs
 from quota.i18n import DOMAINS, Language, catalogue, choose
 from quota.schemas.values import Request
 from tests.unit.quota.said_texts import ROOT, error_classes, everything_said, said
@@ -27,7 +28,7 @@ def _fields(template: str) -> set[str]:
 def _templates() -> set[str]:
     titles = {kind.title() for kind in error_classes().values()}
     raised = {one.template for one in everything_said() if one.template is not None}
-    return (raised | {problems.UNREADABLE, problems.OUT_OF_RANGE}) - titles
+    return (raised | {problems.UNREADABLE, problems.OUT_OF_RANGE, *logs.LAST_LINES}) - titles
 
 
 def test_every_error_is_raised_with_a_template() -> None:

@@ -102,7 +102,7 @@ class World:
             quota=self.quota,
             clock=self.clock,
             views=views,
-            hands=Hands({"sim": self.cluster}, InlineExecutor(), inbox.append, plan),
+            hands=Hands({"sim": self.cluster}, {"sim": InlineExecutor()}, inbox.append, plan),
             holds=keeper.holds,
             metrics=Metrics(),
             crash=plan,

@@ -182,7 +182,10 @@ class TestRendezvous:
 
 def test_tombstone_takes_the_same_name_and_never_runs():
     spec = a_spec()
-    job, tombstone = job_of(spec, SETTINGS, NODES), tombstone_of(replace(spec, image=""), SETTINGS)
+    job, tombstone = (
+        job_of(spec, SETTINGS, NODES),
+        tombstone_of(replace(spec, image=""), SETTINGS, "hub-alpha"),
+    )
     for key in ("name", "namespace"):
         assert tombstone["metadata"][key] == job["metadata"][key]
     assert tombstone["spec"]["suspend"] is True

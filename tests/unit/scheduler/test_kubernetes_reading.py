@@ -48,7 +48,7 @@ def a_job(**changes: object) -> JobFacts:
         walltime_ms=60_000,
         grace_ms=30_000,
         finished_ms=None,
-        finished_reason=None,
+        failed_reason=None,
         completed=frozenset(),
     )
     return replace(job, **changes)  # type: ignore[arg-type]
@@ -73,9 +73,9 @@ def ended(code: int, reason: str = "Error") -> dict:
     return {"terminated": {"startedAt": AT % 5, "finishedAt": AT % 9, "exitCode": code, "reason": reason}}
 
 
-def the_pod(*things: dict, job: JobFacts | None = None, nodes=None):
+def the_pod(*things: dict, job: JobFacts | None = None, nodes=None, lost=()):
     facts = [pod_facts(thing) for thing in things]
-    status = object_status(job or a_job(), facts, (), NODES if nodes is None else nodes)
+    status = object_status(job or a_job(), facts, (), NODES if nodes is None else nodes, lost)
     return status.pods[0]
 
 
@@ -147,8 +147,12 @@ class TestPods:
 
 
 class TestLostNodes:
-    def test_pod_of_a_silent_node_is_unknown_since_its_last_beat(self):
+    def test_pod_of_a_node_that_just_fell_silent_runs_as_far_as_known(self):
         pod = the_pod(a_pod(**RUNNING), nodes={"n-1": node_facts(a_node("Unknown"))})
+        assert pod.phase is PodPhase.RUNNING
+
+    def test_pod_of_a_node_given_up_is_unknown_since_its_last_beat(self):
+        pod = the_pod(a_pod(**RUNNING), nodes={"n-1": node_facts(a_node("Unknown"))}, lost={"n-1"})
         assert (pod.phase, pod.last_seen_ms) == (PodPhase.UNKNOWN, second(50))
 
     def test_pod_of_a_node_that_is_gone_is_unknown(self):
@@ -184,7 +188,7 @@ class TestGangs:
         assert status.pods[0].node == "n-2"
 
     def test_pods_that_nobody_saw_to_end_ended_with_their_job(self):
-        job = a_job(pods=self.PODS, finished_ms=second(40), finished_reason="X", completed=frozenset({1}))
+        job = a_job(pods=self.PODS, finished_ms=second(40), failed_reason="X", completed=frozenset({1}))
         first, second_pod = object_status(job, (), (), NODES).pods
         assert (first.phase, first.ended_ms, first.reason) == (PodPhase.FAILED, second(40), "vanished")
         assert (second_pod.phase, second_pod.exit_code) == (PodPhase.SUCCEEDED, 0)
@@ -232,7 +236,7 @@ class TestJobs:
         assert (job.suspended, job.abandoned) == (True, True)
         assert job.pods == (PodPlacement(0, "n-1", "h100", 2),)
         assert (job.walltime_ms, job.grace_ms, job.created_ms) == (60_000, 30_000, second(1))
-        assert (job.finished_ms, job.finished_reason) == (second(7), "PodFailurePolicy")
+        assert (job.finished_ms, job.failed_reason) == (second(7), "PodFailurePolicy")
         assert job.completed == {0, 2, 3, 4}
 
     @pytest.mark.parametrize(

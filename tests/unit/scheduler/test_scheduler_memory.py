@@ -46,7 +46,7 @@ def an_attempt_item() -> FeedItem:
 
 def a_reconciler(time: Time, view: ClusterView, cluster: ClusterModel, told: list[Done]) -> Reconciler:
     """One that does everything at once."""
-    hands = Hands({"sim": cluster}, InlineExecutor(), told.append, CrashPlan())
+    hands = Hands({"sim": cluster}, {"sim": InlineExecutor()}, told.append, CrashPlan())
     return Reconciler({"sim": view}, hands, lambda: True, HandClock(time), random.Random(0), time.monotonic_s)
 
 
@@ -82,7 +82,7 @@ def test_failed_action_waits_longer_each_time() -> None:
 
 def test_cluster_is_not_touched_without_the_lease() -> None:
     cluster, told = ClusterModel(Time()), list[Done]()
-    hands = Hands({"sim": cluster}, InlineExecutor(), told.append, CrashPlan())
+    hands = Hands({"sim": cluster}, {"sim": InlineExecutor()}, told.append, CrashPlan())
     hands.submit(StartObject("sim", spec_of(STARTING)), lambda: False)
     assert cluster.calls == []
     assert told[0].trouble
@@ -99,7 +99,7 @@ def test_cluster_is_not_touched_without_the_lease() -> None:
 def test_hands_tell_how_it_went(fault: str, trouble: str, outcome: StartOutcome | None) -> None:
     cluster, told = ClusterModel(Time(), faults=[fault]), list[Done]()
     executor: Executor = InlineExecutor()
-    Hands({"sim": cluster}, executor, told.append, CrashPlan()).submit(
+    Hands({"sim": cluster}, {"sim": executor}, told.append, CrashPlan()).submit(
         StartObject("sim", spec_of(STARTING)), lambda: True
     )
     assert (told[0].trouble, told[0].outcome) == (trouble, outcome)

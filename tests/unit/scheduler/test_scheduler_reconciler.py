@@ -16,7 +16,7 @@ from quota.schemas.scheduling import (
     StopReason,
     StopRecord,
 )
-from scheduler.actions import StartObject, StopObject
+from scheduler.actions import ExtendObject, NotifyObject, PlaceObject, StartObject, StopObject
 from scheduler.clusters.port import PodPhase, PodStatus
 from scheduler.reconciler import Limits, action_of, due_of, leftovers_of, stop_of
 from scheduler.translate import spec_of
@@ -101,7 +101,7 @@ def test_conflict_abandons_at_once() -> None:
     ],
 )
 def test_due_is_when_time_alone_asks_for_a_stop(attempt: AttemptObject, due_ms: int | None) -> None:
-    assert due_of(attempt, LIMITS) == due_ms
+    assert due_of(attempt, LIMITS, NOW) == due_ms
     if due_ms is not None:
         assert stop_of(attempt, a_job(), due_ms - 1, LIMITS, conflict=False) is None
         assert stop_of(attempt, a_job(), due_ms, LIMITS, conflict=False) is not None
@@ -147,7 +147,7 @@ def test_cluster_is_touched_only_as_recorded(
     abandoned: bool | None,
 ) -> None:
     view = a_view() if pods is None else a_view(shown(attempt, *pods, suspended=suspended))
-    action = action_of(attempt, view, LIMITS)
+    action = action_of(attempt, view, LIMITS, NOW)
     match action:
         case StartObject(spec=spec):
             assert (verb, abandoned) == ("start", None)
@@ -159,8 +159,49 @@ def test_cluster_is_touched_only_as_recorded(
             assert verb is None
 
 
+ANNOUNCED = started_attempt(
+    state=JobState.STOPPING,
+    stop=StopRecord(reason=StopReason.PREEMPTED, stop_at=NOW + 60_000, grace_ms=7_000),
+)
+
+
+def test_announced_stop_is_told_to_the_job_and_carried_out_when_it_is_due() -> None:
+    running = shown(ANNOUNCED, RUNNING)
+    untold = a_view(replace(running, notified=False))
+    told = a_view(running)
+    assert action_of(ANNOUNCED, untold, LIMITS, NOW) == NotifyObject(
+        "sim", spec_of(ANNOUNCED), NOW + 60_000, "preempted"
+    )
+    assert action_of(ANNOUNCED, told, LIMITS, NOW + 59_999) is None
+    assert isinstance(action_of(ANNOUNCED, told, LIMITS, NOW + 60_000), StopObject)
+    assert isinstance(action_of(ANNOUNCED, untold, LIMITS, NOW + 60_000), StopObject)
+    assert due_of(ANNOUNCED, LIMITS, NOW) == NOW + 60_000
+    assert due_of(ANNOUNCED, LIMITS, NOW + 60_000) is None
+
+
+@pytest.mark.parametrize(
+    ("attempt", "changes", "verb"),
+    [
+        (an_attempt(), {"gated": True}, PlaceObject),
+        (started_attempt(), {"gated": True}, PlaceObject),
+        (started_attempt(), {"gated": True, "suspended": True}, None),
+        (started_attempt(walltime_ms=2 * HOUR_MS), {"walltime_ms": HOUR_MS}, ExtendObject),
+        (started_attempt(walltime_ms=HOUR_MS), {"walltime_ms": HOUR_MS}, None),
+        (started_attempt(), {"walltime_ms": None}, None),
+        (STOPPING, {"pods_kept": True, "suspended": True}, None),
+        (LOST_BEFORE, {"pods_kept": True, "suspended": True}, None),
+    ],
+)
+def test_object_is_kept_as_recorded(
+    attempt: AttemptObject, changes: dict[str, object], verb: type[object] | None
+) -> None:
+    seen = replace(shown(attempt, RUNNING), **changes)  # type: ignore[arg-type]
+    action = action_of(attempt, a_view(seen), LIMITS, NOW)
+    assert action is None if verb is None else isinstance(action, verb)
+
+
 def test_seen_object_that_was_taken_away_is_not_started_again() -> None:
-    assert action_of(an_attempt(), a_view(gone=("job-1-1",)), LIMITS) is None
+    assert action_of(an_attempt(), a_view(gone=("job-1-1",)), LIMITS, NOW) is None
 
 
 DAY_OLD = NOW + 24 * HOUR_MS + 1

@@ -169,7 +169,7 @@ def test_vanished_object_ended_at_the_first_look_without_it() -> None:
     view = a_view(gone=("job-1-1",), through_ms=CLAIM + 500)
     view.take(Observation(NOW, False, (), (), None), NOW)
     report = report_of(started_attempt(), view, MARGIN)
-    assert report == ended(ended_at=CLAIM + 500, exit_code=None, reason="failed")
+    assert report == ended(ended_at=CLAIM + 500, exit_code=None, reason="node_lost")
 
 
 def test_vanished_object_frees_a_lost_attempt() -> None:
