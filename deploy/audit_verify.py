@@ -993,7 +993,7 @@ class Statement:
             self._report.same(
                 "statement_seal", f"{self._name} as_of", self._document["as_of"], expected["at"]
             )
-            if self._document["seq"] is not None:
+            if self._document["format"] != "csv":  # a table of cells has no such cell
                 self._report.same(
                     "statement_seal", f"{self._name} seq", self._document["seq"], seal["through_seq"]
                 )

@@ -44,7 +44,7 @@ from quota.schemas.service import ClockReply, Health, TaskList
 from quota.settings import Settings
 from quota.throttle import Seats, Throttle
 
-VERSION = "0.2.0"
+VERSION = "0.3.0"
 LOOPBACK = frozenset({"127.0.0.1", "::1", "testclient"})
 
 

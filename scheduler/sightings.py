@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Literal, assert_never
@@ -12,6 +13,7 @@ from quota.schemas.scheduling import (
     FreedItem,
     JobState,
     LostItem,
+    PendingItem,
     StartedItem,
 )
 from scheduler.clusters.port import ObjectStatus, PodPhase, PodStatus
@@ -19,12 +21,16 @@ from scheduler.translate import spec_of
 from scheduler.views import ClusterView
 
 EndedReason = Literal["completed", "failed", "stopped", "node_lost", "never_started"]
-AttemptReport = StartedItem | EndedItem | LostItem | FreedItem
+AttemptReport = StartedItem | PendingItem | EndedItem | LostItem | FreedItem
 
 
 _NOT_ITS_OWN = ("node_lost", "evicted", "gang_failed", "vanished")
 """The cluster took its pods away: with their node, for something else, or by hand. When a pod of the gang failed by
 itself, that one is the cause, and `gang_failed` says of the others only that they followed."""
+
+
+_TOLD = ("oom_killed", "evicted", "node_lost", "deadline_exceeded", "vanished")
+"""Ends of a pod about which its exit code says nothing."""
 
 
 class Sighting(StrEnum):
@@ -142,7 +148,7 @@ def _report_open(
             return None
         case Sighting.ACTIVE:
             assert seen is not None
-            return _started(attempt, seen)
+            return _started(attempt, seen) or _pending(attempt, seen)
         case Sighting.LOST:
             assert seen is not None
             return _lost(attempt, seen)
@@ -165,6 +171,19 @@ def _started(attempt: AttemptObject, seen: ObjectStatus) -> StartedItem | None:
         first_started_at=times.first_started_ms,
         last_started_at=times.last_started_ms,
     )
+
+
+def _pending(attempt: AttemptObject, seen: ObjectStatus) -> PendingItem | None:
+    """Why pods do not start, where the cluster says it and quota has not heard it."""
+    detail = _words(pod for pod in seen.pods if pod.phase is PodPhase.PENDING)
+    if attempt.state is not JobState.STARTING or detail is None or detail == attempt.detail:
+        return None
+    return PendingItem(job_id=attempt.job_id, attempt=attempt.attempt, detail=detail)
+
+
+def _words(pods: Iterable[PodStatus]) -> str | None:
+    """The first pod with something to say."""
+    return next((f"pod {pod.index}: {pod.reason}"[:200] for pod in pods if pod.reason), None)
 
 
 def _lost(attempt: AttemptObject, seen: ObjectStatus) -> LostItem:
@@ -193,6 +212,7 @@ def _ended(attempt: AttemptObject, seen: ObjectStatus | None, gone_ms: int) -> E
         ended_at=max(gone_ms, attempt.claimed_at) if times.ended_ms is None else times.ended_ms,
         exit_code=_exit_code(attempt, pods),
         reason=_ended_reason(attempt, pods, times, suspended=suspended, vanished=seen is None),
+        detail=_words(pod for pod in _failed(pods) if pod.reason in _TOLD),
     )
 
 
@@ -206,10 +226,7 @@ def _ended_reason(
 ) -> EndedReason:
     if _all_succeeded(attempt, pods):
         return "completed"
-    failed = sorted(
-        (pod for pod in pods if pod.phase is PodPhase.FAILED),
-        key=lambda pod: (pod.ended_ms or 0, pod.reason == "gang_failed", pod.index),
-    )
+    failed = _failed(pods)
     cause = failed[0].reason if failed else None
     if cause in _NOT_ITS_OWN:
         return "node_lost"
@@ -219,6 +236,14 @@ def _ended_reason(
         return "stopped"
     # somebody took the object away, and how its pods ended with it
     return "node_lost" if vanished else "failed"
+
+
+def _failed(pods: tuple[PodStatus, ...]) -> list[PodStatus]:
+    """The failed pods, the cause first."""
+    return sorted(
+        (pod for pod in pods if pod.phase is PodPhase.FAILED),
+        key=lambda pod: (pod.ended_ms or 0, pod.reason == "gang_failed", pod.index),
+    )
 
 
 def _exit_code(attempt: AttemptObject, pods: tuple[PodStatus, ...]) -> int | None:

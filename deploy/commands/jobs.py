@@ -210,7 +210,7 @@ def _attempt_lines(attempt: Attempt, job: JobDetail) -> list[str]:
     ended = "" if attempt.end_reason is None else f": {attempt.end_reason.value}"
     code = "" if attempt.exit_code is None else f", exit code {attempt.exit_code}"
     lines = [
-        f"  state      {attempt.state.value}{ended}{code}",
+        f"  state      {attempt.state.value}{ended}{code}{'' if attempt.detail is None else f' ({attempt.detail})'}",
         f"  placed on  {attempt.cluster}: {places}",
         f"  ran        {moment(attempt.last_started_at)} to {moment(attempt.ended_at)}" + _ran_text(attempt),
         f"  charge     {_charge_text(attempt)}",

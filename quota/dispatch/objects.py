@@ -375,6 +375,7 @@ def _attempt(row: Row[Any], pods: tuple[PodPlacement, ...]) -> AttemptObject:
         capacity_held=row.capacity_held,
         stop=stop,
         stop_asked=None if row.stop_asked is None else StopReason(row.stop_asked),
+        detail=row.detail,
         image=spec["image"],
         command=tuple(spec["command"]),
         environment=spec["environment"],

@@ -26,6 +26,7 @@ from quota.schemas.scheduling import (
     ItemResult,
     JobState,
     LostItem,
+    PendingItem,
     PodPlacement,
     ReportBatch,
     ReportItem,
@@ -83,8 +84,10 @@ _END = Prepared(
         exit_code=bindparam("code"),
         end_reason=bindparam("why"),
         lost=bindparam("was_lost"),
+        detail=bindparam("said"),
     )
 )
+_SAY = Prepared(update(attempts).where(*_THIS).values(detail=bindparam("said")))
 _TRUE_END = Prepared(update(attempts).where(*_THIS).values(ended_at_ms=bindparam("truth")))
 _FREE = Prepared(update(attempts).where(*_THIS).values(capacity_held=False))
 _END_JOB = Prepared(
@@ -192,6 +195,8 @@ def _item(tx: Tx, seen: _Report, item: ReportItem) -> ItemResult:
     match item:
         case StartedItem():
             return _result(item, _started(tx, job, row, item, seen.observed_ms))
+        case PendingItem():
+            return _result(item, _pending(tx, row, item))
         case EndedItem():
             return _result(item, _ended(tx, job, row, item, seen))
         case LostItem():
@@ -222,6 +227,15 @@ def _started(tx: Tx, job: Row[Any], row: Row[Any], item: StartedItem, observed_m
     return "accepted"
 
 
+def _pending(tx: Tx, row: Row[Any], item: PendingItem) -> Outcome:
+    # what is said late, of an attempt that has started or ended since, is not news
+    if row.state != JobState.STARTING.value or row.detail == item.detail:
+        return "unchanged"
+    _SAY.change(tx.connection, {"said": item.detail, "job": row.job_id, "number": row.attempt})
+    tx.touch("attempt", f"{row.job_id}-{row.attempt}")
+    return "accepted"
+
+
 def _ended(tx: Tx, job: Row[Any], row: Row[Any], item: EndedItem, seen: _Report) -> Outcome:
     if row.state == JobState.ENDED.value:
         # an attempt reported lost whose pods are now known to be gone
@@ -235,7 +249,9 @@ def _ended(tx: Tx, job: Row[Any], row: Row[Any], item: EndedItem, seen: _Report)
         stop_reason=_reason(row.stop_reason),
         stop_asked=_reason(row.stop_asked),
     )
-    _end(tx, job, row, end, (first, last, ended), item.exit_code, seen)
+    # the words about a slow start are no word about an end
+    said = item.detail or (None if started else row.detail)
+    _end(tx, job, row, end, (first, last, ended), (item.exit_code, said), seen)
     _freed(tx, row, seen, None)
     return "accepted"
 
@@ -251,7 +267,7 @@ def _lost(tx: Tx, job: Row[Any], row: Row[Any], item: LostItem, seen: _Report) -
         stop_reason=_reason(row.stop_reason),
         stop_asked=_reason(row.stop_asked),
     )
-    _end(tx, job, row, end, (first, last, ended), None, seen)
+    _end(tx, job, row, end, (first, last, ended), (None, "node_lost"), seen)
     return "accepted"
 
 
@@ -284,14 +300,15 @@ def _end(
     row: Row[Any],
     end: AttemptEnd,
     times: tuple[int | None, int | None, int],
-    exit_code: int | None,
+    told: tuple[int | None, str | None],
     seen: _Report,
 ) -> None:
     """Record the attempt's end, take back what was settled after it, and move the job on.
 
-    `times` are those of `_times`: first start, last start, end.
+    `times` are those of `_times`: first start, last start, end. `told`: the exit code, and the cluster's words.
     """
     first, last, ended = times
+    exit_code, detail_text = told
     verdict = after_attempt(
         end,
         cancel_requested=job.cancel_requested_at_ms is not None,
@@ -312,6 +329,7 @@ def _end(
             "code": exit_code,
             "why": verdict.reason.value,
             "was_lost": end.lost,
+            "said": detail_text,
         },
     )
     tx.touch("attempt", f"{row.job_id}-{row.attempt}")

@@ -82,6 +82,7 @@ attempts = Table(
     Column("settled", Boolean, nullable=False),
     # why the service wants it stopped; the scheduler decides the stop
     Column("stop_asked", String(20)),
+    Column("detail", String(200)),
     CheckConstraint(f"stop_asked IN ({STOP_REASONS})", name="stop_asked"),
     CheckConstraint("state IN ('starting','running','stopping','ended')", name="state"),
     CheckConstraint(f"end_reason IN ({END_REASONS})", name="end_reason"),

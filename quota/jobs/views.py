@@ -228,6 +228,7 @@ def _attempt(row: Row[Any], pods: tuple[PodPlacement, ...], extensions: tuple[Ex
         last_started_at=row.last_started_at_ms,
         ended_at=row.ended_at_ms,
         exit_code=row.exit_code,
+        detail=row.detail,
         end_reason=None if row.end_reason is None else EndReason(row.end_reason),
         stop_reason=None if row.stop_reason is None else StopReason(row.stop_reason),
         stop_at=row.stop_at_ms,

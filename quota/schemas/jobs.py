@@ -99,6 +99,8 @@ class Attempt(Reply):
     last_started_at: Instant | None
     ended_at: Instant | None
     exit_code: int | None
+    detail: str | None = None
+    """What the cluster says of it: why its pods do not start, or how one of them ended."""
     end_reason: EndReason | None
     stop_reason: StopReason | None
     stop_at: Instant | None

@@ -168,6 +168,8 @@ class AttemptObject(Reply):
     stop: StopRecord | None
     stop_asked: StopReason | None = None
     """The quota service wants this attempt stopped, for this reason; the scheduler decides the stop."""
+    detail: str | None = None
+    """What the cluster said of it last."""
     image: str = ""
     command: tuple[str, ...] = ()
     environment: dict[str, str] = Field(default_factory=dict)
@@ -436,6 +438,19 @@ class StartedItem(Request):
     last_started_at: Instant | None = None
 
 
+Detail = Annotated[str, Field(min_length=1, max_length=200, pattern=NO_NUL)]
+"""What the cluster says of an attempt, in its own words: `pod 0: ImagePullBackOff`, `pod 1: oom_killed`."""
+
+
+class PendingItem(Request):
+    """Pods of an attempt have not started, and the cluster says why."""
+
+    kind: Literal["pending"] = "pending"
+    job_id: ShortId
+    attempt: AttemptNumber
+    detail: Detail
+
+
 class EndedItem(Request):
     """All pods of an attempt are gone or terminal: settles the charge and frees the capacity.
 
@@ -450,6 +465,8 @@ class EndedItem(Request):
     ended_at: Instant
     exit_code: Annotated[int, Field(strict=True, ge=-1, le=255)] | None = None
     reason: Literal["completed", "failed", "stopped", "node_lost", "never_started"]
+    detail: Detail | None = None
+    """None keeps what was said last."""
 
 
 class LostItem(Request):
@@ -483,7 +500,7 @@ class FindingItem(Request):
 
 
 ReportItem = Annotated[
-    StartedItem | EndedItem | LostItem | FreedItem | FindingItem, Field(discriminator="kind")
+    StartedItem | PendingItem | EndedItem | LostItem | FreedItem | FindingItem, Field(discriminator="kind")
 ]
 
 

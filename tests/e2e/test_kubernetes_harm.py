@@ -259,3 +259,20 @@ def test_namespace_that_is_deleted_ends_what_ran_in_it_and_comes_back(hub):
     assert the_end(hub, job) is EndReason.NODE_FAILED
     after = hub.submit("home-again", runs_s=2, firm="beta-robotics")
     assert the_end(hub, after) is EndReason.SUCCEEDED
+
+
+def test_image_that_cannot_be_pulled_is_told_while_the_job_waits_for_it(hub):
+    job = hub.submit("no-image", runs_s=2, played={"start": "image_pull_error"})
+    (found,) = hub.await_jobs(lambda job: bool(job.attempts and job.attempts[0].detail), [job])
+    assert found.state is JobState.STARTING
+    assert found.attempts[0].detail == "pod 0: ImagePullBackOff"
+    hub.cancel(job)
+    (found,) = hub.await_settled(job)
+    assert (found.end_reason, found.attempts[0].settled_gpu_us) == (EndReason.CANCELLED, 0)
+
+
+def test_memory_that_ran_out_is_told(hub):
+    job = hub.submit("greedy", runs_s=2, played={"end": "oom"})
+    (found,) = hub.await_settled(job)
+    assert found.end_reason is EndReason.FAILED
+    assert (found.attempts[0].exit_code, found.attempts[0].detail) == (137, "pod 0: oom_killed")

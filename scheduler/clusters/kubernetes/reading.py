@@ -27,8 +27,9 @@ def object_status(
 
     `lost`: nodes that have been silent for too long; those that are not there at all are lost as well.
     """
-    gone = list(gone)
+    pods, gone = list(pods), list(gone)
     there = {pod.index: pod for pod in pods if not is_second(pod, gone)}
+    is_replaced = len(there) < len({pod.index for pod in pods})
     known = {pod.index: pod for pod in gone} | there
     shown = [_pod_status(job, pod, nodes, lost) for pod in known.values()]
     if job.finished_ms is not None:
@@ -46,7 +47,7 @@ def object_status(
         pods_kept=any(pod.kept for pod in there.values()),
         notified=all(pod.notified for pod in there.values() if not pod.is_over),
         walltime_ms=job.walltime_ms,
-        settled=_is_settled(job, there.values(), known.values()),
+        settled=is_replaced or _is_settled(job, there.values(), known.values()),
     )
 
 

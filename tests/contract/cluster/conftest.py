@@ -166,7 +166,7 @@ def simulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimulatorPro
 
 @pytest.fixture(scope="session")
 def kubernetes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KubernetesUnderTest]:
-    with kubernetes_running(tmp_path_factory.mktemp("kubernetes"), "n-[0-149]:h100=8") as under_test:
+    with kubernetes_running(tmp_path_factory.mktemp("kubernetes"), "n-[0-199]:h100=8") as under_test:
         yield under_test
 
 
@@ -197,7 +197,7 @@ def _simulated(request: pytest.FixtureRequest) -> Iterator[Subject]:
 def _kubernetes(request: pytest.FixtureRequest) -> Iterator[Subject]:
     under_test: KubernetesUnderTest = request.getfixturevalue("kubernetes")
     number = 2 * next(_kubernetes_pairs)
-    assert number < 150, "more tests than pairs of nodes: give the control plane more"
+    assert number < 200, "more tests than pairs of nodes: give the control plane more"
     with ExitStack() as stack:
 
         def connect(timeout_s: float) -> KubernetesCluster:

@@ -80,3 +80,9 @@ def test_any_value_anywhere_in_a_statement_is_found(files: Files, seed: int) -> 
     changed = json.dumps(document) != before
     broken = _broken(files.ledger, ("s.json", json.dumps(document).encode()))
     assert any(rule.startswith("statement_") for rule in broken) is changed, name
+
+
+def test_seq_that_says_nothing_is_found(files: Files) -> None:
+    document = json.loads(files.statement) | {"seq": None}
+    broken = _broken(files.ledger, ("s.json", json.dumps(document).encode()))
+    assert "statement_seal" in broken

@@ -16,7 +16,15 @@ from quota.fleet.tables import clusters, node_capacity, nodes
 from quota.ledger.tables import slices, transfers
 from quota.schemas.fleet import NewCluster
 from quota.schemas.jobs import Attempt, Job
-from quota.schemas.scheduling import FindingItem, FreedItem, ItemResult, JobState, ReportReply, StopReason
+from quota.schemas.scheduling import (
+    FindingItem,
+    FreedItem,
+    ItemResult,
+    JobState,
+    PendingItem,
+    ReportReply,
+    StopReason,
+)
 from tests.builders import (
     GPU_HOUR_US,
     HOUR_MS,
@@ -442,6 +450,35 @@ def test_a_lost_attempt_whose_end_is_seen_later_is_freed_by_it(hub: Hub) -> None
     assert _outcome(hub.report(ended(job, hub.now))) == "accepted"
     assert hub.row(node_capacity, node="n0").used == 0
     assert (hub.job(job.id).end_reason, hub.job(job.id).charged_gpu_us) == ("node_failed", charged)
+
+
+def test_what_the_cluster_says_of_a_slow_start_is_shown_and_forgotten_when_it_starts(hub: Hub) -> None:
+    job = _placed(hub)
+    told = PendingItem(job_id=job.id, attempt=1, detail="pod 0: ImagePullBackOff")
+    assert _outcome(hub.report(told)) == "accepted"
+    assert _attempt(hub, job).detail == "pod 0: ImagePullBackOff"
+    assert _outcome(hub.report(told)) == "unchanged"
+    hub.report(started(job, hub.now, hub.now))
+    hub.clock.advance(MINUTE_MS)
+    assert _outcome(hub.report(told)) == "unchanged"
+    hub.report(ended(job, hub.now))
+    assert _attempt(hub, job).detail is None
+
+
+def test_what_the_cluster_said_of_an_attempt_that_never_started_stays(hub: Hub) -> None:
+    job = _placed(hub)
+    hub.report(PendingItem(job_id=job.id, attempt=1, detail="pod 0: ImagePullBackOff"))
+    hub.stop(job, StopReason.ABANDONED)
+    hub.report(ended(job, hub.now, exit_code=None, reason="never_started"))
+    assert _attempt(hub, job).detail == "pod 0: ImagePullBackOff"
+
+
+def test_what_the_cluster_says_of_an_end_is_shown(hub: Hub) -> None:
+    job = _running(hub)
+    hub.clock.advance(MINUTE_MS)
+    said = ended(job, hub.now, exit_code=137, reason="failed")
+    hub.report(said.model_copy(update={"detail": "pod 0: oom_killed"}))
+    assert _attempt(hub, job).detail == "pod 0: oom_killed"
 
 
 def test_the_pods_of_a_running_attempt_cannot_be_freed(hub: Hub) -> None:

@@ -17,6 +17,7 @@ from quota.schemas.scheduling import (
     NodeCapacityObject,
     NodeObject,
     NodeReport,
+    PendingItem,
     ReportItem,
     StartedItem,
     StartItem,
@@ -112,6 +113,10 @@ class QuotaAttempts(QuotaBook):
         match item:
             case StartedItem():
                 self._started(attempt, item, touched)
+            case PendingItem():
+                if attempt.state is JobState.STARTING:
+                    told = attempt.model_copy(update={"detail": item.detail})
+                    self._put(touched, "attempt", attempt.id, told)
             case EndedItem():
                 self._watch(item, item.ended_at)
                 self._ended(attempt, item, touched, free=True)

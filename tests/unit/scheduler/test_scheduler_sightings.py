@@ -7,7 +7,15 @@ from typing import Any
 
 import pytest
 
-from quota.schemas.scheduling import AttemptObject, EndedItem, FreedItem, JobState, LostItem, StartedItem
+from quota.schemas.scheduling import (
+    AttemptObject,
+    EndedItem,
+    FreedItem,
+    JobState,
+    LostItem,
+    PendingItem,
+    StartedItem,
+)
 from scheduler.clusters.port import Observation, PodPhase, PodStatus
 from scheduler.sightings import Sighting, report_of, sight
 from scheduler.views import ClusterView
@@ -58,6 +66,9 @@ LOST = LostItem(
     last_started_at=CLAIM + 10,
     last_seen_at=CLAIM + 60,
 )
+PULLING = replace(PENDING, reason="ImagePullBackOff")
+PULLING_TOLD = PendingItem(job_id="job-1", attempt=1, detail="pod 0: ImagePullBackOff")
+GREEDY = replace(FAILED, exit_code=137, reason="oom_killed")
 NEVER = ended(
     first_started_at=None, last_started_at=None, ended_at=NOW, exit_code=None, reason="never_started"
 )
@@ -77,7 +88,22 @@ NEVER = ended(
         (started_attempt(), (RUNNING,), False, None),
         (started_attempt(), (SUCCEEDED,), False, ended()),
         (started_attempt(), (UNKNOWN,), False, LOST),
-        (started_attempt(), (DEAD,), False, ended(ended_at=CLAIM + 60, exit_code=None, reason="node_lost")),
+        (
+            started_attempt(),
+            (DEAD,),
+            False,
+            ended(ended_at=CLAIM + 60, exit_code=None, reason="node_lost", detail="pod 0: node_lost"),
+        ),
+        (STARTING, (PULLING,), False, PULLING_TOLD),
+        (an_attempt(detail="pod 0: ImagePullBackOff"), (PULLING,), False, None),
+        (an_attempt(detail="pod 0: ContainerCreating"), (PULLING,), False, PULLING_TOLD),
+        (started_attempt(), (PULLING,), False, None),
+        (
+            started_attempt(),
+            (GREEDY,),
+            False,
+            ended(ended_at=CLAIM + 80, exit_code=137, reason="failed", detail="pod 0: oom_killed"),
+        ),
         (STOPPING, (RUNNING,), True, None),
         (STOPPING, (STOPPED,), True, ended(ended_at=CLAIM + 70, exit_code=143, reason="stopped")),
         (STOPPING, (SUCCEEDED,), True, ended()),
