@@ -21,10 +21,12 @@ settings.load_profile("hub")
 
 @pytest.hookimpl(trylast=True)  # after the tests were shuffled
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files that kill processes begin, the rest of the end-to-end tests follow: they take minutes each, and the
-    last files should be short ones, so that no worker waits long for the other.
+    """Files that kill processes or start a control plane begin, the rest of the end-to-end tests follow: they take
+    minutes each, and the last files should be short ones, so that no worker waits long for the other.
     """
-    items.sort(key=lambda item: ("crash" not in item.keywords, "e2e" not in item.path.parts))
+    items.sort(
+        key=lambda item: ({"crash", "kubernetes"}.isdisjoint(item.keywords), "e2e" not in item.path.parts)
+    )
 
 
 @pytest.fixture

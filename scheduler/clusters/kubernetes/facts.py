@@ -42,6 +42,8 @@ class JobFacts:
     """Why it failed, or is about to fail; None if it does not."""
     completed: frozenset[int]
     """Indexes whose pods succeeded."""
+    version: int = field(default=0, compare=False)
+    """Its resource version when it became so."""
     is_tombstone: bool = False
     """It was created suspended."""
     is_emptied: bool = False
@@ -130,6 +132,7 @@ def job_facts(thing: Json) -> JobFacts | None:
         finished_ms=_finished_ms(status),
         failed_reason=_failed_reason(status),
         completed=frozenset(_indexes(status.get("completedIndexes") or "")),
+        version=_number(metadata.get("resourceVersion")),
         is_tombstone=notes.get(names.TOMBSTONE) == "true",
         is_emptied=_is_emptied(status),
     )

@@ -14,6 +14,8 @@ from scheduler.clusters.port import NodeStatus, ObjectStatus, PodPhase, PodPlace
 _NODE_IS_GONE = ("DeletionByPodGC", "DeletionByTaintManager")
 
 MEBIBYTE = 1024 * 1024
+NOW = 2**64
+"""Beyond every resource version: the pods were read after their Job."""
 
 
 def object_status(
@@ -22,17 +24,20 @@ def object_status(
     gone: Iterable[PodFacts],
     nodes: Mapping[str, NodeFacts],
     lost: Collection[str] = (),
+    pods_version: int = NOW,
 ) -> ObjectStatus:
     """A Job with its pods. `gone`: those that were seen once and are on the cluster no more; all have ended.
 
     `lost`: nodes that have been silent for too long; those that are not there at all are lost as well.
+    `pods_version`: up to where the pods are known. A pod that is missing says nothing before the Job's own version.
     """
     pods, gone = list(pods), list(gone)
     there = {pod.index: pod for pod in pods if not is_second(pod, gone)}
     is_replaced = len(there) < len({pod.index for pod in pods})
     known = {pod.index: pod for pod in gone} | there
     shown = [_pod_status(job, pod, nodes, lost) for pod in known.values()]
-    if job.finished_ms is not None:
+    everyone = are_pods_known(job, known.keys(), pods_version)
+    if job.finished_ms is not None and everyone:
         shown += [_unseen_end(job, placed) for placed in job.pods if placed.index not in known]
     return ObjectStatus(
         name=job.name,
@@ -47,8 +52,15 @@ def object_status(
         pods_kept=any(pod.kept for pod in there.values()),
         notified=all(pod.notified for pod in there.values() if not pod.is_over),
         walltime_ms=job.walltime_ms,
-        settled=is_replaced or _is_settled(job, there.values(), known.values()),
+        settled=is_replaced or (everyone and _is_settled(job, there.values(), known.values())),
     )
+
+
+def are_pods_known(job: JobFacts, indexes: Collection[int], pods_version: int) -> bool:
+    """Whether the pods of these indexes are all that the Job has, as far as pods are known."""
+    if job.is_tombstone or pods_version >= job.version:
+        return True
+    return all(placed.index in indexes for placed in job.pods)
 
 
 def is_second(pod: PodFacts, gone: Iterable[PodFacts]) -> bool:

@@ -22,7 +22,13 @@ from scheduler.clusters.kubernetes.facts import (
     pod_facts,
 )
 from scheduler.clusters.kubernetes.manifests import NodeShape
-from scheduler.clusters.kubernetes.reading import is_second, node_shape, node_status, object_status
+from scheduler.clusters.kubernetes.reading import (
+    are_pods_known,
+    is_second,
+    node_shape,
+    node_status,
+    object_status,
+)
 from scheduler.clusters.kubernetes.settings import KubernetesSettings
 from scheduler.clusters.kubernetes.watch import Change, F, Mirror, Reflector, version_number
 from scheduler.clusters.port import ClusterUnavailable, NodeStatus, ObjectStatus, Observation
@@ -79,6 +85,8 @@ class Sight:
         """Nodes that have been silent for too long."""
         self._expected: set[str] = set()
         """Jobs that the hub itself is deleting."""
+        self._unsettled: set[str] = set()
+        """Jobs with pods that the watch has not shown yet: it may come to them without an event of theirs."""
         self._dirty: set[str] = set()
         self._gone: set[str] = set()
         self._nodes_dirty = True
@@ -318,6 +326,7 @@ class Sight:
     def _observation(self) -> Observation:
         complete = self._complete_wanted
         self._look_for_silence()
+        self._dirty |= self._unsettled & self._jobs.keys()
         # time alone makes a pod without a Job an orphan
         without_jobs = not self._pods.keys() <= self._jobs.keys()
         self._nodes_dirty = (
@@ -335,7 +344,13 @@ class Sight:
     def _status(self, name: str) -> ObjectStatus:
         pods = self._pods.get(name, {})
         gone = self._gone_pods.get(name, {}).values()
-        return object_status(self._jobs[name], pods.values(), gone, self._nodes, self._lost)
+        job, version = self._jobs[name], self._pod_mirror.version
+        status = object_status(job, pods.values(), gone, self._nodes, self._lost, version)
+        if are_pods_known(job, {pod.index for pod in status.pods}, version):
+            self._unsettled.discard(name)
+        else:
+            self._unsettled.add(name)
+        return status
 
     def _changed_nodes(self, complete: bool) -> tuple[NodeStatus, ...] | None:
         if not self._nodes_dirty and not complete:

@@ -193,6 +193,22 @@ class TestGangs:
         assert (first.phase, first.ended_ms, first.reason) == (PodPhase.FAILED, second(40), "vanished")
         assert (second_pod.phase, second_pod.exit_code) == (PodPhase.SUCCEEDED, 0)
 
+    def test_missing_pods_say_nothing_before_the_watch_of_pods_has_come_as_far_as_their_job(self):
+        """After an outage Jobs may be listed before pods: a Job that is over with pods that are not seen yet."""
+        over = {"finished_ms": second(40), "completed": frozenset({0, 1}), "version": 50}
+        job = a_job(pods=self.PODS, **over)
+        early = object_status(job, (), (), NODES, pods_version=49)
+        assert (early.pods, early.settled) == ((), False)
+        late = object_status(job, (), (), NODES, pods_version=50)
+        assert (len(late.pods), late.settled) == (2, True)
+        both = [pod_facts(a_pod(index, "Succeeded", **ended(0))) for index in (0, 1)]
+        assert object_status(job, both, (), NODES, pods_version=49).settled
+
+    def test_suspended_job_without_pods_is_over_only_when_its_pods_were_looked_for(self):
+        job = a_job(suspended=True, is_emptied=True, version=50)
+        assert not object_status(job, (), (), NODES, pods_version=49).settled
+        assert object_status(job, (), (), NODES, pods_version=50).settled
+
     def test_pod_that_is_gone_keeps_the_end_that_it_showed(self):
         gone: list[PodFacts] = [pod_facts(a_pod(0, "Failed", **ended(143)))]
         status = object_status(a_job(suspended=True), (), gone, NODES)
