@@ -43,6 +43,10 @@ class RankingPublisher:
         """Whether enough time has passed since the last document."""
         return self._monotonic_s() >= self._sent_s + self._interval_s
 
+    def due_in_s(self) -> float:
+        """How long until then; 0 if it has."""
+        return max(0.0, self._sent_s + self._interval_s - self._monotonic_s())
+
     def publish(self, standing: Standing, now_ms: int) -> None:
         """Tell quota if something changed. Raises as the gateway does."""
         if not self._worth_telling(standing):

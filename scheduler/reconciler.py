@@ -130,7 +130,7 @@ def action_of(attempt: AttemptObject, view: ClusterView, limits: Limits, now_ms:
             return _notice_of(attempt, attempt.stop, seen, view.name)
         abandoned = attempt.stop is not None and attempt.stop.reason is StopReason.ABANDONED
         return StopObject(view.name, stop_spec_of(attempt), abandoned=abandoned)
-    if seen is None or is_foreign(attempt, seen):
+    if seen is None or is_foreign(attempt, seen, view):
         return None
     return _upkeep_of(attempt, seen, view.name)
 
@@ -243,15 +243,19 @@ class Reconciler:
     def in_conflict(self, attempt: AttemptObject) -> bool:
         """Whether another object has this attempt's name."""
         view = self._views.get(attempt.cluster)
-        seen = None if view is None else view.objects.get(attempt.id)
-        return attempt.id in self._conflicts or (seen is not None and is_foreign(attempt, seen))
+        if attempt.id in self._conflicts or view is None:
+            return attempt.id in self._conflicts
+        seen = view.objects.get(attempt.id)
+        return seen is not None and is_foreign(attempt, seen, view)
 
     def act(self, cache: Cache, limits: Limits) -> None:
         """Let the clusters do what the accepted records ask for."""
         now_ms = self._clock.now_ms()
         for attempt in cache.attempts():
             view = self._views.get(attempt.cluster)
-            action = None if view is None else action_of(attempt, view, limits, now_ms)
+            if view is None or self._is_being_started(attempt, view, limits):
+                continue
+            action = action_of(attempt, view, limits, now_ms)
             if action is not None and attempt.id not in self.tombstones:
                 self._submit(action, limits)
         now_s = self._monotonic_s()
@@ -286,13 +290,22 @@ class Reconciler:
         outcome = "" if done.outcome is None else done.outcome.value
         log.info("action_done", verb=verb, cluster=cluster, object=name, outcome=outcome)
 
+    def _is_being_started(self, attempt: AttemptObject, view: ClusterView, limits: Limits) -> bool:
+        """Nothing to think about: of thousands that start at once most are at this point."""
+        starts = attempt.state is JobState.STARTING and attempt.id not in view.objects
+        return starts and self._is_under_way((view.name, attempt.id, "start"), limits)
+
+    def _is_under_way(self, key: ActionKey, limits: Limits) -> bool:
+        if key in self._busy or self._backoffs.waits(key):
+            return True
+        done_ms = self._done_ms.get(key)
+        # done, only not seen yet
+        return done_ms is not None and self._views[key[0]].through_ms <= done_ms + limits.margin_ms
+
     def _submit(self, action: Action, limits: Limits) -> None:
         key = action.key
-        if key in self._busy or self._backoffs.waits(key):
+        if self._is_under_way(key, limits):
             return
-        done_ms = self._done_ms.get(key)
-        if done_ms is not None and self._views[action.cluster].through_ms <= done_ms + limits.margin_ms:
-            return  # done, only not seen yet
         self._busy.add(key)
         self._hands.submit(action, self._allowed)
 

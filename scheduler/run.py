@@ -201,11 +201,15 @@ class Scheduler:
 
     def _patience_s(self) -> float:
         """Until when nothing needs doing, unless the bell rings."""
-        due_ms = None if self._term is None else self._term.next_due_ms()
-        if due_ms is None:
-            return self._settings.idle_interval_s
-        due_s = self._clock.wall_s(due_ms - self._clock.now_ms())
-        return min(self._settings.idle_interval_s, max(0.0, due_s))
+        term, idle_s = self._term, self._settings.idle_interval_s
+        if term is None:
+            return idle_s
+        due_ms, ranking_s = term.next_due_ms(), term.ranking_due_in_s()
+        # what changed right after a ranking is told with the next one, which is not to wait for the idle interval
+        waits_s = [idle_s] if ranking_s == 0 else [idle_s, ranking_s]
+        if due_ms is not None:
+            waits_s.append(max(0.0, self._clock.wall_s(due_ms - self._clock.now_ms())))
+        return min(waits_s)
 
     # --- the threads ---
 

@@ -33,7 +33,7 @@ class Settings(BaseSettings):
     """A cycle runs this often even when nothing happened: pauses end, grants begin."""
     report_interval_s: float = Field(default=2.0, gt=0, le=600)
     """A cluster's watermark is told this often without events; the ledger's slices close behind it."""
-    ranking_interval_s: float = Field(default=1.0, gt=0, le=600)
+    ranking_interval_s: float = Field(default=0.5, gt=0, le=600)
     """The queue's order and reasons are published at most this often."""
     observe_wait_s: float = Field(default=1.0, ge=0, le=60)
     """How long a cluster is asked to wait for a change before it answers that there was none."""

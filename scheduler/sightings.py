@@ -20,6 +20,8 @@ from scheduler.clusters.port import ObjectStatus, PodPhase, PodStatus
 from scheduler.translate import spec_of
 from scheduler.views import ClusterView
 
+HASHES_KEPT = 50_000
+
 EndedReason = Literal["completed", "failed", "stopped", "node_lost", "never_started"]
 AttemptReport = StartedItem | PendingItem | EndedItem | LostItem | FreedItem
 
@@ -74,11 +76,17 @@ def sight(attempt: AttemptObject, view: ClusterView, margin_ms: int) -> Sighting
     return Sighting.VANISHED if view.through_ms > proof_ms + margin_ms else Sighting.UNSEEN
 
 
-def is_foreign(attempt: AttemptObject, seen: ObjectStatus) -> bool:
+def is_foreign(attempt: AttemptObject, seen: ObjectStatus, view: ClusterView) -> bool:
     """Whether the attempt's name is taken by an object with another specification: never by its own."""
     if attempt.first_started_at is not None or seen.abandoned:
         return False
-    return seen.spec_hash != spec_of(attempt).spec_hash()
+    expected = view.expected_hashes.get(attempt.id)
+    if expected is None:
+        if len(view.expected_hashes) >= HASHES_KEPT:
+            view.expected_hashes.clear()
+        # asked several times in every cycle while it starts
+        expected = view.expected_hashes[attempt.id] = spec_of(attempt).spec_hash()
+    return seen.spec_hash != expected
 
 
 def report_of(
@@ -94,7 +102,7 @@ def report_of(
         case JobState.STARTING | JobState.RUNNING | JobState.STOPPING:
             if tombstone and seen is None:
                 return _ended(attempt, None, view.through_ms)
-            if seen is not None and is_foreign(attempt, seen):
+            if seen is not None and is_foreign(attempt, seen, view):
                 over = attempt.state is JobState.STOPPING and sighting is Sighting.OVER
                 return _ended(attempt, replace(seen, pods=()), view.through_ms) if over else None
             # the first look without it is when a vanished object's pods had surely ended

@@ -126,6 +126,10 @@ class Term:
         dues = (due_of(attempt, limits, now_ms) for attempt in self._cache.attempts())
         return min((due_ms for due_ms in dues if due_ms is not None), default=None)
 
+    def ranking_due_in_s(self) -> float:
+        """When a change that came right after a ranking may be told, in wall seconds; 0 if it may be told now."""
+        return self._publisher.due_in_s()
+
     def step(self) -> None:
         """One cycle; what could not be said is said by the next. Raises SteppedDown when the term is over."""
         limits = self._limits()
@@ -209,6 +213,9 @@ class Term:
             for answer in self._gateway.decide(items):
                 self._cache.apply(answer.objects)
                 results.extend(answer.results)
+                if len(results) < len(items):
+                    # many: the hands begin with what is accepted while the rest is still being decided
+                    self._reconciler.act(self._cache, limits)
         finally:
             for item, result in zip(items, results, strict=False):
                 self._decided(item, result)

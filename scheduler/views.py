@@ -22,6 +22,8 @@ class ClusterView:
         self.gone: dict[str, int] = {}
         """Names that this process saw on the cluster and that are gone now, with `through_ms` of then."""
         self.nodes: tuple[NodeStatus, ...] | None = None
+        self.expected_hashes: dict[str, str] = {}
+        """Memory of `sightings.is_foreign`: what an attempt's object is expected to be. Never changes for a name."""
 
     def take(self, observation: Observation, now_ms: int) -> None:
         """Merge what the cluster answered at `now_ms`."""

@@ -37,7 +37,7 @@ def logs(
     ] = False,
     timestamps: Annotated[bool, typer.Option("--timestamps", help="Begin each line with its time.")] = False,
 ) -> None:
-    """Show what a job wrote. A last line `[gpuhub] …` says that there is more."""
+    """Show what a job wrote. A last line that begins with gpuhub says that there is more."""
     try:
         with service() as client:
             client.read_job_logs(

@@ -81,6 +81,8 @@ class Sight:
         """How each pod ended that is there no more, by Job and index."""
         self._node_pods: dict[str, dict[str, PodFacts]] = defaultdict(dict)
         self._nodes: dict[str, NodeFacts] = {}
+        self._shapes: dict[str, NodeShape] | None = None
+        """Made anew, never changed, when a node did: every start asks for it."""
         self._lost: set[str] = set()
         """Nodes that have been silent for too long."""
         self._expected: set[str] = set()
@@ -155,10 +157,13 @@ class Sight:
             gone = self._gone_pods.get(job.name, {}).values()
             return object_status(job, pods, gone, self._nodes, self._lost)
 
-    def shapes(self) -> dict[str, NodeShape]:
+    def shapes(self) -> Mapping[str, NodeShape]:
         """What pinning has to know of each node."""
         with self._bell:
-            return {name: node_shape(node, self._settings.classes) for name, node in self._nodes.items()}
+            if self._shapes is None:
+                classes = self._settings.classes
+                self._shapes = {name: node_shape(node, classes) for name, node in self._nodes.items()}
+            return self._shapes
 
     # --- what the mirrors tell, under the lock ---
 
@@ -220,7 +225,7 @@ class Sight:
             self._gone_pods[pod.job][pod.index] = _ended(pod, self._now_ms())
 
     def _nodes_changed(self, changes: list[Change[NodeFacts]]) -> None:
-        self._nodes_dirty = True
+        self._nodes_dirty, self._shapes = True, None
         for change in changes:
             node = change.after or change.before
             assert node is not None
