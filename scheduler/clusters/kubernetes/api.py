@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -94,17 +95,16 @@ class KubernetesApi:
         self._name = name
         self._timeout_s = settings.call_timeout_s
         self._pace = Pace(settings.qps, settings.burst)
-        configuration = client.Configuration()
+        # what the kubeconfig carries inside is written into files for a moment; client certificates need them longer
+        self._folder = tempfile.TemporaryDirectory(prefix="gpuhub-kubernetes-", ignore_cleanup_errors=True)
         try:
-            if settings.kubeconfig is None:
-                config.load_incluster_config(client_configuration=configuration)
-            else:
-                config.load_kube_config(
-                    str(settings.kubeconfig), settings.context, client_configuration=configuration
-                )
+            configuration = _load(settings, self._folder.name)
         except (config.ConfigException, OSError) as error:
+            self._folder.cleanup()
             source = settings.kubeconfig or "the pod's service account"
             raise BadClusterFile(f"cluster {name}: {source}: {error}") from error
+        if not str(configuration.cert_file or "").startswith(self._folder.name):
+            self._folder.cleanup()
         configuration.retries = False
         configuration.keep_alive = True
         configuration.connection_pool_maxsize = 32
@@ -187,8 +187,8 @@ class KubernetesApi:
             "server": configuration.host,
             "insecure-skip-tls-verify": not configuration.verify_ssl,
         }
-        if configuration.ssl_ca_cert:
-            authority = Path(configuration.ssl_ca_cert).read_bytes()
+        if configuration.ca_cert_data:
+            authority = str(configuration.ca_cert_data).encode()
             cluster["certificate-authority-data"] = base64.b64encode(authority).decode()
         if configuration.tls_server_name:
             cluster["tls-server-name"] = configuration.tls_server_name
@@ -204,6 +204,7 @@ class KubernetesApi:
     def close(self) -> None:
         """Close the connections."""
         self._client.close()
+        self._folder.cleanup()
 
     def _send(
         self,
@@ -264,6 +265,21 @@ class KubernetesApi:
         return ClusterUnavailable(
             f"cluster {self._name}: {method} {path} answered {answer.status}: {answer.message}"
         )
+
+
+def _load(settings: KubernetesSettings, folder: str) -> client.Configuration:
+    configuration = client.Configuration()
+    if settings.kubeconfig is None:
+        config.load_incluster_config(client_configuration=configuration)
+        # its file stays, and a new authority is written into it
+        return configuration
+    config.load_kube_config(
+        str(settings.kubeconfig), settings.context, client_configuration=configuration, temp_file_path=folder
+    )
+    if configuration.ssl_ca_cert:
+        configuration.ca_cert_data = Path(configuration.ssl_ca_cert).read_text()
+        configuration.ssl_ca_cert = None
+    return configuration
 
 
 def answer_of(response: urllib3.BaseHTTPResponse) -> Answer:
