@@ -27,7 +27,7 @@ def main() -> None:
         _remove_leases(Path(kubeconfig))
     except (OSError, HTTPException) as trouble:
         # kwok then waits until the leases have run out.
-        print(f"the leases of an earlier kwok stay: {trouble}", file=sys.stderr)  # noqa: T201
+        sys.stderr.write(f"the leases of an earlier kwok stay: {trouble}\n")
     lifeline.become(command)
 
 

@@ -46,11 +46,6 @@ class Answer:
         """Its own words, if it has any."""
         return str(self.body.get("message") or self.body)[:500]
 
-    @property
-    def reason(self) -> str:
-        """The machine-readable reason of a refusal."""
-        return str(self.body.get("reason", ""))
-
 
 class Pace:
     """A token bucket: `burst` calls at once, `qps` over time. Thread-safe."""

@@ -31,7 +31,6 @@ MANAGED_TAINT: Final = "hub/managed"
 
 JOB_NAME: Final = "batch.kubernetes.io/job-name"
 COMPLETION_INDEX: Final = "batch.kubernetes.io/job-completion-index"
-JOB_TRACKING: Final = "batch.kubernetes.io/job-tracking"
 HOSTNAME: Final = "kubernetes.io/hostname"
 
 CONTAINER: Final = "main"

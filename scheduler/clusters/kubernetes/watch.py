@@ -70,7 +70,6 @@ class Mirror(Generic[F]):
         self._deleted: dict[str, None] = {}
         self.version = 0
         """Everything up to this resource version is in here; 0: nothing was listed yet."""
-        self.relists = 0
         self.repaired = 0
         """Objects about which a later list knew better than the watches."""
 
@@ -99,7 +98,6 @@ class Mirror(Generic[F]):
                     changes.append(Change(None if known is None else known[1], after))
             self._objects = listed
             self.version = version_number(version)
-            self.relists += 1
             self.repaired += 0 if first else len(changes)
             self._tell(changes)
             self._lock.notify_all()
@@ -179,10 +177,6 @@ class Reflector(Generic[F]):
     def start(self) -> None:
         """Begin."""
         threading.Thread(target=self._run, name=f"watch-{self._mirror.kind}", daemon=True).start()
-
-    def list_anew(self) -> None:
-        """Distrust what the watches said: the next round begins with a list."""
-        self._must_list = True
 
     def follow_once(self) -> None:
         """List if need be, then watch until the server ends the watch. Raises ClusterUnavailable."""

@@ -233,6 +233,22 @@ class TestWhatBecomesOfPods:
         assert subject.cluster.start(longer) is StartOutcome.ADOPTED
 
 
+def test_announced_stop_is_told_to_the_pod_where_it_can_read_it(subject, world):
+    spec = subject.spec()
+    subject.cluster.start(spec)
+    assert not subject.until_phases(spec, RUNNING).notified
+    for _ in range(2):
+        subject.cluster.notify(spec, 1_900_000_000_000, "preempted")
+    subject.until(spec, lambda thing: thing.notified)
+    pod = pod_of(world, spec.name)
+    assert pod["metadata"]["annotations"]["hub/stop-at"] == "2030-03-17T17:46:40+00:00"
+    assert pod["metadata"]["annotations"]["hub/stop-reason"] == "preempted"
+    (mount,) = pod["spec"]["containers"][0]["volumeMounts"]
+    assert (mount["name"], mount["mountPath"]) == ("hub", "/etc/hub")
+    paths = [item["path"] for item in pod["spec"]["volumes"][0]["downwardAPI"]["items"]]
+    assert paths == ["stop-at", "stop-reason"]
+
+
 class TestEndsThatNobodySaw:
     def test_stopped_pod_s_end_waits_until_it_is_acknowledged(self, subject, world):
         spec = subject.spec()
