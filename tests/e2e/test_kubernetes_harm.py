@@ -28,10 +28,11 @@ PODS = f"/api/v1/namespaces/{SPACE}/pods"
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KubernetesHub]:
-    # a node is given up soon, and its pods are taken away soon
+    # The cluster gives a node up soon. The hub waits longer than slow nodes need to be heard of again once an API
+    # server that was away is back: until then every node seems silent.
     arguments = {CONTROLLER_MANAGER: ("--node-monitor-grace-period=6s", "--node-monitor-period=1s")}
     folder = tmp_path_factory.mktemp("hub")
-    with a_kubernetes_hub(folder, *NODES, arguments=arguments, node_lease_s=8) as hub:
+    with a_kubernetes_hub(folder, *NODES, arguments=arguments, node_lease_s=8, lost_after_s=40) as hub:
         yield hub
 
 
