@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from scheduler.core.model import Account, Attempt, Grant, Organization, Pace
-from scheduler.core.policy import Policy
+from scheduler.core.policy import Lane, Policy
 
 
 class GrantBook:
@@ -83,6 +83,17 @@ class GrantBook:
     def charge(self, cost_gpu_us: int) -> None:
         """Count a pick of this cycle as held (negative: give it back)."""
         self.spent += cost_gpu_us
+
+    def behind_share(self, now_ms: int) -> float:
+        """Elapsed share of the term - spent share of the grant."""
+        elapsed_ms = now_ms - self.grant.starts_at_ms
+        return elapsed_ms / self.term_ms - (self.spent / self.granted if self.granted > 0 else 1.0)
+
+    def lane_ms(self, lane: Lane, worst_behind_share: float) -> int:
+        """The longest walltime that may still pass in the lane; 0 if none may."""
+        share = self.spent / self.granted if self.granted > 0 else 1.0
+        room = 1.0 - lane.delivery_weight * max(0.0, worst_behind_share) - share
+        return max((walltime_ms for walltime_ms, z in lane.tapers if room + z > 0), default=0)
 
     @property
     def rank_lag_ms(self) -> int:

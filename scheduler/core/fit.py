@@ -6,6 +6,21 @@ from typing import NamedTuple
 
 from scheduler.core.model import Node
 
+MINUTE_MS = 60_000
+HOUR_MS = 60 * MINUTE_MS
+SPANS_MS = (
+    *(minutes * MINUTE_MS for minutes in (5, 15, 30)),
+    *(hours * HOUR_MS for hours in (1, 2, 3, 4, 6, 8, 12, 16, 24, 36, 48, 72, 96, 120, 168)),
+)
+"""Jobs are told apart by walltime in these steps only, so that few kinds of them are many jobs."""
+LONGEST_MS = 10 * 365 * 24 * HOUR_MS
+
+
+def span_of(walltime_ms: int) -> int:
+    """The walltime, rounded up to a step: who starts by it delays no reservation."""
+    at = bisect_left(SPANS_MS, walltime_ms)
+    return SPANS_MS[at] if at < len(SPANS_MS) else LONGEST_MS
+
 
 class Shape(NamedTuple):
     """What a job needs of the nodes; jobs of equal shape fit or fail together."""
@@ -14,7 +29,14 @@ class Shape(NamedTuple):
     gpus_per_pod: int
     pods: int
     kept_for: str = ""
-    """The job's own id when room is being freed for it: it alone may use that room."""
+    """The job's own id when room is kept for it: it alone may use that room."""
+    span_ms: int = 0
+    """Its walltime, rounded up to one of `SPANS_MS`: how long it must not be in the way of a reservation."""
+
+    @property
+    def gpus(self) -> int:
+        """How many it takes in all."""
+        return self.gpus_per_pod * self.pods
 
 
 class Shelf:
@@ -108,6 +130,10 @@ class Fleet:
         side = self.open if node.schedulable else self.shut
         for gpu_class in node.capacities:
             side[gpu_class][node.cluster].drop(node.node)
+
+    def node(self, node_id: str) -> Node | None:
+        """A node as it was put."""
+        return self._nodes.get(node_id)
 
     def shelves(self, gpu_class: str, clusters: Iterable[str]) -> dict[str, Shelf]:
         """The schedulable nodes of a class in these clusters."""

@@ -7,8 +7,8 @@ from scheduler.core.entitlement import GrantBook
 from scheduler.core.fit import Shape
 from scheduler.core.model import Reason, WaitReason
 
-Entry = tuple[int, str]
-"""(submitted_at_ms, job id): the order inside a grant."""
+Entry = tuple[int, int, str]
+"""(0 for a gang that goes first, else 1; submitted_at_ms; job id): the order inside a grant."""
 GroupKey = tuple[str | None, Shape, int]
 """(pinned grant, shape, walltime_ms): jobs of one organization with an equal key share every verdict."""
 
@@ -46,7 +46,7 @@ class Group:
     @property
     def gpus(self) -> int:
         """How many GPUs one job takes."""
-        return self.shape.gpus_per_pod * self.shape.pods
+        return self.shape.gpus
 
     @property
     def left(self) -> Sequence[Entry]:
@@ -98,8 +98,14 @@ class Leaf:
         self._ids = None
 
     @property
+    def waiting_since_ms(self) -> int | None:
+        """When the first of its jobs was submitted."""
+        firsts = (group.entries[group.taken][1] for heap in self.heads.values() for _, group in heap)
+        return min(firsts, default=None)
+
+    @property
     def ids(self) -> list[str]:
-        """Its jobs in order of submission, then id."""
+        """Its jobs in order."""
         if self._ids is None:
             entries = {entry for heap in self.heads.values() for _, group in heap for entry in group.left}
             # nearly sorted is soon sorted: begin with the order of the last time
@@ -107,5 +113,5 @@ class Leaf:
             if len(self.sorted) < len(entries):
                 self.sorted += entries.difference(self.sorted)
                 self.sorted.sort()
-            self._ids = [job_id for _, job_id in self.sorted]
+            self._ids = [job_id for _, _, job_id in self.sorted]
         return self._ids

@@ -44,7 +44,9 @@ class WaitReason(StrEnum):
     """(position, organization, job): the start of this plan, counted from 1, that took the room. Told to the first
     job in order of each shape only: for the jobs behind it, it is not that start that keeps them waiting."""
     ROOM_RESERVED = "room_reserved"
-    """(job): the one for which room is being freed"""
+    """(job): the one for which the room is kept, now or from a moment before this job could end"""
+    RESERVED = "reserved"
+    """(starts_at_ms, gpu_class, needed, free): room is kept for it from then on, or sooner if others end sooner"""
     CLUSTER_UNSEEN = "cluster_unseen"
     """(cluster)"""
     NODES_UNAVAILABLE = "nodes_unavailable"
@@ -179,6 +181,15 @@ class Job:
     """The latest attempt's number, 0 before the first: a start is the next one."""
     not_before_ms: int | None = None
     cancel_requested: bool = False
+    restartable: bool = False
+    """Whether it may be stopped for another and come again."""
+    preempted_at_ms: tuple[int, ...] = ()
+    """When it was preempted, at least within the last 24 hours."""
+
+    @property
+    def gpus(self) -> int:
+        """How many it takes in all."""
+        return self.gpus_per_pod * self.pods
 
     @property
     def waits(self) -> bool:
@@ -217,6 +228,10 @@ class Attempt:
     stop: Stop | None = None
     capacity_held: bool = True
     """Whether its GPUs still count in the nodes' `used`."""
+    started_at_ms: int | None = None
+    """When all its pods ran."""
+    ends_at_ms: int | None = None
+    """When it ends at the latest: its GPUs count as free from then on. None: nobody knows."""
 
     @property
     def id(self) -> str:
@@ -248,7 +263,28 @@ class Tombstone:
     id: str
 
 
-Change = GpuClass | Node | Cluster | Grant | Organization | Job | Attempt | Policy | Tombstone
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """Room that a waiting job will get: from `starts_at_ms` on, for its walltime, on these nodes."""
+
+    job_id: str
+    cluster: str
+    gpu_class: str
+    starts_at_ms: int
+    gpus_by_node: Mapping[str, int]
+    made_at_ms: int
+    number: int
+    """Of those made at one moment the first has 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reservations:
+    """All that are kept, in the order in which they were made. As a change it replaces those known."""
+
+    kept: tuple[Reservation, ...] = ()
+
+
+Change = GpuClass | Node | Cluster | Grant | Organization | Job | Attempt | Policy | Reservations | Tombstone
 """An object stands for its own upsert."""
 
 
@@ -263,6 +299,16 @@ class Start:
     cluster: str
     pods: tuple[PodPlacement, ...]
     cost_gpu_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class Preempt:
+    """Stop this attempt at `stop_at_ms`, tell it now, and keep its room for `for_job`."""
+
+    job_id: str
+    attempt: int
+    for_job: str
+    stop_at_ms: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,5 +328,8 @@ class Plan:
     order: tuple[str, ...]
     paces: Mapping[str, Pace]
     """Of every grant within its term, before this plan's starts: a refused start must not cost lag."""
+    stops: tuple[Preempt, ...] = ()
+    reservations: tuple[Reservation, ...] = ()
+    """Of jobs that still wait. Hand them to a state that begins anew, or what was promised is forgotten."""
     changed_reasons: Mapping[str, Reason] = field(default_factory=dict, compare=False)
     """Those of `reasons` that differ from the last cycle of the same state."""

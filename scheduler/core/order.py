@@ -2,22 +2,50 @@
 
 A consortium's grant stands under each of its parties with one and the same lag.
 
-Equal lags are told apart by usage (decayed, plus what is held), then by the job that waits longest, then
-by its id. A programme's or organization's lag is the mean of the lags of its running grants, weighted by
+Equal lags are told apart by usage (decayed, plus what is held), then by the first job in order (gangs that go
+first, then the longest wait), then by its id.
+
+A programme's or organization's lag is the mean of the lags of its running grants, weighted by
 what was granted, so that a pick always moves it down and never up.
 """
 
-from collections.abc import Iterator, Mapping, Sequence, Set
-from heapq import heapify, heappop, heappush
+from collections.abc import Container, Iterator, Mapping, Sequence, Set
+from heapq import heapify, heappop, heappush, heapreplace
 from math import fsum
+from typing import NamedTuple, assert_never
 
 from scheduler.core.entitlement import GrantBook
 from scheduler.core.fit import Shape
 from scheduler.core.groups import Entry, Group, Leaf
+from scheduler.core.policy import Lane, Ranking
 from scheduler.core.waiting import Queue
 
 Key = tuple[int, float, Entry]
 """(-lag, usage, first job); smaller is served sooner, and no two at one level are equal."""
+
+
+class Race(NamedTuple):
+    """Which jobs take part while turns are taken."""
+
+    live: Set[Shape]
+    """Those that fit."""
+    reservable: Set[Shape] = frozenset()
+    """Those that do not fit and may have a reservation."""
+    full: Container[str] = ()
+    """Organizations that may have no more of them."""
+    lane: Lane | None = None
+    """Only jobs whose grant lets them pass in it."""
+    worst_behind_share: float = 0.0
+
+    def of(self, organization: str, leaf: Leaf) -> list[tuple[Entry, Group]]:
+        """The first jobs that take part, one per shape."""
+        wide = bool(self.reservable) and organization not in self.full
+        longest_ms = leaf.book.lane_ms(self.lane, self.worst_behind_share) if self.lane else 1 << 62
+        return [
+            heap[0]
+            for shape, heap in leaf.heads.items()
+            if (shape in self.live or (wide and shape in self.reservable)) and shape.span_ms <= longest_ms
+        ]
 
 
 class Usage:
@@ -41,12 +69,14 @@ class Branch:
         "organization",
         "program",
         "queue",
+        "ranking",
         "usage",
         "weight",
     )
 
-    def __init__(self, program: "Program", organization: str, queue: Queue) -> None:
+    def __init__(self, program: "Program", organization: str, queue: Queue, ranking: Ranking) -> None:
         self.program, self.organization, self.queue = program, organization, queue
+        self.ranking = ranking
         self.usage = Usage(0.0)
         self.books: list[GrantBook] = []
         self.lag_weighted = self.weight = 0
@@ -68,7 +98,12 @@ class Branch:
         else:
             self.first = min((leaf.first for leaf in self.leaves() if leaf.first), default=None)
         usage = self.usage.decayed + self.usage.held
-        self.key = (-(self.lag_weighted // self.weight), usage, self.first) if self.first else None
+        self.key = _key(self.ranking, self.lag_weighted, usage, self.weight, self.first)
+
+    @property
+    def lag_ms(self) -> int:
+        """How far its grants here are behind, weighted by what was granted, this cycle's picks counted."""
+        return self.lag_weighted // self.weight
 
     def begin(self, usages: Mapping[str, Usage]) -> None:
         """A new cycle: lags and usage as they are now."""
@@ -92,11 +127,13 @@ class Program:
         "held",
         "key",
         "lag_weighted",
+        "ranking",
         "shared",
         "weight",
     )
 
-    def __init__(self) -> None:
+    def __init__(self, ranking: Ranking) -> None:
+        self.ranking = ranking
         self.shared: list[GrantBook] = []  # grants of several parties
         self.branches: list[Branch] = []
         self.contest: list[
@@ -126,14 +163,15 @@ class Program:
             heappop(self.by_first)
         first = self.by_first[0][0] if self.by_first else None
         usage = self.decayed + self.held
-        self.key = (-(self.lag_weighted // self.weight), usage, first) if first else None
+        self.key = _key(self.ranking, self.lag_weighted, usage, self.weight, first)
 
 
 class Tree:
     """All running grants; `next` tells whose turn it is, `pick` counts it, `order` lists the rest."""
 
-    def __init__(self, books: Sequence[GrantBook], queues: Mapping[str, Queue]) -> None:
+    def __init__(self, books: Sequence[GrantBook], queues: Mapping[str, Queue], ranking: Ranking) -> None:
         self.books = books
+        self.ranking = ranking
         self._serial = 0  # keeps the heaps from comparing branches
         self._programs: dict[str, Program] = {}
         self._branches: dict[str, dict[str, Branch]] = {}  # organization: programme
@@ -164,19 +202,43 @@ class Tree:
             heapify(program.by_first)
             self._enter(program)
 
-    def next(self, live: Set[Shape]) -> tuple[Branch, Leaf, Group] | None:
-        """The job to be served now: the first of the returned group. `live` are the shapes that fit."""
+    def next(self, race: Race) -> tuple[Branch, Leaf, Group] | None:
+        """The job to be served now: the first of the returned group."""
         while self._contest:
             key, _, program = self._contest[0]
-            if key is program.key:
-                while program.contest:
-                    branch_key, _, branch = program.contest[0]
-                    leaf = _best_leaf(branch, live) if branch_key is branch.key else None
-                    if leaf:
-                        _, group = min(heap[0] for shape, heap in leaf.heads.items() if shape in live)
-                        return branch, leaf, group
-                    heappop(program.contest)
-            heappop(self._contest)
+            turn = self._next_of(program, race) if key is program.key else None
+            if turn is None:
+                heappop(self._contest)
+            elif self.ranking is Ranking.FIFO and turn[0] > key[2]:
+                # a job of another programme may wait longer
+                program.key = (*key[:2], turn[0])
+                self._serial += 1
+                heapreplace(self._contest, (program.key, self._serial, program))
+            else:
+                return turn[1:]
+        return None
+
+    def branch(self, program_id: str, organization_id: str) -> Branch:
+        """An organization with a running grant in this programme."""
+        return self._branches[organization_id][program_id]
+
+    def branches(self) -> Iterator[Branch]:
+        """All of them, in no order that means anything."""
+        for program in self._programs.values():
+            yield from program.branches
+
+    def _next_of(self, program: Program, race: Race) -> tuple[Entry, Branch, Leaf, Group] | None:
+        while program.contest:
+            key, _, branch = program.contest[0]
+            turn = _turn(branch, race) if key is branch.key else None
+            if turn is None:
+                heappop(program.contest)
+            elif self.ranking is Ranking.FIFO and turn[0] > key[2]:
+                branch.key = (*key[:2], turn[0])
+                self._serial += 1
+                heapreplace(program.contest, (branch.key, self._serial, branch))
+            else:
+                return turn[0], branch, turn[1], turn[2]
         return None
 
     def pick(self, branch: Branch, book: GrantBook, cost_gpu_us: int) -> None:
@@ -214,8 +276,10 @@ class Tree:
             if branches:
                 branches.sort(key=_by_key)
                 first = min(key[2] for key, _ in branches)
-                lag_ms = program.lag_weighted // program.weight
-                ranked.append(((-lag_ms, program.decayed + program.held, first), branches))
+                usage = program.decayed + program.held
+                key = _key(self.ranking, program.lag_weighted, usage, program.weight, first)
+                assert key is not None
+                ranked.append((key, branches))
         ranked.sort(key=lambda entry: entry[0])
         for _, branches in ranked:
             for _, branch in branches:
@@ -227,11 +291,11 @@ class Tree:
 
     def _grow(self, program_id: str, organization_id: str, queues: Mapping[str, Queue]) -> Branch:
         """The branch of a party, new with its programme where it is the first there."""
-        program = self._programs.setdefault(program_id, Program())
+        program = self._programs.setdefault(program_id, Program(self.ranking))
         of_organization = self._branches.setdefault(organization_id, {})
         branch = of_organization.get(program_id)
         if branch is None:
-            branch = Branch(program, organization_id, queues[organization_id])
+            branch = Branch(program, organization_id, queues[organization_id], self.ranking)
             of_organization[program_id] = branch
             program.branches.append(branch)
         return branch
@@ -243,10 +307,31 @@ class Tree:
             heappush(self._contest, (program.key, self._serial, program))
 
 
-def _best_leaf(branch: Branch, live: Set[Shape]) -> Leaf | None:
-    """The grant furthest behind among those with a job that could start."""
-    leaves = [leaf for leaf in branch.leaves() if not leaf.heads.keys().isdisjoint(live)]
-    return min(leaves, key=_leaf_key, default=None)
+def _key(ranking: Ranking, lag_weighted: int, usage: float, weight: int, first: Entry | None) -> Key | None:
+    """By what a programme or an organization is ranked; None while it has no job that could pay."""
+    if first is None:
+        return None
+    match ranking:
+        case Ranking.GRANT:
+            return -(lag_weighted // weight), usage, first
+        case Ranking.DECAY:
+            return 0, usage / weight, first
+        case Ranking.FIFO:
+            return 0, 0.0, first
+    assert_never(ranking)
+
+
+def _turn(branch: Branch, race: Race) -> tuple[Entry, Leaf, Group] | None:
+    """The first job that takes part, of the grant furthest behind among those with one."""
+    best: tuple[tuple[int, Entry], Entry, Leaf, Group] | None = None
+    for leaf in branch.leaves():
+        heads = race.of(branch.organization, leaf)
+        if heads:
+            entry, group = min(heads)
+            key = (0, entry) if branch.ranking is Ranking.FIFO else _leaf_key(leaf)
+            if best is None or key < best[0]:
+                best = key, entry, leaf, group
+    return best[1:] if best else None
 
 
 def _leaf_key(leaf: Leaf) -> tuple[int, Entry]:

@@ -16,13 +16,21 @@ class Room:
     gpus_by_node: Mapping[str, int]
 
 
-def place(shape: Shape, shelves: Mapping[str, Shelf]) -> Room | None:
-    """Room for all pods in the cluster where they break the fewest empty nodes and leave the least over."""
+def place(
+    shape: Shape, shelves: Mapping[str, Shelf], limits: Mapping[str, Mapping[str, int]] | None = None
+) -> Room | None:
+    """Room for all pods in the cluster where they break the fewest empty nodes and leave the least over.
+
+    `limits`: by cluster and node, how many of its free GPUs it may use at most.
+    """
     best: tuple[tuple[int, int, str], Room] | None = None
     for cluster, shelf in shelves.items():
         if shelf.fitting(shape.gpus_per_pod) < shape.pods:
             continue
-        gpus_by_node, broken, leftover = _pack(shelf, shape.gpus_per_pod, shape.pods)
+        packed = _pack(shelf, shape.gpus_per_pod, shape.pods, (limits or {}).get(cluster, {}))
+        if packed is None:
+            continue
+        gpus_by_node, broken, leftover = packed
         key = (broken, leftover, cluster)
         if best is None or key < best[0]:
             best = key, Room(shape.gpu_class, cluster, gpus_by_node)
@@ -65,7 +73,9 @@ def keep(job: Job, attempts: Iterable[Attempt], fleet: Fleet) -> Room | None:
     return None
 
 
-def _pack(shelf: Shelf, size: int, pods: int) -> tuple[dict[str, int], int, int]:
+def _pack(
+    shelf: Shelf, size: int, pods: int, limits: Mapping[str, int]
+) -> tuple[dict[str, int], int, int] | None:
     """Fill the fullest node first, break an empty one last. Also returns: nodes broken, GPUs left over."""
     chosen: dict[str, int] = {}
     broken = leftover = 0
@@ -74,14 +84,16 @@ def _pack(shelf: Shelf, size: int, pods: int) -> tuple[dict[str, int], int, int]
         key=lambda row: (row[0] and row[1] > size, row[1], row[0]),
     ):
         for name in shelf.rows[empty, free]:
-            here = min(pods, free // size)
+            here = min(pods, min(free, limits[name]) // size if name in limits else free // size)
+            if not here:
+                continue
             chosen[name] = here * size
             broken += empty and here * size < free
             leftover += free - here * size
             pods -= here
             if not pods:
                 return chosen, broken, leftover
-    raise AssertionError("the caller asked fitting() first")
+    return None
 
 
 def _lay_out(

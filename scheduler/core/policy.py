@@ -1,13 +1,80 @@
 """The numbers that a cycle follows, chosen by people and changed without a release."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
+from types import MappingProxyType
 
-DAY_MS = 86_400_000
+MINUTE_MS = 60_000
+HOUR_MS = 3_600_000
+DAY_MS = 24 * HOUR_MS
+
+
+class Ranking(StrEnum):
+    """By what organizations, and the jobs in them, take turns."""
+
+    GRANT = "grant"
+    """Who is furthest behind the pace of its grant goes first; ties by decayed usage."""
+    DECAY = "decay"
+    """Who used least of late for what it was granted goes first."""
+    FIFO = "fifo"
+    """Who waits longest goes first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lane:
+    """Which small short jobs pass reservations, and how far a grant may be spent while they do.
+
+    Source: facts/scheduling.md 2.9, policy R, rule 1.
+    """
+
+    gpus: int = 8
+    """A job in the lane has at most so many."""
+    area_gpu_ms: int = 96 * HOUR_MS
+    """Its GPUs x walltime are at most so much."""
+    tapers: tuple[tuple[int, float], ...] = (
+        (HOUR_MS, 0.10),
+        (4 * HOUR_MS, 0.05),
+        (12 * HOUR_MS, -0.05),
+        (24 * HOUR_MS, -0.10),
+    )
+    """(walltime, z): a job of at most this walltime passes while less than (1 + z) of its grant is spent."""
+    delivery_weight: float = 0.0
+    """How much more it tapers, per share that the organization furthest behind is behind (beta)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Preemption:
+    """Who may be stopped for whom.
+
+    Source: facts/scheduling.md 2.9, policy R, rule 2; notice, cooldown and the daily limit are the hub's.
+    """
+
+    gang_gpus: int = 32
+    """Only for a job of at least so many GPUs."""
+    gangs: int = 4
+    """For at most so many jobs of an organization at a time."""
+    victim_gpus: int = 8
+    """Only jobs of at most so many GPUs are stopped."""
+    lead_ms: int = DAY_MS
+    """The victim's organization is at least so much less behind than the preemptor's."""
+    protected_ms: int = HOUR_MS
+    """No attempt is stopped before it ran so long."""
+    cooldown_ms: int = 8 * HOUR_MS
+    """Nor a job that was preempted so recently."""
+    times_per_day: int = 1
+    """Nor one that was preempted so often within 24 hours; never more than 3."""
+    notice_ms: int = 10 * MINUTE_MS
+    """How long before it is stopped a victim is told."""
+    checkpoint_ms: int = HOUR_MS
+    """How often a job is taken to save its work: what it did since then is lost."""
+    restart_ms: int = 10 * MINUTE_MS
+    """What a start after a preemption costs each of its GPUs."""
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """How the core weighs history, lag and silence. Business milliseconds throughout."""
+    """How the core weighs history, lag, room and silence. Business milliseconds throughout."""
 
     half_life_ms: int = 7 * DAY_MS
     """Usage counts half after this time. It only breaks ties between equal lags."""
@@ -19,3 +86,30 @@ class Policy:
     """Whether people let nothing start anywhere."""
     walltime_step_ms: int = 60_000
     """The walltime that would fit a grant is told in whole steps, so that it does not change every cycle."""
+    ranking: Ranking = Ranking.GRANT
+    gang_first_gpus: int = 0
+    """Inside a grant, jobs of at least so many GPUs go first; 0: by submission only."""
+    reservations: int = 0
+    """How many jobs that do not fit may keep their earliest hole; 0: whatever fits may pass."""
+    reservations_per_organization: int = 4
+    reservation_gpus: int = 8
+    """Only a job of at least so many GPUs may keep a hole."""
+    lane: Lane | None = None
+    preemption: Preemption | None = None
+
+
+PRESETS: Mapping[str, Policy] = MappingProxyType(
+    {
+        "fifo-skip": Policy(ranking=Ranking.FIFO),
+        "decay-skip": Policy(ranking=Ranking.DECAY),
+        "decay-easy": Policy(
+            ranking=Ranking.DECAY, reservations=1, reservations_per_organization=1, reservation_gpus=1
+        ),
+        "grant-skip": Policy(lag_bound_share=1.0),
+        "grant-easy": Policy(
+            lag_bound_share=1.0, reservations=1, reservations_per_organization=1, reservation_gpus=1
+        ),
+        "gpuhub": Policy(gang_first_gpus=32, reservations=8, lane=Lane(), preemption=Preemption()),
+    }
+)
+"""Policies to compare; `gpuhub` is the hub's own."""

@@ -108,7 +108,7 @@ def _out_of_reach(look: _Look, reach: Reach) -> Reason | None:
 
 def _no_room(look: _Look, reach: Reach) -> Reason:
     """Too few are free, or they are scattered."""
-    gpu_class, size, pods, _ = look.shape
+    gpu_class, size, pods, *_ = look.shape
     total = look.gpus(reach.live)
     if total < size * pods:
         return Reason(WaitReason.NO_FREE_GPU, {"gpu_class": gpu_class, "needed": size * pods, "free": total})

@@ -1,11 +1,13 @@
 """Everything the core knows, with the indexes that make a cycle cheap. Only `cycle.decide` works on it."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import assert_never
 
+from scheduler.core.backfill import Place
 from scheduler.core.entitlement import Balances, Caps, GrantBook, usage_gpu_us
 from scheduler.core.fit import Fleet, Shape
-from scheduler.core.groups import Entry, Group
+from scheduler.core.groups import Group
 from scheduler.core.model import (
     Attempt,
     Change,
@@ -13,16 +15,20 @@ from scheduler.core.model import (
     GpuClass,
     Grant,
     Job,
+    JobState,
     Kind,
     Node,
     Organization,
     Pace,
     Reason,
+    Reservation,
+    Reservations,
     Tombstone,
 )
 from scheduler.core.order import Tree, Usage
 from scheduler.core.placement import Room, keep
 from scheduler.core.policy import Policy
+from scheduler.core.profile import NEVER_MS, Profile
 from scheduler.core.reasons import Reach, reach
 from scheduler.core.waiting import Queue
 
@@ -69,18 +75,23 @@ class Knowledge:
         self._attempts: dict[str, Attempt] = {}
         self._stops_for: dict[str, dict[str, Attempt]] = {}  # by the job that the room is freed for
         self._tree: Tree | None = None  # while the same grants run
-        self._tail: list[Entry] = []
-        self._tail_gone: set[Entry] = set()
-        self._tail_new: list[Entry] = []
+        self._tail: list[tuple[int, str]] = []
+        self._tail_gone: set[tuple[int, str]] = set()
+        self._tail_new: list[tuple[int, str]] = []
+        self.profiles: dict[Place, Profile] = {}
+        self.reserved: dict[str, Reservation] = {}  # by job, in the order in which they were made
+        self._expected: set[str] = set()  # jobs that this cycle stops others for
+        self._running_on: dict[str, dict[str, Attempt]] = {}  # by grant: running, and nobody stops them
         self._apply: dict[type, Callable[..., None]] = {
             GpuClass: self._put_class,
-            Node: self.fleet.put,
+            Node: self._put_node,
             Cluster: self._put_cluster,
             Grant: self._put_grant,
             Organization: self._put_organization,
             Job: self._put_job,
             Attempt: self._put_attempt,
             Policy: self._put_policy,
+            Reservations: self._put_reservations,
             Tombstone: self._bury,
         }
 
@@ -136,15 +147,16 @@ class Knowledge:
         for party in book.parties:
             queue = self.queues.get(party)
             leaf = queue.leaves.get(grant_id) if queue else None
-            if leaf and leaf.first and (since_ms is None or leaf.first[0] < since_ms):
-                since_ms = leaf.first[0]
+            first_ms = leaf.waiting_since_ms if leaf else None
+            if first_ms is not None and (since_ms is None or first_ms < since_ms):
+                since_ms = first_ms
         return since_ms
 
     def tree(self, books: list[GrantBook]) -> Tree:
         """The running grants as they rank now."""
         usages = self._usages(books)
         if self._tree is None or self._tree.books != books:
-            self._tree = Tree(books, self.queues)
+            self._tree = Tree(books, self.queues, self.policy.ranking)
         self._tree.begin(usages)
         return self._tree
 
@@ -157,7 +169,7 @@ class Knowledge:
                 if usage is None:
                     usage = usages[id] = Usage(self._decayed_gpu_us(id))
                     if id not in self.queues:
-                        self.queues[id] = Queue(id)
+                        self._queue(id)
                 usage.held += held_gpu_us
         return usages
 
@@ -189,7 +201,52 @@ class Knowledge:
         grants = self.balances.grants_on(accounts) | {grant_id}
         return sorted({party for grant in grants for party in self._books[grant].parties})
 
-    def tail(self) -> list[Entry]:
+    def reserve(self, reservation: Reservation) -> None:
+        """Keep room for a waiting job from the next cycle on; it waits alone from now on."""
+        self.reserved[reservation.job_id] = reservation
+        self._requeue(reservation.job_id)
+
+    def drop_reservation(self, job_id: str) -> None:
+        """Keep no room for it any more."""
+        if self.reserved.pop(job_id, None):
+            self._requeue(job_id)
+
+    def drop_reservations(self) -> None:
+        """Keep no room for jobs that do not wait, could not pay, or for which others are stopped."""
+        for job_id in list(self.reserved):
+            job = self.jobs.get(job_id)
+            queue = self.queues.get(job.organization_id) if job and job.waits else None
+            payable = queue is not None and job is not None and queue.group_of(job) is not None
+            if not payable or job_id in self._stops_for or not self.policy.reservations:
+                del self.reserved[job_id]
+                if job and job.waits:
+                    self._requeue(job_id)
+                    self.judge(job.organization_id)
+
+    def expect(self, job_id: str) -> None:
+        """Others are being stopped for this job, if quota agrees: until `expect_nothing` it waits alone."""
+        self._expected.add(job_id)
+        self._requeue(job_id)
+
+    def expect_nothing(self) -> None:
+        """A cycle is over: what it wanted is decided by quota."""
+        expected, self._expected = self._expected, set()
+        for job_id in sorted(expected):
+            self._requeue(job_id)
+
+    def others_stop_for(self, job_id: str) -> bool:
+        """Whether attempts are stopped, or are to be, for this job."""
+        return job_id in self._stops_for or job_id in self._expected
+
+    def running_on(self, grant_id: str) -> Mapping[str, Attempt]:
+        """The running attempts that draw on a grant and that nobody stops, by id."""
+        return self._running_on.get(grant_id, {})
+
+    def book(self, grant_id: str) -> GrantBook | None:
+        """A grant's working copy."""
+        return self._books.get(grant_id)
+
+    def tail(self) -> list[tuple[int, str]]:
         """The jobs that may not start for another reason than room, in order of submission, then id."""
         if self._tail_gone or self._tail_new:
             kept = [entry for entry in self._tail if entry not in self._tail_gone]
@@ -220,8 +277,45 @@ class Knowledge:
     def _put_cluster(self, cluster: Cluster) -> None:
         self._clusters[cluster.id] = cluster
 
+    def _put_node(self, node: Node) -> None:
+        self._empty_node(node.id)
+        self.fleet.put(node)
+        if node.schedulable:
+            for gpu_class, capacity in node.capacities.items():
+                free = max(0, capacity.total - capacity.foreign - capacity.used)
+                self._profile(gpu_class, node.cluster).touch(node.node).free = free
+
+    def _empty_node(self, node_id: str) -> None:
+        """Nothing is free on it, whatever its attempts give back."""
+        node = self.fleet.node(node_id)
+        if node:
+            for gpu_class in node.capacities:
+                self._profile(gpu_class, node.cluster).touch(node.node).free = 0
+
+    def _profile(self, gpu_class: str, cluster: str) -> Profile:
+        profile = self.profiles.get((gpu_class, cluster))
+        if profile is None:
+            profile = self.profiles[gpu_class, cluster] = Profile()
+        return profile
+
+    def _queue(self, organization_id: str) -> Queue:
+        queue = self.queues.get(organization_id)
+        if queue is None:
+            queue = Queue(organization_id, self.policy.gang_first_gpus)
+            self.queues[organization_id] = queue
+        return queue
+
+    def _put_reservations(self, reservations: Reservations) -> None:
+        before, self.reserved = self.reserved, {each.job_id: each for each in reservations.kept}
+        for job_id in sorted(before.keys() ^ self.reserved.keys()):
+            self._requeue(job_id)
+
     def _put_policy(self, policy: Policy) -> None:
-        self.policy = policy
+        before, self.policy = self.policy, policy
+        if before.ranking is not policy.ranking:
+            self._tree = None
+        if before.gang_first_gpus != policy.gang_first_gpus:
+            self._sort_anew()
         for book in self._books.values():
             book.rewrite(book.grant, policy)
         self.dirty.update(self.queues)
@@ -264,10 +358,7 @@ class Knowledge:
             self.dirty.add(before.organization_id)
             self.gone.add(job.id)
         if job.waits:
-            queue = self.queues.get(job.organization_id)
-            if queue is None:
-                queue = self.queues[job.organization_id] = Queue(job.organization_id)
-            queue.add(job, job.id in self._stops_for, self.now_ms)
+            self._queue(job.organization_id).add(job, self._waits_alone(job.id), self.now_ms)
             self.dirty.add(job.organization_id)
             self.gone.discard(job.id)
 
@@ -275,6 +366,7 @@ class Knowledge:
         self._forget_stop(attempt.id)
         self._look_at_caps(self.caps.put(attempt))
         self._attempts[attempt.id] = attempt
+        self._show(attempt)
         if attempt.stop and attempt.stop.for_job:
             self._stops_for.setdefault(attempt.stop.for_job, {})[attempt.id] = attempt
             self._requeue(attempt.stop.for_job)
@@ -292,6 +384,8 @@ class Knowledge:
 
     def _forget_stop(self, attempt_id: str) -> None:
         attempt = self._attempts.pop(attempt_id, None)
+        if attempt:
+            self._hide(attempt)
         if attempt and attempt.stop and attempt.stop.for_job:
             stops = self._stops_for[attempt.stop.for_job]
             del stops[attempt_id]
@@ -300,13 +394,42 @@ class Knowledge:
             self._requeue(attempt.stop.for_job)
 
     def _requeue(self, job_id: str) -> None:
-        """Room is, or is no longer, being freed for this job: its shape changes."""
+        """Room is, or is no longer, kept for this job: its shape changes."""
         job = self.jobs.get(job_id)
         if job and job.waits:
             queue = self.queues[job.organization_id]
             queue.remove(job)
-            queue.add(job, job_id in self._stops_for, self.now_ms)
+            queue.add(job, self._waits_alone(job_id), self.now_ms)
             self.dirty.add(job.organization_id)
+
+    def _waits_alone(self, job_id: str) -> bool:
+        return job_id in self._stops_for or job_id in self.reserved or job_id in self._expected
+
+    def _sort_anew(self) -> None:
+        """Other jobs go first in their grants."""
+        waiting = sorted((job for job in self.jobs.values() if job.waits), key=lambda job: job.id)
+        gpus = self.policy.gang_first_gpus
+        for job in waiting:
+            self.queues[job.organization_id].remove(job)
+        for queue in self.queues.values():
+            queue.gang_first_gpus = gpus
+        for job in waiting:
+            self.queues[job.organization_id].add(job, self._waits_alone(job.id), self.now_ms)
+            self.dirty.add(job.organization_id)
+
+    def _show(self, attempt: Attempt) -> None:
+        """Its GPUs come back when it ends."""
+        if attempt.state is JobState.RUNNING and attempt.stop is None:
+            self._running_on.setdefault(attempt.grant_id, {})[attempt.id] = attempt
+        if attempt.capacity_held:
+            ends_ms = NEVER_MS if attempt.ends_at_ms is None else attempt.ends_at_ms
+            for (gpu_class, node), gpus in _on_nodes(attempt).items():
+                self._profile(gpu_class, attempt.cluster).touch(node).put(attempt.id, ends_ms, gpus)
+
+    def _hide(self, attempt: Attempt) -> None:
+        self._running_on.get(attempt.grant_id, {}).pop(attempt.id, None)
+        for gpu_class, node in _on_nodes(attempt) if attempt.capacity_held else ():
+            self._profile(gpu_class, attempt.cluster).touch(node).drop(attempt.id)
 
     def _bury(self, tombstone: Tombstone) -> None:
         id = tombstone.id
@@ -316,6 +439,7 @@ class Knowledge:
                 if self._rates.pop(id, None) is not None:
                     self.dirty.update(self.queues)
             case Kind.NODE:
+                self._empty_node(id)
                 self.fleet.drop(id)
             case Kind.CLUSTER:
                 self._clusters.pop(id, None)
@@ -342,3 +466,11 @@ class Knowledge:
         self._close(book)
         self.dirty.update(self.organizations_on(grant_id, book.accounts))
         del self._books[grant_id]
+
+
+def _on_nodes(attempt: Attempt) -> Counter[tuple[str, str]]:
+    """GPUs by (class, node)."""
+    found: Counter[tuple[str, str]] = Counter()
+    for pod in attempt.pods:
+        found[pod.gpu_class, pod.node] += pod.count
+    return found

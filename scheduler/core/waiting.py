@@ -4,7 +4,7 @@ from bisect import bisect_left, insort
 from collections.abc import Iterator, Mapping, Sequence
 
 from scheduler.core.entitlement import Balances, Caps, GrantBook
-from scheduler.core.fit import Shape
+from scheduler.core.fit import Shape, span_of
 from scheduler.core.groups import Entry, Group, GroupKey, Leaf
 from scheduler.core.judging import NEVER_MS, Judge, Offers
 from scheduler.core.model import Job, Organization, Reason, WaitReason
@@ -19,6 +19,7 @@ class Queue:
         "_cooling",
         "_frozen",
         "dearest_gpu_us",
+        "gang_first_gpus",
         "groups",
         "leaves",
         "organization_id",
@@ -27,12 +28,13 @@ class Queue:
         "widest_gpus",
     )
 
-    def __init__(self, organization_id: str) -> None:
+    def __init__(self, organization_id: str, gang_first_gpus: int = 0) -> None:
         self.organization_id = organization_id
+        self.gang_first_gpus = gang_first_gpus
         self.groups: dict[GroupKey, Group] = {}
         self._cooling: dict[str, tuple[Job, GroupKey]] = {}
         self.leaves: dict[str, Leaf] = {}
-        self.tail: list[Entry] = []  # the jobs that may not start for another reason than room
+        self.tail: list[tuple[int, str]] = []  # the jobs that may not start for another reason than room
         self.until_ms = 0
         # while the only path has this left, and the cap this many, no pick changes a verdict
         self.dearest_gpu_us = NEVER_US
@@ -40,9 +42,8 @@ class Queue:
         self._frozen: Reason | None = None
 
     def add(self, job: Job, kept: bool, now_ms: int) -> None:
-        """A job waits; `kept` when room is being freed for it."""
-        shape = Shape(job.gpu_class, job.gpus_per_pod, job.pods, job.id if kept else "")
-        key = (job.grant_id, shape, job.walltime_ms)
+        """A job waits; `kept` when room is kept for it."""
+        key = _key(job, job.id if kept else "")
         if job.not_before_ms is not None and job.not_before_ms > now_ms:
             self._cooling[job.id] = job, key
         else:
@@ -53,9 +54,8 @@ class Queue:
         if self._cooling.pop(job.id, None):
             return
         for kept_for in ("", job.id):
-            key = (job.grant_id, Shape(job.gpu_class, job.gpus_per_pod, job.pods, kept_for), job.walltime_ms)
-            group = self.groups.get(key)
-            entry = (job.submitted_at_ms, job.id)
+            group = self.groups.get(_key(job, kept_for))
+            entry = self._entry(job)
             at = bisect_left(group.entries, entry) if group else 0
             if group and at < len(group.entries) and group.entries[at] == entry:
                 del group.entries[at]
@@ -65,9 +65,12 @@ class Queue:
         """Whether only room, time or a cooldown keeps this job; its money is there."""
         if self._frozen:
             return False
-        shape = Shape(job.gpu_class, job.gpus_per_pod, job.pods, job.id)
-        group = self.groups.get((job.grant_id, shape, job.walltime_ms))
-        return job.id in self._cooling or (group is not None and group.book is not None)
+        return job.id in self._cooling or self.group_of(job) is not None
+
+    def group_of(self, job: Job) -> Group | None:
+        """The group of a job for which room is kept, if it could pay now."""
+        group = self.groups.get(_key(job, job.id))
+        return group if group and group.book and group.entries else None
 
     def cooling(self) -> Iterator[tuple[str, Reason]]:
         """Why each job in cooldown waits."""
@@ -108,7 +111,7 @@ class Queue:
         for leaf in self.leaves.values():
             leaf.seal()
         self.tail = sorted(
-            [e for group in self.groups.values() if not group.book for e in group.left]
+            [e[1:] for group in self.groups.values() if not group.book for e in group.left]
             + [(job.submitted_at_ms, job.id) for job, _ in self._cooling.values()]
         )
 
@@ -133,5 +136,14 @@ class Queue:
         group = self.groups.get(key)
         if group is None:
             group = self.groups[key] = Group(key)
-        insort(group.entries, (job.submitted_at_ms, job.id))
+        insort(group.entries, self._entry(job))
         group.told = None
+
+    def _entry(self, job: Job) -> Entry:
+        goes_first = 0 < self.gang_first_gpus <= job.gpus
+        return 0 if goes_first else 1, job.submitted_at_ms, job.id
+
+
+def _key(job: Job, kept_for: str) -> GroupKey:
+    shape = Shape(job.gpu_class, job.gpus_per_pod, job.pods, kept_for, span_of(job.walltime_ms))
+    return job.grant_id, shape, job.walltime_ms

@@ -1,0 +1,293 @@
+"""Room kept for jobs that do not fit yet, and what may start beside it without delaying it.
+
+Conservative backfill with few reservations: facts/scheduling.md 2.6 and 2.9. A reservation moves to an earlier
+moment when it can without touching another one, and to a later moment only when it must: the lane took its room,
+a node was lost, or an attempt did not end in time.
+"""
+
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from scheduler.core.fit import Fleet, Shape, Shelf
+from scheduler.core.model import Reservation
+from scheduler.core.profile import NEVER_MS, OVERDUE_MS, Interval, NodeProfile, Profile, earliest, least_free
+
+Place = tuple[str, str]
+"""(GPU class, cluster)"""
+
+
+@dataclass(frozen=True, slots=True)
+class Hole:
+    """Where and from when on a job has room for all its walltime."""
+
+    starts_at_ms: int
+    cluster: str
+    gpus_by_node: Mapping[str, int]
+
+
+class Horizon:
+    """One cycle's view of what is free when: profiles, reservations and this cycle's picks."""
+
+    def __init__(self, profiles: Mapping[Place, Profile], fleet: Fleet, now_ms: int) -> None:
+        self._profiles, self._fleet, self.now_ms = profiles, fleet, now_ms
+        self.seats: dict[str, tuple[Reservation, int]] = {}  # job: (reservation, walltime_ms)
+        self._picks: dict[Place, dict[str, list[Interval]]] = defaultdict(lambda: defaultdict(list))
+        self._taken: dict[
+            Place, dict[str, list[Interval]]
+        ] = {}  # picks and seats; made anew when either changed
+        self._screens: dict[Place, Screen] = {}
+
+    def sit(self, reservation: Reservation, walltime_ms: int) -> None:
+        """Keep this room."""
+        self.seats[reservation.job_id] = reservation, walltime_ms
+        self._forget((reservation.gpu_class, reservation.cluster))
+
+    def rise(self, job_id: str) -> Reservation | None:
+        """Keep it no longer."""
+        found = self.seats.pop(job_id, None)
+        if found is None:
+            return None
+        self._forget((found[0].gpu_class, found[0].cluster))
+        return found[0]
+
+    def pick(self, gpu_class: str, cluster: str, gpus_by_node: Mapping[str, int], walltime_ms: int) -> None:
+        """This cycle gave GPUs away, from now for so long."""
+        place = gpu_class, cluster
+        for node, gpus in gpus_by_node.items():
+            self._picks[place][node].append((self.now_ms, self.now_ms + walltime_ms, gpus))
+            if place in self._taken:
+                self._taken[place].setdefault(node, []).append((self.now_ms, self.now_ms + walltime_ms, gpus))
+        screen = self._screens.get(place)
+        if screen:
+            screen.look_again(gpus_by_node)
+
+    def give_back(
+        self, gpu_class: str, cluster: str, gpus_by_node: Mapping[str, int], walltime_ms: int
+    ) -> None:
+        """Undo a pick."""
+        for node, gpus in gpus_by_node.items():
+            self._picks[gpu_class, cluster][node].remove((self.now_ms, self.now_ms + walltime_ms, gpus))
+        self._forget((gpu_class, cluster))
+
+    def hole(self, shape: Shape, walltime_ms: int, clusters: Iterable[str]) -> Hole | None:
+        """The earliest room for all pods at once, in the first cluster that has it; None if it never comes."""
+        best: Hole | None = None
+        for cluster in clusters:
+            shelf = self._fleet.open.get(shape.gpu_class, {}).get(cluster)
+            profile = self._profiles.get((shape.gpu_class, cluster))
+            if shelf is None or profile is None:
+                continue
+            found = self._hole_in(cluster, shelf, profile, shape, walltime_ms)
+            if found and (best is None or found.starts_at_ms < best.starts_at_ms):
+                best = found
+        return best
+
+    def holds(self, reservation: Reservation, walltime_ms: int) -> bool:
+        """Whether this room is still there at its time, all other seats in place."""
+        place = reservation.gpu_class, reservation.cluster
+        profile = self._profiles.get(place)
+        shelf = self._fleet.open.get(reservation.gpu_class, {}).get(reservation.cluster)
+        if profile is None or shelf is None:
+            return False
+        taken = self._taken_on(place)
+        starts_ms = reservation.starts_at_ms
+        for node, gpus in reservation.gpus_by_node.items():
+            known = profile.nodes.get(node)
+            if known is None or node not in shelf.nodes:
+                return False
+            ends_ms = starts_ms + walltime_ms
+            if least_free(known, taken.get(node, ()), starts_ms, ends_ms, self.now_ms) < gpus:
+                return False
+        return True
+
+    def screen(self, gpu_class: str, cluster: str) -> "Screen | None":
+        """What reservations leave there; None while there are none."""
+        place = gpu_class, cluster
+        if place not in self._screens:
+            seats = [seat for seat, _ in self.seats.values() if (seat.gpu_class, seat.cluster) == place]
+            shelf = self._fleet.open.get(gpu_class, {}).get(cluster)
+            if not seats or shelf is None:
+                return None
+            self._screens[place] = Screen(
+                shelf, self._profiles[place], self._taken_on(place), seats, self.now_ms
+            )
+        return self._screens[place]
+
+    def allows(self, shape: Shape, clusters: Iterable[str]) -> bool:
+        """Whether it may start now and run its whole walltime without delaying a reservation."""
+        by_cluster = self._fleet.open.get(shape.gpu_class, {})
+        for cluster in clusters:
+            shelf = by_cluster.get(cluster)
+            if shelf is None:
+                continue
+            fitting = shelf.fitting(shape.gpus_per_pod)
+            if fitting < shape.pods:
+                continue
+            screen = self.screen(shape.gpu_class, cluster)
+            if screen is None or fitting - screen.lost(shape.gpus_per_pod, shape.span_ms) >= shape.pods:
+                return True
+        return False
+
+    def limits(self, shape: Shape, clusters: Iterable[str]) -> dict[str, Mapping[str, int]]:
+        """By cluster: what a job of this span may use at most of nodes on which room is kept."""
+        found = {}
+        for cluster in clusters:
+            screen = self.screen(shape.gpu_class, cluster)
+            if screen:
+                found[cluster] = screen.least(shape.span_ms)
+        return found
+
+    def in_the_way(self, shape: Shape) -> str:
+        """The job whose reservation keeps such a job out: the first to start within its span."""
+        until_ms = self.now_ms + shape.span_ms
+        seats = [seat for seat, _ in self.seats.values() if seat.gpu_class == shape.gpu_class]
+        near = [seat for seat in seats if seat.starts_at_ms < until_ms and seat.job_id != shape.kept_for]
+        return min(near or seats, key=lambda seat: (seat.starts_at_ms, seat.made_at_ms, seat.number)).job_id
+
+    def _hole_in(
+        self, cluster: str, shelf: Shelf, profile: Profile, shape: Shape, walltime_ms: int
+    ) -> Hole | None:
+        size, now_ms = shape.gpus_per_pod, self.now_ms
+        if shelf.holding(size) < shape.pods:
+            return None
+        taken = self._taken_on((shape.gpu_class, cluster))
+        usual: Sequence[tuple[int, str]] = ()
+        if len(taken) < len(profile.nodes):
+            slots = profile.slots(size, shelf.nodes)
+            usual = [slot for slot in slots if slot[1] not in taken] if taken else slots
+        special = [(name, profile.nodes[name]) for name in sorted(taken) if name in shelf.nodes]
+        at_ms = now_ms
+        while True:
+            found = _first(usual, shape.pods, now_ms)
+            found += _special(special, taken, shape, walltime_ms, at_ms, now_ms)
+            found.sort()
+            if len(found) < shape.pods:
+                return None
+            then_ms = max(at_ms, found[shape.pods - 1][0])
+            if then_ms == NEVER_MS:
+                return None
+            if then_ms == at_ms:
+                break
+            at_ms = then_ms
+        gpus_by_node: dict[str, int] = {}
+        for _, name in found[: shape.pods]:
+            gpus_by_node[name] = gpus_by_node.get(name, 0) + size
+        return Hole(at_ms, cluster, gpus_by_node)
+
+    def _taken_on(self, place: Place) -> dict[str, list[Interval]]:
+        taken = self._taken.get(place)
+        if taken is None:
+            taken = {node: list(intervals) for node, intervals in self._picks[place].items() if intervals}
+            for seat, walltime_ms in self.seats.values():
+                if (seat.gpu_class, seat.cluster) == place:
+                    interval = seat.starts_at_ms, seat.starts_at_ms + walltime_ms
+                    for node, gpus in seat.gpus_by_node.items():
+                        taken.setdefault(node, []).append((*interval, gpus))
+            self._taken[place] = taken
+        return taken
+
+    def _forget(self, place: Place) -> None:
+        self._taken.pop(place, None)
+        self._screens.pop(place, None)
+
+
+class Screen:
+    """For the nodes of one class in one cluster on which room is kept: what is left of them, by span of time."""
+
+    def __init__(
+        self,
+        shelf: Shelf,
+        profile: Profile,
+        taken: Mapping[str, list[Interval]],
+        seats: Sequence[Reservation],
+        now_ms: int,
+    ) -> None:
+        self._shelf, self._profile, self._taken, self._now_ms = shelf, profile, taken, now_ms
+        self._starts = sorted({seat.starts_at_ms for seat in seats})
+        self._nodes = sorted({node for seat in seats for node in seat.gpus_by_node if node in shelf.nodes})
+        self._least: dict[int, dict[str, int]] = {}  # by number of reservations that begin within the span
+        self._lost: dict[tuple[int, int], int] = {}  # (pod size, that number): pods that do not fit
+
+    def least(self, span_ms: int) -> Mapping[str, int]:
+        """What stays free on each node for so long, reservations counted."""
+        return self._least_in(self._begun(span_ms))
+
+    def lost(self, size: int, span_ms: int) -> int:
+        """How many pods of this size less than the free GPUs say can run for so long."""
+        begun = self._begun(span_ms)
+        found = self._lost.get((size, begun))
+        if found is None:
+            nodes = self._shelf.nodes
+            found = sum(
+                nodes[name][0] // size - min(nodes[name][0], least) // size
+                for name, least in self._least_in(begun).items()
+            )
+            self._lost[size, begun] = found
+        return found
+
+    def look_again(self, nodes: Iterable[str]) -> None:
+        """The room on these nodes changed."""
+        changed = [node for node in nodes if node in self._nodes]
+        if changed:
+            self._lost.clear()
+            for begun, least in self._least.items():
+                for name in changed:
+                    least[name] = self._through(name, begun)
+
+    def _begun(self, span_ms: int) -> int:
+        return bisect_left(self._starts, self._now_ms + span_ms)
+
+    def _least_in(self, begun: int) -> dict[str, int]:
+        least = self._least.get(begun)
+        if least is None:
+            least = self._least[begun] = {name: self._through(name, begun) for name in self._nodes}
+        return least
+
+    def _through(self, name: str, begun: int) -> int:
+        if begun == 0:
+            return self._shelf.nodes[name][0]
+        until_ms = self._starts[begun - 1] + 1
+        taken = self._taken.get(name, ())
+        return max(0, least_free(self._profile.nodes[name], taken, self._now_ms, until_ms, self._now_ms))
+
+
+def moved(reservation: Reservation, hole: Hole) -> Reservation:
+    """The same promise, elsewhere."""
+    return replace(
+        reservation,
+        cluster=hole.cluster,
+        starts_at_ms=hole.starts_at_ms,
+        gpus_by_node=hole.gpus_by_node,
+    )
+
+
+def _first(slots: Sequence[tuple[int, str]], pods: int, now_ms: int) -> list[tuple[int, str]]:
+    """The first so many, none before now; what should have ended by now ends soon."""
+    soon_ms = now_ms + OVERDUE_MS
+    first = [(now_ms if at == 0 else at if at > now_ms else soon_ms, name) for at, name in slots[:pods]]
+    if first and slots[len(first) - 1][0] < soon_ms and len(slots) > pods:
+        # overdue ones are later than they stand in the list
+        first = [(now_ms if at == 0 else at if at > now_ms else soon_ms, name) for at, name in slots]
+        first.sort()
+    return first[:pods]
+
+
+def _special(
+    nodes: Iterable[tuple[str, NodeProfile]],
+    taken: Mapping[str, Sequence[Interval]],
+    shape: Shape,
+    span_ms: int,
+    from_ms: int,
+    now_ms: int,
+) -> list[tuple[int, str]]:
+    """(moment, node) of every pod that will fit on nodes of which something is taken."""
+    found = []
+    for name, node in nodes:
+        for count in range(1, shape.pods + 1):
+            at_ms = earliest(node, taken[name], count * shape.gpus_per_pod, span_ms, from_ms, now_ms)
+            if at_ms == NEVER_MS:
+                break
+            found.append((at_ms, name))
+    return found

@@ -1,0 +1,172 @@
+"""What will be free when: running attempts give their GPUs back at their walltime's end, reservations take some.
+
+For the nodes of one GPU class in one cluster. Times are business milliseconds.
+"""
+
+from bisect import bisect_left, bisect_right, insort
+from collections.abc import Iterable, Mapping
+from itertools import accumulate
+
+OVERDUE_MS = 60_000
+"""An attempt that should have ended is taken to end so soon."""
+NEVER_MS = 1 << 62
+
+Interval = tuple[int, int, int]
+"""(from, to, GPUs)"""
+
+
+class NodeProfile:
+    """One node: what is free now, what comes back when."""
+
+    __slots__ = ("_cumulated", "_ends", "_gpus", "free")
+
+    def __init__(self) -> None:
+        self.free = 0
+        self._gpus: dict[str, tuple[int, int]] = {}  # attempt: (end, GPUs)
+        self._ends: list[int] = []
+        self._cumulated: list[int] | None = None  # [i]: what the first i ends give back
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is known of it."""
+        return not self._gpus and not self.free
+
+    def put(self, attempt: str, end_ms: int, gpus: int) -> None:
+        """An attempt keeps GPUs until then at the latest."""
+        self.drop(attempt)
+        self._gpus[attempt] = end_ms, gpus
+        insort(self._ends, end_ms)
+        self._cumulated = None
+
+    def drop(self, attempt: str) -> None:
+        """It keeps none."""
+        found = self._gpus.pop(attempt, None)
+        if found:
+            del self._ends[bisect_left(self._ends, found[0])]
+            self._cumulated = None
+
+    def free_at(self, at_ms: int, now_ms: int) -> int:
+        """What the attempts leave at a moment, reservations aside; it only grows with time."""
+        cumulated = self._cumulate()
+        count = bisect_right(self._ends, at_ms)
+        if at_ms < now_ms + OVERDUE_MS:
+            overdue = bisect_right(self._ends, now_ms)
+            return self.free + cumulated[max(count, overdue)] - cumulated[overdue]
+        return self.free + cumulated[count]
+
+    def when(self, gpus: int, now_ms: int) -> int:
+        """From when on so many are free, reservations aside."""
+        if gpus <= self.free:
+            return now_ms
+        cumulated = self._cumulate()
+        count = bisect_left(cumulated, gpus - self.free)
+        if count == len(cumulated):
+            return NEVER_MS
+        overdue = bisect_right(self._ends, now_ms)
+        if not overdue:
+            return self._ends[count - 1]
+        later = bisect_left(cumulated, gpus - self.free + cumulated[overdue])
+        return min(
+            max(self._ends[count - 1], now_ms + OVERDUE_MS),
+            self._ends[later - 1] if later < len(cumulated) else NEVER_MS,
+        )
+
+    def _cumulate(self) -> list[int]:
+        if self._cumulated is None:
+            pairs = sorted(self._gpus.values())
+            self._cumulated = [0, *accumulate(gpus for _, gpus in pairs)]
+        return self._cumulated
+
+
+def least_free(node: NodeProfile, taken: Iterable[Interval], from_ms: int, to_ms: int, now_ms: int) -> int:
+    """The fewest GPUs that are free at any moment of [from, to), what is taken counted."""
+    intervals = [each for each in taken if each[1] > from_ms and each[0] < to_ms]
+    moments = {from_ms, *(start for start, _, _ in intervals if start > from_ms)}
+    return min(
+        node.free_at(at_ms, now_ms) - sum(gpus for start, end, gpus in intervals if start <= at_ms < end)
+        for at_ms in moments
+    )
+
+
+def earliest(
+    node: NodeProfile, taken: Iterable[Interval], gpus: int, span_ms: int, from_ms: int, now_ms: int
+) -> int:
+    """From when on, not before `from_ms`, so many are free for so long; NEVER_MS if that does not come."""
+    intervals = list(taken)
+    at_ms = max(from_ms, node.when(gpus, now_ms))
+    while at_ms < NEVER_MS:
+        clash_ms = _clash(node, intervals, gpus, at_ms, at_ms + span_ms, now_ms)
+        if clash_ms is None:
+            return at_ms
+        # nothing before the clash can do: go on where at that moment enough becomes free
+        taken_then = sum(gpus for start, end, gpus in intervals if start <= clash_ms < end)
+        ends = [end for start, end, _ in intervals if start <= clash_ms < end]
+        grown_ms = node.when(gpus + taken_then, now_ms)
+        at_ms = min([end for end in ends if end > clash_ms] + [grown_ms if grown_ms > clash_ms else NEVER_MS])
+    return NEVER_MS
+
+
+def _clash(
+    node: NodeProfile, intervals: list[Interval], gpus: int, from_ms: int, to_ms: int, now_ms: int
+) -> int | None:
+    """The last moment of [from, to) at which a new shortage begins; None if there is none."""
+    starts = [start for start, _, _ in intervals if from_ms < start < to_ms]
+    for at_ms in (*sorted(starts, reverse=True), from_ms):
+        taken = sum(gpus for start, end, gpus in intervals if start <= at_ms < end)
+        if taken and node.free_at(at_ms, now_ms) - taken < gpus:
+            return at_ms
+        if not taken and node.free_at(at_ms, now_ms) < gpus:
+            return at_ms
+    return None
+
+
+class Profile:
+    """The schedulable nodes of one class in one cluster, and per pod size when each node has room for it."""
+
+    __slots__ = ("_dirty", "_slots", "_sorted", "nodes", "version")
+
+    def __init__(self) -> None:
+        self.nodes: dict[str, NodeProfile] = {}
+        self.version = 0
+        self._slots: dict[int, dict[str, list[int]]] = {}  # pod size: node: moment of each pod; 0: now
+        self._sorted: dict[int, list[tuple[int, str]]] = {}
+        self._dirty: dict[int, set[str]] = {}
+
+    def touch(self, node: str) -> NodeProfile:
+        """A node, about to be changed."""
+        self.version += 1
+        for dirty in self._dirty.values():
+            dirty.add(node)
+        found = self.nodes.get(node)
+        if found is None:
+            found = self.nodes[node] = NodeProfile()
+        return found
+
+    def slots(self, size: int, open_nodes: Mapping[str, object]) -> list[tuple[int, str]]:
+        """(moment, node) of every pod of this size that will fit, reservations aside, sorted; 0 is now."""
+        if size not in self._sorted:
+            self._slots[size], self._sorted[size], self._dirty[size] = {}, [], set(self.nodes)
+        slots, ordered, dirty = self._slots[size], self._sorted[size], self._dirty[size]
+        if len(dirty) * 8 > len(self.nodes):
+            for name in dirty:
+                slots[name] = self._of(name, size, open_nodes)
+            self._sorted[size] = ordered = sorted((at, name) for name, ats in slots.items() for at in ats)
+        else:
+            for name in dirty:
+                for at_ms in slots.pop(name, ()):
+                    del ordered[bisect_left(ordered, (at_ms, name))]
+                slots[name] = self._of(name, size, open_nodes)
+                for at_ms in slots[name]:
+                    insort(ordered, (at_ms, name))
+        self._dirty[size] = set()
+        return ordered
+
+    def _of(self, name: str, size: int, open_nodes: Mapping[str, object]) -> list[int]:
+        node, found = self.nodes[name], list[int]()
+        if name not in open_nodes:
+            return found
+        count = 1
+        while (at_ms := node.when(count * size, 0)) < NEVER_MS:
+            found.append(at_ms)
+            count += 1
+        return found

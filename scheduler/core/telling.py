@@ -1,0 +1,135 @@
+"""Why every job that still waits does so, as far as it changed since the last cycle."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+from scheduler.core.fit import Shape
+from scheduler.core.groups import Group, Leaf
+from scheduler.core.model import Reason, WaitReason
+from scheduler.core.picking import Cycle, FitKey
+from scheduler.core.reasons import explain
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """The queue in order, and the reasons that changed."""
+
+    order: tuple[str, ...]
+    changed: Mapping[str, Reason]
+
+
+class Teller:
+    """Brings the reasons of a cycle's knowledge up to date."""
+
+    def __init__(self, cycle: Cycle) -> None:
+        self._cycle, self._known = cycle, cycle.known
+        self._explained: dict[tuple[str, int, int, str], Reason] = {}
+
+    def tell(self, judged: Iterable[str]) -> Told:
+        """After the picks. `judged`: the organizations whose verdicts may have changed before them."""
+        known, cycle, changed = self._known, self._cycle, dict[str, Reason]()
+        leaves = cycle.tree.order()
+        for job_id in known.gone.union(start.job_id for start in cycle.starts):
+            known.reasons.pop(job_id, None)
+        before, known.shape_reasons = known.shape_reasons, self._shape_reasons()
+        for shape, reason in known.shape_reasons.items():
+            if reason is not before.get(shape):
+                for group in known.by_shape[shape]:
+                    _say(known.reasons, changed, group, reason)
+        queues = [known.queues[id] for id in sorted(cycle.touched.union(judged)) if id in known.queues]
+        for queue in queues:
+            for job_id, reason in queue.cooling():
+                if known.reasons.get(job_id) != reason:
+                    known.reasons[job_id] = changed[job_id] = reason
+            for group in queue.groups.values():
+                if group.taken < len(group.entries):
+                    _say(known.reasons, changed, group, group.reason or known.shape_reasons[group.shape])
+        self._tell_behind(changed, leaves)
+        ids = chain.from_iterable(leaf.ids for leaf in leaves)
+        return Told((*ids, *(job_id for _, job_id in known.tail())), changed)
+
+    def _tell_behind(self, changed: dict[str, Reason], leaves: Sequence[Leaf]) -> None:
+        """Only the first job of each shape that lost its room to a pick hears so: the others were not next.
+
+        That also keeps a hub where something starts every second from telling everybody something new as often.
+        """
+        known, behind = self._known, self._cycle.behind
+        before, known.behind = known.behind, {}
+        for group, _ in before.values():
+            if group.book and group.taken < len(group.entries):
+                _say(known.reasons, changed, group, known.shape_reasons[group.shape])
+        missing = dict[FitKey, set[Shape]]()
+        for shape in behind:
+            missing.setdefault(shape[:4], set()).add(shape)
+        for leaf in leaves if missing else ():
+            for key in missing.keys() & {shape[:4] for shape in leaf.heads}:
+                # of jobs that need the same room only the first was next, whatever their walltimes
+                (_, _, job_id), group = min(heap[0] for s, heap in leaf.heads.items() if s[:4] == key)
+                if group.shape in missing.pop(key):
+                    group.told = None
+                    known.behind[job_id] = group, behind[group.shape]
+                    known.reasons[job_id] = changed[job_id] = behind[group.shape]
+        for job_id, (_, reason) in before.items():
+            if changed.get(job_id) == reason:
+                del changed[job_id]
+
+    def _shape_reasons(self) -> dict[Shape, Reason]:
+        """Why each shape that jobs wait for does not start. An equal reason stays the same object."""
+        known, cycle, found = self._known, self._cycle, dict[Shape, Reason]()
+        for shape, groups in known.by_shape.items():
+            if any(group.taken < len(group.entries) for group in groups):
+                found[shape] = self._reserved(shape) or self._explain(shape)
+        given: list[str] = []
+        for job_id, room in cycle.keeps.items():
+            known.fleet.take(room.gpu_class, room.cluster, room.gpus_by_node, sign=-1)
+            given.append(job_id)
+            for shape, reason in found.items():
+                if reason.code in (WaitReason.ROOM_RESERVED, WaitReason.RESERVED):
+                    continue
+                if known.fleet.fits(shape, cycle.reach.open_to(shape.gpu_class)):
+                    others = [id for id in reversed(given) if id != shape.kept_for]
+                    assert others, f"{shape} fits and was not started"
+                    found[shape] = Reason(WaitReason.ROOM_RESERVED, {"job": others[0]})
+        before = known.shape_reasons
+        return {shape: before[shape] if before.get(shape) == r else r for shape, r in found.items()}
+
+    def _reserved(self, shape: Shape) -> Reason | None:
+        """It has a reservation, or would fit and keep one from its room."""
+        cycle = self._cycle
+        seat = cycle.horizon.seats.get(shape.kept_for)
+        if seat:
+            shelves = self._known.fleet.shelves(shape.gpu_class, cycle.reach.open_to(shape.gpu_class))
+            numbers: dict[str, int | str] = {
+                "starts_at_ms": seat[0].starts_at_ms,
+                "gpu_class": shape.gpu_class,
+                "needed": shape.gpus,
+                "free": sum(shelf.free for shelf in shelves.values()),
+            }
+            return Reason(WaitReason.RESERVED, numbers)
+        if cycle.horizon.seats and cycle.fits(shape):
+            return Reason(WaitReason.ROOM_RESERVED, {"job": cycle.horizon.in_the_way(shape)})
+        return None
+
+    def _explain(self, shape: Shape) -> Reason:
+        reason = self._explained.get(shape[:4])
+        if reason is None:
+            cycle = self._cycle
+            fleet, kept = self._known.fleet, cycle.keeps.get(shape.kept_for)
+            if kept:
+                fleet.take(kept.gpu_class, kept.cluster, kept.gpus_by_node, sign=-1)
+            reason = self._explained[shape[:4]] = explain(shape, fleet, cycle.reach)
+            if kept:
+                fleet.take(kept.gpu_class, kept.cluster, kept.gpus_by_node)
+        return reason
+
+
+def _say(reasons: dict[str, Reason], changed: dict[str, Reason], group: Group, reason: Reason) -> None:
+    """Tell every waiting job of the group, unless it was told."""
+    if group.told is reason:
+        return
+    group.told = reason
+    for _, _, job_id in group.left:
+        told = reasons.get(job_id)
+        if told is not reason and told != reason:
+            reasons[job_id] = changed[job_id] = reason
