@@ -20,6 +20,7 @@ from deploy.commands import (
     logs,
     moves,
     registry,
+    sharing,
     statements,
     switches,
     trail,
@@ -36,6 +37,7 @@ PROGRAMS = {
     "agent": ("agents.cli", "A node's agent."),
     "simulate-devices": ("scheduler.simulator.devices_cli", ""),
     "simulate": ("scheduler.simulator.cli", "A simulated GPU cluster."),
+    "replay": ("scheduler.replay.cli", "Play a trace through the scheduler in virtual time."),
     "controlplane": ("deploy.controlplane.cli", "A real Kubernetes control plane with simulated nodes."),
 }
 """Each pulls in a web server, a database or numpy, which would make `gpuhub jobs` slow to start."""
@@ -61,6 +63,7 @@ def firm_app() -> typer.Typer:
     jobs.register(app)
     logs.register(app)
     switches.register(app)
+    sharing.register(app)
     job_changes.register(app)
     app.add_typer(grants.grant_app, name="grant", rich_help_panel=OPERATORS)
     app.add_typer(grants.program_app, name="program", rich_help_panel=OPERATORS)

@@ -12,7 +12,16 @@ from dataclasses import dataclass, replace
 
 from scheduler.core.fit import Fleet, Shape, Shelf
 from scheduler.core.model import Reservation
-from scheduler.core.profile import NEVER_MS, OVERDUE_MS, Interval, NodeProfile, Profile, earliest, least_free
+from scheduler.core.profile import (
+    NEVER_MS,
+    OVERDUE_MS,
+    Interval,
+    NodeProfile,
+    Profile,
+    Taken,
+    earliest,
+    least_free,
+)
 
 Place = tuple[str, str]
 """(GPU class, cluster)"""
@@ -34,22 +43,21 @@ class Horizon:
         self._profiles, self._fleet, self.now_ms = profiles, fleet, now_ms
         self.seats: dict[str, tuple[Reservation, int]] = {}  # job: (reservation, walltime_ms)
         self._picks: dict[Place, dict[str, list[Interval]]] = defaultdict(lambda: defaultdict(list))
-        self._taken: dict[
-            Place, dict[str, list[Interval]]
-        ] = {}  # picks and seats; made anew when either changed
+        self._seated: dict[Place, dict[str, list[Interval]]] = defaultdict(lambda: defaultdict(list))
+        self._taken: dict[Place, dict[str, Taken]] = defaultdict(dict)  # as steps, made when asked for
         self._screens: dict[Place, Screen] = {}
 
     def sit(self, reservation: Reservation, walltime_ms: int) -> None:
         """Keep this room."""
         self.seats[reservation.job_id] = reservation, walltime_ms
-        self._forget((reservation.gpu_class, reservation.cluster))
+        self._seat(reservation, walltime_ms, 1)
 
     def rise(self, job_id: str) -> Reservation | None:
         """Keep it no longer."""
         found = self.seats.pop(job_id, None)
         if found is None:
             return None
-        self._forget((found[0].gpu_class, found[0].cluster))
+        self._seat(*found, -1)
         return found[0]
 
     def pick(self, gpu_class: str, cluster: str, gpus_by_node: Mapping[str, int], walltime_ms: int) -> None:
@@ -57,8 +65,7 @@ class Horizon:
         place = gpu_class, cluster
         for node, gpus in gpus_by_node.items():
             self._picks[place][node].append((self.now_ms, self.now_ms + walltime_ms, gpus))
-            if place in self._taken:
-                self._taken[place].setdefault(node, []).append((self.now_ms, self.now_ms + walltime_ms, gpus))
+            self._taken[place].pop(node, None)
         screen = self._screens.get(place)
         if screen:
             screen.look_again(gpus_by_node)
@@ -67,9 +74,23 @@ class Horizon:
         self, gpu_class: str, cluster: str, gpus_by_node: Mapping[str, int], walltime_ms: int
     ) -> None:
         """Undo a pick."""
+        place = gpu_class, cluster
         for node, gpus in gpus_by_node.items():
-            self._picks[gpu_class, cluster][node].remove((self.now_ms, self.now_ms + walltime_ms, gpus))
-        self._forget((gpu_class, cluster))
+            self._picks[place][node].remove((self.now_ms, self.now_ms + walltime_ms, gpus))
+            self._taken[place].pop(node, None)
+        self._screens.pop(place, None)
+
+    def taken(self, place: Place, node: str) -> Taken:
+        """What picks and reservations take of a node."""
+        found = self._taken[place].get(node)
+        if found is None:
+            found = Taken((*self._picks[place].get(node, ()), *self._seated[place].get(node, ())))
+            self._taken[place][node] = found
+        return found
+
+    def close(self) -> None:
+        """The cycle is over. Screens know their horizon: without this they would be garbage for the collector."""
+        self._screens.clear()
 
     def hole(self, shape: Shape, walltime_ms: int, clusters: Iterable[str]) -> Hole | None:
         """The earliest room for all pods at once, in the first cluster that has it; None if it never comes."""
@@ -89,16 +110,15 @@ class Horizon:
         place = reservation.gpu_class, reservation.cluster
         profile = self._profiles.get(place)
         shelf = self._fleet.open.get(reservation.gpu_class, {}).get(reservation.cluster)
-        if profile is None or shelf is None:
+        if profile is None or shelf is None or reservation.starts_at_ms < self.now_ms:
             return False
-        taken = self._taken_on(place)
         starts_ms = reservation.starts_at_ms
         for node, gpus in reservation.gpus_by_node.items():
             known = profile.nodes.get(node)
             if known is None or node not in shelf.nodes:
                 return False
             ends_ms = starts_ms + walltime_ms
-            if least_free(known, taken.get(node, ()), starts_ms, ends_ms, self.now_ms) < gpus:
+            if least_free(known, self.taken(place, node), starts_ms, ends_ms, self.now_ms) < gpus:
                 return False
         return True
 
@@ -110,9 +130,7 @@ class Horizon:
             shelf = self._fleet.open.get(gpu_class, {}).get(cluster)
             if not seats or shelf is None:
                 return None
-            self._screens[place] = Screen(
-                shelf, self._profiles[place], self._taken_on(place), seats, self.now_ms
-            )
+            self._screens[place] = Screen(self, place, shelf, self._profiles[place], seats)
         return self._screens[place]
 
     def allows(self, shape: Shape, clusters: Iterable[str]) -> bool:
@@ -152,16 +170,26 @@ class Horizon:
         size, now_ms = shape.gpus_per_pod, self.now_ms
         if shelf.holding(size) < shape.pods:
             return None
-        taken = self._taken_on((shape.gpu_class, cluster))
+        place = shape.gpu_class, cluster
+        taken = {
+            node
+            for by_node in (self._picks[place], self._seated[place])
+            for node, intervals in by_node.items()
+            if intervals
+        }
         usual: Sequence[tuple[int, str]] = ()
         if len(taken) < len(profile.nodes):
             slots = profile.slots(size, shelf.nodes)
             usual = [slot for slot in slots if slot[1] not in taken] if taken else slots
-        special = [(name, profile.nodes[name]) for name in sorted(taken) if name in shelf.nodes]
+        special = [
+            (name, profile.nodes[name], self.taken(place, name))
+            for name in sorted(taken)
+            if name in shelf.nodes
+        ]
         at_ms = now_ms
         while True:
             found = _first(usual, shape.pods, now_ms)
-            found += _special(special, taken, shape, walltime_ms, at_ms, now_ms)
+            found += _special(special, shape, walltime_ms, at_ms, now_ms)
             found.sort()
             if len(found) < shape.pods:
                 return None
@@ -176,20 +204,16 @@ class Horizon:
             gpus_by_node[name] = gpus_by_node.get(name, 0) + size
         return Hole(at_ms, cluster, gpus_by_node)
 
-    def _taken_on(self, place: Place) -> dict[str, list[Interval]]:
-        taken = self._taken.get(place)
-        if taken is None:
-            taken = {node: list(intervals) for node, intervals in self._picks[place].items() if intervals}
-            for seat, walltime_ms in self.seats.values():
-                if (seat.gpu_class, seat.cluster) == place:
-                    interval = seat.starts_at_ms, seat.starts_at_ms + walltime_ms
-                    for node, gpus in seat.gpus_by_node.items():
-                        taken.setdefault(node, []).append((*interval, gpus))
-            self._taken[place] = taken
-        return taken
-
-    def _forget(self, place: Place) -> None:
-        self._taken.pop(place, None)
+    def _seat(self, reservation: Reservation, walltime_ms: int, sign: int) -> None:
+        place = reservation.gpu_class, reservation.cluster
+        begin_ms, on_nodes = reservation.starts_at_ms, self._seated[place]
+        for node, gpus in reservation.gpus_by_node.items():
+            interval = begin_ms, begin_ms + walltime_ms, gpus
+            if sign > 0:
+                on_nodes[node].append(interval)
+            else:
+                on_nodes[node].remove(interval)
+            self._taken[place].pop(node, None)
         self._screens.pop(place, None)
 
 
@@ -198,13 +222,14 @@ class Screen:
 
     def __init__(
         self,
+        horizon: Horizon,
+        place: Place,
         shelf: Shelf,
         profile: Profile,
-        taken: Mapping[str, list[Interval]],
         seats: Sequence[Reservation],
-        now_ms: int,
     ) -> None:
-        self._shelf, self._profile, self._taken, self._now_ms = shelf, profile, taken, now_ms
+        self._horizon, self._place, self._shelf, self._profile = horizon, place, shelf, profile
+        self._now_ms = horizon.now_ms
         self._starts = sorted({seat.starts_at_ms for seat in seats})
         self._nodes = sorted({node for seat in seats for node in seat.gpus_by_node if node in shelf.nodes})
         self._least: dict[int, dict[str, int]] = {}  # by number of reservations that begin within the span
@@ -249,7 +274,7 @@ class Screen:
         if begun == 0:
             return self._shelf.nodes[name][0]
         until_ms = self._starts[begun - 1] + 1
-        taken = self._taken.get(name, ())
+        taken = self._horizon.taken(self._place, name)
         return max(0, least_free(self._profile.nodes[name], taken, self._now_ms, until_ms, self._now_ms))
 
 
@@ -275,18 +300,13 @@ def _first(slots: Sequence[tuple[int, str]], pods: int, now_ms: int) -> list[tup
 
 
 def _special(
-    nodes: Iterable[tuple[str, NodeProfile]],
-    taken: Mapping[str, Sequence[Interval]],
-    shape: Shape,
-    span_ms: int,
-    from_ms: int,
-    now_ms: int,
+    nodes: Iterable[tuple[str, NodeProfile, Taken]], shape: Shape, span_ms: int, from_ms: int, now_ms: int
 ) -> list[tuple[int, str]]:
     """(moment, node) of every pod that will fit on nodes of which something is taken."""
     found = []
-    for name, node in nodes:
+    for name, node, taken in nodes:
         for count in range(1, shape.pods + 1):
-            at_ms = earliest(node, taken[name], count * shape.gpus_per_pod, span_ms, from_ms, now_ms)
+            at_ms = earliest(node, taken, count * shape.gpus_per_pod, span_ms, from_ms, now_ms)
             if at_ms == NEVER_MS:
                 break
             found.append((at_ms, name))

@@ -7,7 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from scheduler.core.model import Account, Attempt, Grant, Organization, Pace
+from scheduler.core.model import Account, Attempt, Grant, JobState, Organization, Pace
 from scheduler.core.policy import Lane, Policy
 
 
@@ -15,18 +15,21 @@ class GrantBook:
     """The working copy of one grant: what was spent, and how far it is behind. Its parties share both."""
 
     __slots__ = (
+        "_hold_share",
+        "_idle_bound_ms",
         "_lag_ms",
         "_pace",
-        "_spent_at_start",
-        "_spent_ms",
+        "_promised",
         "bound_ms",
+        "committed",
         "grant",
         "granted",
         "held_by",
         "parties",
         "paths_of",
-        "spent",
+        "rate",
         "term_ms",
+        "used",
     )
 
     def __init__(self, grant: Grant, policy: Policy) -> None:
@@ -46,12 +49,15 @@ class GrantBook:
         held = sum(account.held_gpu_us for account in own.values())
         self.held_by = _held_by(grant, self.parties, held)
         self.granted = sum(account.granted_gpu_us for account in own.values())
-        self.spent = held + sum(account.used_gpu_us for account in own.values())
+        self.committed = held + sum(account.used_gpu_us for account in own.values())
+        self.used = self.committed
+        self._promised = 0
+        self._hold_share = policy.hold_share
+        self.rate = 0
         self.term_ms = max(1, grant.ends_at_ms - grant.starts_at_ms)
         self.bound_ms = int(self.term_ms * policy.lag_bound_share)
+        self._idle_bound_ms = int(self.term_ms * policy.idle_lag_share)
         self._lag_ms = 0
-        self._spent_at_start = self.spent
-        self._spent_ms = self._in_term(self.spent)
 
     @property
     def accounts(self) -> list[str]:
@@ -62,49 +68,109 @@ class GrantBook:
         """Whether the term has begun and not ended."""
         return self.grant.starts_at_ms <= now_ms < self.grant.ends_at_ms
 
-    def advance(self, now_ms: int, waiting_since_ms: int | None) -> Pace:
+    def advance(
+        self, now_ms: int, waiting_since_ms: int | None, remaining_gpu_us: int = 0, rate: int = 0
+    ) -> Pace:
         """Bring the lag to now.
 
-        It grows with the time for which a job that draws on this grant has waited since the last cycle, falls
-        by what was spent meanwhile (as milliseconds of the term), and never passes what the grant really is
-        behind, (elapsed share - spent share) x term, nor the upper bound. Being far ahead is kept in full.
+        `remaining_gpu_us`: what its attempts may still use. `rate`: what they use in a millisecond.
+
+        It moves with the time that passed, less what was used meanwhile (as milliseconds of the term). Beyond the
+        policy's idle bound it grows by no more than the time for which a job that draws on this grant has waited
+        since the last cycle. What is refunded lets it grow again. It never passes what the grant really is behind,
+        (elapsed share - used share) x term, nor the upper bound. Being far ahead is kept in full.
         """
         starts = self.grant.starts_at_ms
+        self.rate = rate
+        self.used, self._promised = (
+            self.committed - remaining_gpu_us,
+            int(remaining_gpu_us * self._hold_share),
+        )
         pace = self._pace or Pace(0, starts)
-        lag_ms, spent_ms = pace.lag_ms, self._spent_ms
-        if pace.spent_gpu_us is not None and pace.spent_gpu_us != self.spent:
-            lag_ms += self._in_term(pace.spent_gpu_us) - spent_ms
-        if waiting_since_ms is not None:
-            lag_ms += max(0, now_ms - max(pace.as_of_ms, waiting_since_ms, starts))
-        self._lag_ms = min(lag_ms, now_ms - starts - spent_ms, self.bound_ms)
-        self._pace = Pace(self._lag_ms, now_ms, self.spent)
+        used_ms = self._in_term(self.used)
+        behind_ms = now_ms - starts - used_ms
+        since_ms = max(pace.as_of_ms, starts)
+        waited_ms = 0 if waiting_since_ms is None else max(0, now_ms - max(since_ms, waiting_since_ms))
+        meanwhile_ms = 0 if pace.spent_gpu_us is None else used_ms - self._in_term(pace.spent_gpu_us)
+        growth_ms = max(0, now_ms - since_ms) - max(0, meanwhile_ms)
+        lag_ms = pace.lag_ms + max(0, -meanwhile_ms)
+        lag_ms += min(growth_ms, max(waited_ms, self._idle_bound_ms - lag_ms))
+        self._lag_ms = min(lag_ms, behind_ms, self.bound_ms)
+        self._pace = Pace(self._lag_ms, now_ms, self.used)
         return self._pace
 
-    def charge(self, cost_gpu_us: int) -> None:
-        """Count a pick of this cycle as held (negative: give it back)."""
-        self.spent += cost_gpu_us
+    def charge(self, cost_gpu_us: int, rate: int) -> None:
+        """Count a pick of this cycle as held and running (negative: give it back)."""
+        self.rate += rate
+        self._promised += cost_gpu_us if self._hold_share == 1.0 else int(cost_gpu_us * self._hold_share)
+
+    @property
+    def spent_share(self) -> float:
+        """What was used and the policy's share of what is held, of what was granted."""
+        return (self.used + self._promised) / self.granted if self.granted > 0 else 1.0
 
     def behind_share(self, now_ms: int) -> float:
         """Elapsed share of the term - spent share of the grant."""
-        elapsed_ms = now_ms - self.grant.starts_at_ms
-        return elapsed_ms / self.term_ms - (self.spent / self.granted if self.granted > 0 else 1.0)
+        return (now_ms - self.grant.starts_at_ms) / self.term_ms - self.spent_share
 
     def lane_ms(self, lane: Lane, worst_behind_share: float) -> int:
         """The longest walltime that may still pass in the lane; 0 if none may."""
-        share = self.spent / self.granted if self.granted > 0 else 1.0
-        room = 1.0 - lane.delivery_weight * max(0.0, worst_behind_share) - share
+        room = 1.0 - lane.delivery_weight * max(0.0, worst_behind_share) - self.spent_share
         return max((walltime_ms for walltime_ms, z in lane.tapers if room + z > 0), default=0)
 
     @property
     def rank_lag_ms(self) -> int:
-        """The lag that orders, this cycle's picks counted, within plus and minus the bound."""
-        if self.spent == self._spent_at_start:
-            return max(self._lag_ms, -self.bound_ms)
-        return max(self._lag_ms - self._in_term(self.spent) + self._spent_ms, -self.bound_ms)
+        """The lag that orders, less what is held and picked in this cycle, within plus and minus the bound."""
+        return max(self._lag_ms - self._in_term(self._promised), -self.bound_ms)
+
+    @property
+    def pace_lag_ms(self) -> int:
+        """How far it is behind by what was used alone."""
+        return self._lag_ms
+
+    @property
+    def pace_rate(self) -> float:
+        """What its pace needs, in GPU-microseconds per millisecond."""
+        return self.granted / self.term_ms
 
     def _in_term(self, gpu_us: int) -> int:
         """An amount as milliseconds of the term: its share of the grant x term."""
         return self.term_ms * gpu_us // self.granted if self.granted > 0 else self.term_ms
+
+
+class Remaining:
+    """What the attempts on one grant may still use, as sums that tell it for any moment.
+
+    An attempt may use its cost x the part of its walltime that is left; before its start that is all of it.
+    """
+
+    __slots__ = ("_ending", "_rate", "_whole")
+
+    def __init__(self) -> None:
+        self._whole = 0  # of attempts that have not started
+        self._rate = 0  # GPU-microseconds per millisecond
+        self._ending = 0  # rate x the moment of the end
+
+    def add(self, attempt: Attempt, sign: int = 1) -> None:
+        """Count an attempt (sign -1: no more)."""
+        if attempt.state is JobState.ENDED:
+            return
+        starts_ms, ends_ms = attempt.started_at_ms, attempt.ends_at_ms
+        if starts_ms is None or ends_ms is None or ends_ms <= starts_ms:
+            self._whole += sign * attempt.cost_gpu_us
+            return
+        rate = attempt.cost_gpu_us // (ends_ms - starts_ms)
+        self._rate += sign * rate
+        self._ending += sign * rate * ends_ms
+
+    @property
+    def rate(self) -> int:
+        """GPU-microseconds per millisecond that the running ones use."""
+        return self._rate
+
+    def at(self, now_ms: int) -> int:
+        """At a moment, in GPU-microseconds; attempts that are overdue count below zero."""
+        return self._whole + self._ending - self._rate * now_ms
 
 
 class Balances:

@@ -49,6 +49,11 @@ class Group:
         return self.shape.gpus
 
     @property
+    def rate(self) -> int:
+        """What one job uses in a millisecond, in GPU-microseconds."""
+        return self.cost_gpu_us // max(1, self.walltime_ms)
+
+    @property
     def left(self) -> Sequence[Entry]:
         """The jobs that were not picked in this cycle."""
         return self.entries[self.taken :] if self.taken else self.entries

@@ -130,7 +130,7 @@ class Pace:
     lag_ms: int
     as_of_ms: int
     spent_gpu_us: int | None = None
-    """Used + held at `as_of_ms`. None: not known, taken as what is spent now."""
+    """Used + held - what its attempts could still use at `as_of_ms`. None: not known, taken as what it is now."""
 
 
 @dataclass(frozen=True, slots=True)

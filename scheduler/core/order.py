@@ -11,7 +11,7 @@ what was granted, so that a pick always moves it down and never up.
 
 from collections.abc import Container, Iterator, Mapping, Sequence, Set
 from heapq import heapify, heappop, heappush, heapreplace
-from math import fsum
+from math import fsum, log
 from typing import NamedTuple, assert_never
 
 from scheduler.core.entitlement import GrantBook
@@ -22,6 +22,16 @@ from scheduler.core.waiting import Queue
 
 Key = tuple[int, float, Entry]
 """(-lag, usage, first job); smaller is served sooner, and no two at one level are equal."""
+FLOOR_LAG_MS = 1 << 62
+"""The rank of who runs below the floor of the policy: before everybody else."""
+
+
+class Floor(NamedTuple):
+    """Whom the policy protects from those who catch up; see `Policy.floor_share`."""
+
+    share: float
+    lag_ms: int
+    half_life_ms: int
 
 
 class Race(NamedTuple):
@@ -37,10 +47,12 @@ class Race(NamedTuple):
     """Only jobs whose grant lets them pass in it."""
     worst_behind_share: float = 0.0
 
-    def of(self, organization: str, leaf: Leaf) -> list[tuple[Entry, Group]]:
+    def of(self, branch: "Branch", leaf: Leaf) -> list[tuple[Entry, Group]]:
         """The first jobs that take part, one per shape."""
-        wide = bool(self.reservable) and organization not in self.full
-        longest_ms = leaf.book.lane_ms(self.lane, self.worst_behind_share) if self.lane else 1 << 62
+        wide = bool(self.reservable) and branch.organization not in self.full
+        longest_ms = 1 << 62
+        if self.lane and not branch.is_below_floor:
+            longest_ms = leaf.book.lane_ms(self.lane, self.worst_behind_share)
         return [
             heap[0]
             for shape, heap in leaf.heads.items()
@@ -64,6 +76,8 @@ class Branch:
     __slots__ = (
         "books",
         "first",
+        "floor",
+        "is_below_floor",
         "key",
         "lag_weighted",
         "organization",
@@ -74,9 +88,12 @@ class Branch:
         "weight",
     )
 
-    def __init__(self, program: "Program", organization: str, queue: Queue, ranking: Ranking) -> None:
+    def __init__(
+        self, program: "Program", organization: str, queue: Queue, ranking: Ranking, floor: Floor | None
+    ) -> None:
         self.program, self.organization, self.queue = program, organization, queue
-        self.ranking = ranking
+        self.ranking, self.floor = ranking, floor
+        self.is_below_floor = False
         self.usage = Usage(0.0)
         self.books: list[GrantBook] = []
         self.lag_weighted = self.weight = 0
@@ -99,6 +116,21 @@ class Branch:
             self.first = min((leaf.first for leaf in self.leaves() if leaf.first), default=None)
         usage = self.usage.decayed + self.usage.held
         self.key = _key(self.ranking, self.lag_weighted, usage, self.weight, self.first)
+        was_below = self.is_below_floor
+        self.is_below_floor = self.key is not None and self.floor is not None and self._runs_below(self.floor)
+        self.program.below_floor += self.is_below_floor - was_below
+        if self.is_below_floor and self.key:
+            # who kept his pace best first: those far behind have their lag to help them
+            self.key = (-FLOOR_LAG_MS - self.key[0], *self.key[1:])
+
+    def _runs_below(self, floor: Floor) -> bool:
+        """Whether it is on its pace, and runs less than the floor of what it ran of late."""
+        lag_weighted = sum(book.pace_lag_ms * _weight(book) for book in self.books)
+        if lag_weighted < -floor.lag_ms * self.weight:
+            return False
+        recent = self.usage.decayed * log(2) / floor.half_life_ms
+        needed = fsum(book.pace_rate for book in self.books)
+        return sum(book.rate for book in self.books) < floor.share * min(recent, needed)
 
     @property
     def lag_ms(self) -> int:
@@ -120,6 +152,7 @@ class Program:
     """A funding call with the organizations that its running grants are open to."""
 
     __slots__ = (
+        "below_floor",
         "branches",
         "by_first",
         "contest",
@@ -136,6 +169,7 @@ class Program:
         self.ranking = ranking
         self.shared: list[GrantBook] = []  # grants of several parties
         self.branches: list[Branch] = []
+        self.below_floor = 0  # how many of them
         self.contest: list[
             tuple[Key, int, Branch]
         ] = []  # heaps; an entry is stale when its branch has moved on
@@ -162,17 +196,28 @@ class Program:
         while self.by_first and self.by_first[0][2].first is not self.by_first[0][0]:
             heappop(self.by_first)
         first = self.by_first[0][0] if self.by_first else None
-        usage = self.decayed + self.held
-        self.key = _key(self.ranking, self.lag_weighted, usage, self.weight, first)
+        self.key = self.key_with(first)
+
+    def key_with(self, first: Entry | None) -> Key | None:
+        """Its key, if that were the first of its jobs."""
+        key = _key(self.ranking, self.lag_weighted, self.decayed + self.held, self.weight, first)
+        return (-FLOOR_LAG_MS + key[0], *key[1:]) if key and self.below_floor else key
 
 
 class Tree:
     """All running grants; `next` tells whose turn it is, `pick` counts it, `order` lists the rest."""
 
-    def __init__(self, books: Sequence[GrantBook], queues: Mapping[str, Queue], ranking: Ranking) -> None:
+    def __init__(
+        self,
+        books: Sequence[GrantBook],
+        queues: Mapping[str, Queue],
+        ranking: Ranking,
+        floor: Floor | None = None,
+    ) -> None:
         self.books = books
-        self.ranking = ranking
+        self.ranking, self._floor = ranking, floor
         self._serial = 0  # keeps the heaps from comparing branches
+        self._contest: list[tuple[Key, int, Program]] = []
         self._programs: dict[str, Program] = {}
         self._branches: dict[str, dict[str, Branch]] = {}  # organization: programme
         self._branches_of: dict[str, list[Branch]] = {}  # grant: one per party
@@ -192,7 +237,7 @@ class Tree:
 
     def start(self) -> None:
         """Make ready for `next`: only a cycle that has room needs it."""
-        self._contest: list[tuple[Key, int, Program]] = []
+        self._contest = []
         for program in self._programs.values():
             waiting = [branch for branch in program.branches if branch.key and branch.first]
             program.contest = [(b.key, i, b) for i, b in enumerate(waiting) if b.key]
@@ -241,13 +286,13 @@ class Tree:
                 return turn[0], branch, turn[1], turn[2]
         return None
 
-    def pick(self, branch: Branch, book: GrantBook, cost_gpu_us: int) -> None:
+    def pick(self, branch: Branch, book: GrantBook, cost_gpu_us: int, rate: int) -> None:
         """Count a pick's cost as spent by its grant and as used by its organization, in every programme.
 
         The grant's lag moves for all its parties: `refresh` each of them.
         """
         before = book.rank_lag_ms
-        book.charge(cost_gpu_us)
+        book.charge(cost_gpu_us, rate)
         moved = (book.rank_lag_ms - before) * _weight(book)
         for party in self._branches_of[book.grant.id]:
             party.lag_weighted += moved
@@ -276,8 +321,7 @@ class Tree:
             if branches:
                 branches.sort(key=_by_key)
                 first = min(key[2] for key, _ in branches)
-                usage = program.decayed + program.held
-                key = _key(self.ranking, program.lag_weighted, usage, program.weight, first)
+                key = program.key_with(first)
                 assert key is not None
                 ranked.append((key, branches))
         ranked.sort(key=lambda entry: entry[0])
@@ -295,7 +339,7 @@ class Tree:
         of_organization = self._branches.setdefault(organization_id, {})
         branch = of_organization.get(program_id)
         if branch is None:
-            branch = Branch(program, organization_id, queues[organization_id], self.ranking)
+            branch = Branch(program, organization_id, queues[organization_id], self.ranking, self._floor)
             of_organization[program_id] = branch
             program.branches.append(branch)
         return branch
@@ -325,7 +369,7 @@ def _turn(branch: Branch, race: Race) -> tuple[Entry, Leaf, Group] | None:
     """The first job that takes part, of the grant furthest behind among those with one."""
     best: tuple[tuple[int, Entry], Entry, Leaf, Group] | None = None
     for leaf in branch.leaves():
-        heads = race.of(branch.organization, leaf)
+        heads = race.of(branch, leaf)
         if heads:
             entry, group = min(heads)
             key = (0, entry) if branch.ranking is Ranking.FIFO else _leaf_key(leaf)

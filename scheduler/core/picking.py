@@ -52,9 +52,9 @@ class Cycle:
             self._serve_lane(policy.lane)
         if policy.preemption:
             self._preempt(policy.preemption)
-        if known.reserved:
-            self._seat()
-        self._serve_all()
+        if any(self._fitting.values()):
+            # while nothing fits at all nothing can be taken from anybody: what was reserved stays as it is
+            self._serve_all(self._seat())
         for organization_id in self.touched:
             known.judge(organization_id)
 
@@ -75,9 +75,10 @@ class Cycle:
         for group, book, path in self._picked:
             group.taken = 0
             group.told = None
-            book.charge(-group.cost_gpu_us)
+            book.charge(-group.cost_gpu_us, -group.rate)
             known.balances.charge(path, -group.cost_gpu_us)
             known.caps.charge(book.grant.id, -group.gpus)
+        self.horizon.close()
         known.expect_nothing()
         known.gone = set()
         known.dirty |= self.touched
@@ -85,23 +86,25 @@ class Cycle:
     # --- the lane ---
 
     def _serve_lane(self, lane: Lane) -> None:
-        """Small short jobs, in order; reservations do not bind them."""
-        longest_ms = max(walltime_ms for walltime_ms, _ in lane.tapers)
+        """Small short jobs, the shortest first, each length in order; reservations do not bind them."""
         live = {
             shape
             for shape in self._fit_now()
             if not shape.kept_for
             and shape.gpus <= lane.gpus
-            and shape.span_ms <= longest_ms
             and shape.gpus * shape.span_ms <= lane.area_gpu_ms
         }
-        if not live:
-            return
-        worst = self._worst_behind_share() if lane.delivery_weight else 0.0
-        self.tree.start()
-        while live and (turn := self.tree.next(Race(live, lane=lane, worst_behind_share=worst))):
-            self._start(*turn, self._take(turn[2].shape))
-            live.intersection_update(self._fit_now(turn[2].shape.gpu_class, live))
+        worst = self._worst_behind_share() if live and lane.delivery_weight else 0.0
+        shorter_ms = 0
+        for longest_ms, _ in lane.tapers:
+            here = {shape for shape in live if shorter_ms < shape.span_ms <= longest_ms}
+            shorter_ms = longest_ms
+            here = self._fit_now(among=here)
+            if here:
+                self.tree.start()
+            while here and (turn := self.tree.next(Race(here, lane=lane, worst_behind_share=worst))):
+                self._start(*turn, self._take(turn[2].shape))
+                here = self._fit_now(turn[2].shape.gpu_class, here)
 
     def _worst_behind_share(self) -> float:
         """Of the organizations with waiting jobs, how far the one furthest behind is, as a share of its term."""
@@ -122,22 +125,36 @@ class Cycle:
         for leaf in self.tree.order():
             if leaf.book.rank_lag_ms <= 0 or leaf.heads.keys().isdisjoint(shapes):
                 continue
-            for group, job in self._gangs(leaf, shapes, rule.gangs):
-                if self.known.others_stop_for(job.id) or self.fits(group.shape):
+            for job in self._gangs(leaf, shapes, rule.gangs):
+                # a pick of this cycle may have changed its queue
+                group = self.known.queues[job.organization_id].find(job)
+                if group is None or group.book is None or self.known.others_stop_for(job.id):
                     continue
-                victims = [v for v in self._victims(leaf, job, rule) if v.attempt.id not in chosen]
+                if self.fits(group.shape):
+                    self._start_past(group, job)
+                    continue
+                victims = [v for v in self._victims(group.book, job, rule) if v.attempt.id not in chosen]
                 chosen.update(self._stop_for(group, job, victims, rule))
 
-    def _gangs(self, leaf: Leaf, shapes: set[Shape], count: int) -> list[tuple[Group, Job]]:
+    def _start_past(self, group: Group, job: Job) -> None:
+        """Nobody has to be stopped for it: it may pass the reservations of those who are less behind."""
+        if group.book is None or group.entries[group.taken][2] != job.id:
+            return
+        self.horizon.rise(job.id)
+        branch = self.tree.branch(group.book.grant.program_id, job.organization_id)
+        leaf = branch.queue.leaves[group.book.grant.id]
+        self._start(branch, leaf, group, self._take(group.shape))
+
+    def _gangs(self, leaf: Leaf, shapes: set[Shape], count: int) -> list[Job]:
         """Its first large jobs, those counted that others stop for already."""
         groups = [group for shape, heap in leaf.heads.items() if shape in shapes for _, group in heap]
-        firsts = sorted((entry, group) for group in groups for entry in group.left[:count])
-        return [(group, self.known.jobs[entry[2]]) for entry, group in firsts[:count]]
+        firsts = sorted(entry for group in groups for entry in group.left[:count])
+        return [self.known.jobs[job_id] for _, _, job_id in firsts[:count]]
 
-    def _victims(self, leaf: Leaf, job: Job, rule: Preemption) -> list[Victim]:
+    def _victims(self, mine: GrantBook, job: Job, rule: Preemption) -> list[Victim]:
         known, found = self.known, list[Victim]()
         for book in self.tree.books:
-            if book.rank_lag_ms > leaf.book.rank_lag_ms - rule.lead_ms:
+            if book.rank_lag_ms > mine.rank_lag_ms - rule.lead_ms:
                 continue
             for attempt in known.running_on(book.grant.id).values():
                 its_job = known.jobs.get(attempt.job_id)
@@ -169,34 +186,64 @@ class Cycle:
         self.known.reserved.pop(job.id, None)
         self.known.expect(job.id)
         self._judge_anew(job.organization_id)
-        self._fit_now(job.gpu_class)
+        by_key = self._fitting.get(job.gpu_class, {})
+        for key in [key for key, shapes in by_key.items() if not self.fits(shapes[0])]:
+            del by_key[key]
         return [victim.attempt.id for victim in eviction.victims]
 
     # --- reservations ---
 
-    def _seat(self) -> None:
-        """Start the jobs whose reserved room is there; bring the other reservations to the earliest moment."""
-        known, horizon = self.known, self.horizon
+    def _seat(self) -> set[Shape]:
+        """Start the jobs whose reserved room is there; bring the other reservations to the earliest moment.
+
+        Those of grants that are not behind lose their places, to be given new ones in order: their shapes.
+        """
+        known, horizon, now_ms = self.known, self.horizon, self.known.now_ms
+        loose, late, early = (
+            set[Shape](),
+            list[tuple[Reservation, Group]](),
+            list[tuple[Reservation, Group]](),
+        )
         for job_id in list(known.reserved):
             job = known.jobs[job_id]
-            group = known.queues[job.organization_id].group_of(job)
-            seat = horizon.rise(job_id)
-            if group is None or group.book is None or group.taken or seat is None:
-                # a pick of this cycle left it without the money
-                self._unreserve(job)
-                continue
-            hole = self._hole(group.shape, job)
-            if hole is None:
-                self._unreserve(job)
-            elif hole.starts_at_ms <= known.now_ms:
-                branch = self.tree.branch(group.book.grant.program_id, job.organization_id)
-                room = self._use(job.gpu_class, hole)
-                self._start(branch, branch.queue.leaves[group.book.grant.id], group, room)
+            group = known.queues[job.organization_id].find(job)
+            seat = known.reserved[job_id] if horizon.rise(job_id) else None
+            if group is None or group.book is None or seat is None:
+                # started in this cycle, or a pick left it without the money
+                if seat:
+                    self._unreserve(job)
+            elif group.book.rank_lag_ms < 0:
+                loose.add(group.shape)
             else:
-                if hole.starts_at_ms < seat.starts_at_ms or not horizon.holds(seat, job.walltime_ms):
-                    seat = moved(seat, hole)
-                known.reserved[job_id] = seat
-                horizon.sit(seat, job.walltime_ms)
+                (late if seat.starts_at_ms <= now_ms else early).append((seat, group))
+        # who is late goes first and pushes the others: nobody may be kept out by those who come after him
+        for seat, group in sorted(late, key=lambda pair: pair[0].starts_at_ms):
+            self._seat_one(seat, group)
+        for seat, _ in early:
+            horizon.sit(seat, known.jobs[seat.job_id].walltime_ms)
+        for seat, group in early:
+            horizon.rise(seat.job_id)
+            self._seat_one(seat, group)
+        return loose
+
+    def _seat_one(self, seat: Reservation, group: Group) -> None:
+        """Start it if its room is there, else keep the room it has or an earlier one."""
+        known, job = self.known, self.known.jobs[seat.job_id]
+        if group.book is None or group.taken or not group.entries:
+            self._unreserve(job)
+            return
+        hole = self._hole(group.shape, job)
+        if hole is None:
+            self._unreserve(job)
+        elif hole.starts_at_ms <= known.now_ms:
+            branch = self.tree.branch(group.book.grant.program_id, job.organization_id)
+            leaf = branch.queue.leaves[group.book.grant.id]
+            self._start(branch, leaf, group, self._use(job.gpu_class, hole))
+        else:
+            if hole.starts_at_ms < seat.starts_at_ms or not self.horizon.holds(seat, job.walltime_ms):
+                seat = moved(seat, hole)
+            known.reserved[seat.job_id] = seat
+            self.horizon.sit(seat, job.walltime_ms)
 
     def _unreserve(self, job: Job) -> None:
         self.known.drop_reservation(job.id)
@@ -215,13 +262,17 @@ class Cycle:
         if hole.starts_at_ms <= known.now_ms:
             self._start(branch, leaf, group, self._use(job.gpu_class, hole))
             return True
+        known.reserved.pop(job.id, None)
         number = sum(each.made_at_ms == known.now_ms for each in known.reserved.values())
         seat = Reservation(
             job.id, hole.cluster, job.gpu_class, hole.starts_at_ms, hole.gpus_by_node, known.now_ms, number
         )
-        known.reserve(seat)
         self.horizon.sit(seat, job.walltime_ms)
-        self._judge_anew(job.organization_id)
+        if group.shape.kept_for:
+            known.reserved[job.id] = seat
+        else:
+            known.reserve(seat)
+            self._judge_anew(job.organization_id)
         return True
 
     def _use(self, gpu_class: str, hole: Hole) -> Room:
@@ -230,22 +281,20 @@ class Cycle:
 
     # --- everything else ---
 
-    def _serve_all(self) -> None:
-        """In order: what fits around the reservations starts; what does not and may have one gets one."""
-        policy, known = self.known.policy, self.known
-        live = {shape for shape in self._fit_now() if self._may(shape)}
+    def _serve_all(self, loose: set[Shape]) -> None:
+        """In order: what fits around the reservations starts; what does not and may have one gets one.
+
+        `loose`: jobs that had one and are to find a new place for it.
+        """
+        policy, horizon = self.known.policy, self.horizon
+        live = {shape for shape in self._fit_now() if shape not in loose and self._may(shape)}
         reservable: set[Shape] = set()
-        if len(known.reserved) < policy.reservations:
-            reservable = {
-                shape
-                for shape in known.by_shape
-                if not shape.kept_for and shape.gpus >= policy.reservation_gpus and shape not in live
-            }
-        if not live and not reservable:
-            return
+        if len(horizon.seats) < policy.reservations:
+            reservable = loose | {s for s in self.known.by_shape if s not in live and self._may_reserve(s)}
         full = self._full()
-        self.tree.start()
-        while turn := self.tree.next(Race(live, reservable, full)):
+        if live or reservable:
+            self.tree.start()
+        while turn := self.tree.next(Race(live, reservable, full)) if live or reservable else None:
             branch, leaf, group = turn
             shape = group.shape
             if shape in live:
@@ -253,25 +302,30 @@ class Cycle:
             elif not self._reserve(branch, leaf, group):
                 reservable.discard(shape)
                 continue
-            elif len(known.reserved) >= policy.reservations:
-                reservable.clear()
-            else:
-                full = self._full()
+            if shape in loose:
+                reservable.discard(shape)
             still = {
                 s
                 for s in self._fit_now(shape.gpu_class, live)
                 if s.gpu_class != shape.gpu_class or self._may(s)
             }
-            if policy.reservations and len(known.reserved) < policy.reservations:
-                reservable |= {
-                    s for s in live - still if not s.kept_for and s.gpus >= policy.reservation_gpus
-                }
+            if len(horizon.seats) < policy.reservations:
+                reservable |= {s for s in live - still if self._may_reserve(s)}
+            else:
+                reservable.clear()
             live &= still
+            full = self._full()
+        for shape in loose:
+            if shape.kept_for in self.known.reserved and shape.kept_for not in horizon.seats:
+                self._unreserve(self.known.jobs[shape.kept_for])
+
+    def _may_reserve(self, shape: Shape) -> bool:
+        return not shape.kept_for and shape.gpus >= self.known.policy.reservation_gpus
 
     def _full(self) -> set[str]:
         """Organizations that have as many reservations as one may have."""
         counts: dict[str, int] = {}
-        for job_id in self.known.reserved:
+        for job_id in self.horizon.seats:
             organization = self.known.jobs[job_id].organization_id
             counts[organization] = counts.get(organization, 0) + 1
         limit = self.known.policy.reservations_per_organization
@@ -305,7 +359,7 @@ class Cycle:
         self._picked.append((group, book, path))
         known.balances.charge(path, group.cost_gpu_us)
         known.caps.charge(book.grant.id, group.gpus)
-        self.tree.pick(branch, book, group.cost_gpu_us)
+        self.tree.pick(branch, book, group.cost_gpu_us, group.rate)
         concerned = known.organizations_on(book.grant.id, path)
         if len(concerned) > 1 or self._may_change(branch.queue, book, path):
             for organization_id in concerned:
@@ -355,12 +409,13 @@ class Cycle:
             return None
         return self.horizon.limits(shape, clusters)
 
-    def _fit_now(self, gpu_class: str | None = None, among: Iterable[Shape] = ()) -> set[Shape]:
+    def _fit_now(self, gpu_class: str | None = None, among: Iterable[Shape] | None = None) -> set[Shape]:
         """The shapes that still fit, reservations aside; of other classes than this one all of `among`."""
         if gpu_class is None:
-            return {s for by_key in self._fitting.values() for shapes in by_key.values() for s in shapes}
+            found = {s for by_key in self._fitting.values() for shapes in by_key.values() for s in shapes}
+            return found.intersection(among) if among is not None else found
         here = {s for shapes in self._fitting.get(gpu_class, {}).values() for s in shapes}
-        return {s for s in among if s.gpu_class != gpu_class or s in here}
+        return {s for s in among or () if s.gpu_class != gpu_class or s in here}
 
     def _close(self, organization_id: str, job: Job) -> None:
         """Take the shapes out of the race that fitted before the last pick and do not any more."""

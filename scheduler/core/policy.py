@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
+from typing import TypedDict
 
 MINUTE_MS = 60_000
 HOUR_MS = 3_600_000
@@ -33,10 +34,11 @@ class Lane:
     area_gpu_ms: int = 96 * HOUR_MS
     """Its GPUs x walltime are at most so much."""
     tapers: tuple[tuple[int, float], ...] = (
-        (HOUR_MS, 0.10),
-        (4 * HOUR_MS, 0.05),
-        (12 * HOUR_MS, -0.05),
-        (24 * HOUR_MS, -0.10),
+        (HOUR_MS, 1.0),
+        (4 * HOUR_MS, 1.0),
+        (12 * HOUR_MS, -0.08),
+        (24 * HOUR_MS, -0.12),
+        (72 * HOUR_MS, -0.15),
     )
     """(walltime, z): a job of at most this walltime passes while less than (1 + z) of its grant is spent."""
     delivery_weight: float = 0.0
@@ -80,6 +82,16 @@ class Policy:
     """Usage counts half after this time. It only breaks ties between equal lags."""
     lag_bound_share: float = 0.10
     """A grant is ranked as at most this share of its term behind or ahead of its pace."""
+    idle_lag_share: float = 0.0
+    """A grant of which no job waits falls behind by at most this share of its term, so that who sleeps until the
+    end does not push the others aside."""
+    floor_share: float = 0.0
+    """An organization on its pace goes first while it runs less than this share of what it ran of late, or of what
+    its pace needs if that is less: who wakes late does not push aside those who kept theirs. 0: nobody does."""
+    floor_lag_ms: int = DAY_MS
+    """On its pace is who is at most so much ahead of it."""
+    hold_share: float = 1.0
+    """How much of what running jobs may still use counts as spent: 1 all of their holds, 0 what they used."""
     cluster_unseen_ms: int = 60_000
     """A cluster not seen for longer receives nothing. 60 s of wall time, so scale it by the clock's speed."""
     placement_paused: bool = False
@@ -98,18 +110,38 @@ class Policy:
     preemption: Preemption | None = None
 
 
+class _Grant(TypedDict):
+    lag_bound_share: float
+    idle_lag_share: float
+    hold_share: float
+
+
+class _Easy(TypedDict):
+    reservations: int
+    reservations_per_organization: int
+    reservation_gpus: int
+
+
+_GRANT = _Grant(lag_bound_share=1.0, idle_lag_share=1.0, hold_share=0.0)
+_EASY = _Easy(reservations=1, reservations_per_organization=1, reservation_gpus=1)
+
 PRESETS: Mapping[str, Policy] = MappingProxyType(
     {
         "fifo-skip": Policy(ranking=Ranking.FIFO),
         "decay-skip": Policy(ranking=Ranking.DECAY),
-        "decay-easy": Policy(
-            ranking=Ranking.DECAY, reservations=1, reservations_per_organization=1, reservation_gpus=1
+        "decay-easy": Policy(ranking=Ranking.DECAY, **_EASY),
+        "grant-skip": Policy(**_GRANT),
+        "grant-easy": Policy(**_GRANT, **_EASY),
+        "gpuhub": Policy(
+            lag_bound_share=1.0,
+            idle_lag_share=1.0,
+            floor_share=0.6,
+            hold_share=0.3,
+            gang_first_gpus=32,
+            reservations=8,
+            lane=Lane(),
+            preemption=Preemption(),
         ),
-        "grant-skip": Policy(lag_bound_share=1.0),
-        "grant-easy": Policy(
-            lag_bound_share=1.0, reservations=1, reservations_per_organization=1, reservation_gpus=1
-        ),
-        "gpuhub": Policy(gang_first_gpus=32, reservations=8, lane=Lane(), preemption=Preemption()),
     }
 )
 """Policies to compare; `gpuhub` is the hub's own."""

@@ -47,9 +47,10 @@ class NodeProfile:
 
     def free_at(self, at_ms: int, now_ms: int) -> int:
         """What the attempts leave at a moment, reservations aside; it only grows with time."""
-        cumulated = self._cumulate()
-        count = bisect_right(self._ends, at_ms)
-        if at_ms < now_ms + OVERDUE_MS:
+        cumulated = self._cumulated or self._cumulate()
+        ends = self._ends
+        count = bisect_right(ends, at_ms)
+        if at_ms < now_ms + OVERDUE_MS and ends and ends[0] <= now_ms:
             overdue = bisect_right(self._ends, now_ms)
             return self.free + cumulated[max(count, overdue)] - cumulated[overdue]
         return self.free + cumulated[count]
@@ -58,13 +59,13 @@ class NodeProfile:
         """From when on so many are free, reservations aside."""
         if gpus <= self.free:
             return now_ms
-        cumulated = self._cumulate()
+        cumulated = self._cumulated or self._cumulate()
         count = bisect_left(cumulated, gpus - self.free)
         if count == len(cumulated):
             return NEVER_MS
-        overdue = bisect_right(self._ends, now_ms)
-        if not overdue:
+        if self._ends[0] > now_ms:
             return self._ends[count - 1]
+        overdue = bisect_right(self._ends, now_ms)
         later = bisect_left(cumulated, gpus - self.free + cumulated[overdue])
         return min(
             max(self._ends[count - 1], now_ms + OVERDUE_MS),
@@ -78,46 +79,56 @@ class NodeProfile:
         return self._cumulated
 
 
-def least_free(node: NodeProfile, taken: Iterable[Interval], from_ms: int, to_ms: int, now_ms: int) -> int:
+class Taken:
+    """What reservations and picks take of one node, as steps over time."""
+
+    __slots__ = ("levels", "times")
+
+    def __init__(self, intervals: Iterable[Interval]) -> None:
+        changes: dict[int, int] = {}
+        for start, end, gpus in intervals:
+            changes[start] = changes.get(start, 0) + gpus
+            changes[end] = changes.get(end, 0) - gpus
+        self.times = sorted(changes)
+        self.levels = [0, *accumulate(changes[time] for time in self.times)]
+        """[i]: GPUs taken before times[i], and from times[i - 1] on."""
+
+
+def least_free(node: NodeProfile, taken: Taken, from_ms: int, to_ms: int, now_ms: int) -> int:
     """The fewest GPUs that are free at any moment of [from, to), what is taken counted."""
-    intervals = [each for each in taken if each[1] > from_ms and each[0] < to_ms]
-    moments = {from_ms, *(start for start, _, _ in intervals if start > from_ms)}
-    return min(
-        node.free_at(at_ms, now_ms) - sum(gpus for start, end, gpus in intervals if start <= at_ms < end)
-        for at_ms in moments
-    )
+    times, levels = taken.times, taken.levels
+    at = bisect_right(times, from_ms)
+    least = node.free_at(from_ms, now_ms) - levels[at]
+    while at < len(times) and times[at] < to_ms:
+        # between two steps what is free only grows
+        least = min(least, node.free_at(times[at], now_ms) - levels[at + 1])
+        at += 1
+    return least
 
 
-def earliest(
-    node: NodeProfile, taken: Iterable[Interval], gpus: int, span_ms: int, from_ms: int, now_ms: int
-) -> int:
+def earliest(node: NodeProfile, taken: Taken, gpus: int, span_ms: int, from_ms: int, now_ms: int) -> int:
     """From when on, not before `from_ms`, so many are free for so long; NEVER_MS if that does not come."""
-    intervals = list(taken)
-    at_ms = max(from_ms, node.when(gpus, now_ms))
-    while at_ms < NEVER_MS:
-        clash_ms = _clash(node, intervals, gpus, at_ms, at_ms + span_ms, now_ms)
-        if clash_ms is None:
-            return at_ms
-        # nothing before the clash can do: go on where at that moment enough becomes free
-        taken_then = sum(gpus for start, end, gpus in intervals if start <= clash_ms < end)
-        ends = [end for start, end, _ in intervals if start <= clash_ms < end]
-        grown_ms = node.when(gpus + taken_then, now_ms)
-        at_ms = min([end for end in ends if end > clash_ms] + [grown_ms if grown_ms > clash_ms else NEVER_MS])
-    return NEVER_MS
-
-
-def _clash(
-    node: NodeProfile, intervals: list[Interval], gpus: int, from_ms: int, to_ms: int, now_ms: int
-) -> int | None:
-    """The last moment of [from, to) at which a new shortage begins; None if there is none."""
-    starts = [start for start, _, _ in intervals if from_ms < start < to_ms]
-    for at_ms in (*sorted(starts, reverse=True), from_ms):
-        taken = sum(gpus for start, end, gpus in intervals if start <= at_ms < end)
-        if taken and node.free_at(at_ms, now_ms) - taken < gpus:
-            return at_ms
-        if not taken and node.free_at(at_ms, now_ms) < gpus:
-            return at_ms
-    return None
+    times, levels = taken.times, taken.levels
+    start_ms = max(from_ms, node.when(gpus, now_ms))
+    if start_ms >= NEVER_MS:
+        return NEVER_MS
+    at = bisect_right(times, start_ms)
+    moment_ms = start_ms
+    while True:
+        next_ms = times[at] if at < len(times) else NEVER_MS
+        needed = gpus + levels[at]
+        if node.free_at(moment_ms, now_ms) < needed:
+            grown_ms = node.when(needed, now_ms)
+            start_ms = moment_ms = min(max(grown_ms, moment_ms), next_ms)
+            if start_ms >= NEVER_MS:
+                return NEVER_MS
+            if start_ms == next_ms:
+                at += 1
+                continue
+        if next_ms >= start_ms + span_ms:
+            return start_ms
+        moment_ms = next_ms
+        at += 1
 
 
 class Profile:

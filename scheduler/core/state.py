@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import assert_never
 
 from scheduler.core.backfill import Place
-from scheduler.core.entitlement import Balances, Caps, GrantBook, usage_gpu_us
+from scheduler.core.entitlement import Balances, Caps, GrantBook, Remaining, usage_gpu_us
 from scheduler.core.fit import Fleet, Shape
 from scheduler.core.groups import Group
 from scheduler.core.model import (
@@ -25,7 +25,7 @@ from scheduler.core.model import (
     Reservations,
     Tombstone,
 )
-from scheduler.core.order import Tree, Usage
+from scheduler.core.order import Floor, Tree, Usage
 from scheduler.core.placement import Room, keep
 from scheduler.core.policy import Policy
 from scheduler.core.profile import NEVER_MS, Profile
@@ -81,6 +81,7 @@ class Knowledge:
         self.profiles: dict[Place, Profile] = {}
         self.reserved: dict[str, Reservation] = {}  # by job, in the order in which they were made
         self._expected: set[str] = set()  # jobs that this cycle stops others for
+        self._remaining: dict[str, Remaining] = {}  # by grant
         self._running_on: dict[str, dict[str, Attempt]] = {}  # by grant: running, and nobody stops them
         self._apply: dict[type, Callable[..., None]] = {
             GpuClass: self._put_class,
@@ -138,7 +139,11 @@ class Knowledge:
         for grant_id, book in sorted(self._books.items()):
             if book.runs(self.now_ms):
                 books.append(book)
-                paces[grant_id] = book.advance(self.now_ms, self._waiting_since_ms(book))
+                remaining = self._remaining.get(grant_id)
+                remaining_gpu_us = remaining.at(self.now_ms) if remaining else 0
+                rate = remaining.rate if remaining else 0
+                since_ms = self._waiting_since_ms(book)
+                paces[grant_id] = book.advance(self.now_ms, since_ms, remaining_gpu_us, rate)
         return books, paces
 
     def _waiting_since_ms(self, book: GrantBook) -> int | None:
@@ -156,7 +161,9 @@ class Knowledge:
         """The running grants as they rank now."""
         usages = self._usages(books)
         if self._tree is None or self._tree.books != books:
-            self._tree = Tree(books, self.queues, self.policy.ranking)
+            policy = self.policy
+            floor = Floor(policy.floor_share, policy.floor_lag_ms, policy.half_life_ms)
+            self._tree = Tree(books, self.queues, policy.ranking, floor if policy.floor_share else None)
         self._tree.begin(usages)
         return self._tree
 
@@ -312,8 +319,7 @@ class Knowledge:
 
     def _put_policy(self, policy: Policy) -> None:
         before, self.policy = self.policy, policy
-        if before.ranking is not policy.ranking:
-            self._tree = None
+        self._tree = None
         if before.gang_first_gpus != policy.gang_first_gpus:
             self._sort_anew()
         for book in self._books.values():
@@ -421,12 +427,14 @@ class Knowledge:
         """Its GPUs come back when it ends."""
         if attempt.state is JobState.RUNNING and attempt.stop is None:
             self._running_on.setdefault(attempt.grant_id, {})[attempt.id] = attempt
+        self._remaining.setdefault(attempt.grant_id, Remaining()).add(attempt)
         if attempt.capacity_held:
             ends_ms = NEVER_MS if attempt.ends_at_ms is None else attempt.ends_at_ms
             for (gpu_class, node), gpus in _on_nodes(attempt).items():
                 self._profile(gpu_class, attempt.cluster).touch(node).put(attempt.id, ends_ms, gpus)
 
     def _hide(self, attempt: Attempt) -> None:
+        self._remaining[attempt.grant_id].add(attempt, sign=-1)
         self._running_on.get(attempt.grant_id, {}).pop(attempt.id, None)
         for gpu_class, node in _on_nodes(attempt) if attempt.capacity_held else ():
             self._profile(gpu_class, attempt.cluster).touch(node).drop(attempt.id)

@@ -67,6 +67,14 @@ class Queue:
             return False
         return job.id in self._cooling or self.group_of(job) is not None
 
+    def find(self, job: Job) -> Group | None:
+        """The group of a job that could pay now and was not picked in this cycle."""
+        for kept_for in ("", job.id):
+            group = self.groups.get(_key(job, kept_for))
+            if group and group.book and self._entry(job) in group.left:
+                return group
+        return None
+
     def group_of(self, job: Job) -> Group | None:
         """The group of a job for which room is kept, if it could pay now."""
         group = self.groups.get(_key(job, job.id))

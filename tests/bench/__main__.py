@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-BENCHES = ("ledger", "steps", "api", "year", "cycle", "up")
+BENCHES = ("ledger", "steps", "api", "year", "cycle", "up", "fragmentation")
 ON_KUBERNETES = ("kubernetes-fill", "kubernetes-kueue")
 """Only when they are named: they take 10 and 20 minutes, and need what `make controlplane` builds."""
 

@@ -16,6 +16,7 @@ from scheduler.core.model import (
     GpuClass,
     Grant,
     Job,
+    JobState,
     Node,
     Organization,
     Pace,
@@ -244,26 +245,44 @@ def _bound(hub: Hub, grant: Grant) -> int:
     return int(max(1, grant.ends_at_ms - grant.starts_at_ms) * hub.policy.lag_bound_share)
 
 
+def _remaining(hub: Hub, grant: Grant) -> int:
+    """What the attempts on the grant may still use."""
+    total = 0
+    for attempt in hub.attempts.values():
+        if attempt.grant_id == grant.id and attempt.state is not JobState.ENDED:
+            begin, end = attempt.started_at_ms, attempt.ends_at_ms
+            if begin is None or end is None or end <= begin:
+                total += attempt.cost_gpu_us
+            else:
+                total += attempt.cost_gpu_us // (end - begin) * (end - hub.now_ms)
+    return total
+
+
 def _pace(hub: Hub, grant: Grant, waiting: dict[str, Job]) -> Pace:
     _, held, used = _own(grant)
-    spent = held + used
+    spent = held + used - _remaining(hub, grant)
     pace = grant.pace or Pace(0, grant.starts_at_ms)
     then = spent if pace.spent_gpu_us is None else pace.spent_gpu_us
-    lag = pace.lag_ms + _in_term(grant, then) - _in_term(grant, spent)
+    meanwhile = _in_term(grant, spent) - _in_term(grant, then)
     draws = [(job.submitted_at_ms, _draw(hub, job)) for job in waiting.values()]
     since = [submitted for submitted, draw in draws if not isinstance(draw, str) and draw[0] == grant.id]
-    if since:
-        lag += max(0, hub.now_ms - max(min(since), pace.as_of_ms, grant.starts_at_ms))
+    begin = max(pace.as_of_ms, grant.starts_at_ms)
+    waited = max(0, hub.now_ms - max(min(since), begin)) if since else 0
+    lag = pace.lag_ms
+    if meanwhile < 0:
+        lag -= meanwhile  # refunded
+        meanwhile = 0
+    term = max(1, grant.ends_at_ms - grant.starts_at_ms)
+    idle = int(term * hub.policy.idle_lag_share)
+    lag += min(max(0, hub.now_ms - begin) - meanwhile, max(waited, idle - lag))
     behind = hub.now_ms - grant.starts_at_ms - _in_term(grant, spent)
     return Pace(min(lag, behind, _bound(hub, grant)), hub.now_ms, spent)
 
 
 def _lag(hub: Hub, grant: Grant) -> int:
     """This cycle's picks counted."""
-    _, held, used = _own(grant)
-    now = held + used + sum(cost for (id, _), cost in hub.spent_on.items() if id == grant.id)
-    lag = hub.lags[grant.id] - _in_term(grant, now) + _in_term(grant, held + used)
-    return max(lag, -_bound(hub, grant))
+    promised = _remaining(hub, grant) + sum(cost for (id, _), cost in hub.spent_on.items() if id == grant.id)
+    return max(hub.lags[grant.id] - _in_term(grant, promised), -_bound(hub, grant))
 
 
 def _mean_lag(hub: Hub, grants: list[Grant]) -> int:
