@@ -17,6 +17,7 @@ from quota import docs_page, problems, schema_version, tasks, timekeeping
 from quota.audit import routes as audit_chain
 from quota.clock import Clock
 from quota.crash import open_database
+from quota.dispatch import fair_share_routes as sharing
 from quota.dispatch import log_routes as job_logs
 from quota.dispatch import routes as dispatch
 from quota.dispatch.ranking import StoredQueue
@@ -108,6 +109,7 @@ def create_app(settings: Settings, clock: Clock | None = None) -> FastAPI:
         job_logs,
         job_changes,
         switches,
+        sharing,
         programs,
         grant_changes,
         limits_routes,

@@ -168,6 +168,18 @@ class WrongState(Conflict):
     code = "wrong_state"
 
 
+class NotRestartable(Conflict):
+    """The job would not come again: it is not stopped for another."""
+
+    code = "not_restartable"
+
+
+class PreemptedTooOften(Conflict):
+    """The job was stopped for others as often as it may be within 24 hours."""
+
+    code = "preempted_too_often"
+
+
 class CapacityTaken(Conflict):
     """The node has fewer free GPUs of this class than the placement takes."""
 

@@ -24,7 +24,10 @@ LINES: Mapping[WaitReason, str] = {
     WaitReason.CLUSTER_UNSEEN: "cluster {cluster} could hold it, but does not answer",
     WaitReason.NODES_UNAVAILABLE: "the nodes with {gpu_class} that could hold it take no jobs now",
     WaitReason.ORGANIZATION_FROZEN: "organization {organization} is frozen",
-    WaitReason.ROOM_RESERVED: "the room is being freed for job {job}",
+    WaitReason.ROOM_RESERVED: "the room is kept for job {job}",
+    WaitReason.RESERVED: (
+        "needs {needed} {gpu_class}, {free} are free; room is kept for it from {starts_at_ms} on, or sooner"
+    ),
     WaitReason.BEHIND_IN_ORDER: "job {job} of {organization} was ahead and took the room",
     WaitReason.PLACEMENT_PAUSED: "operators let nothing start on {what} {name}",
     WaitReason.GRANT_CAP: "needs {needed} GPUs, {in_use} of the {cap} that grant {grant} may use at once are in use",

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import structlog
 
 from quota.client import ServiceProblem
-from quota.schemas.scheduling import FeedItem
+from quota.schemas.scheduling import FeedItem, Reservation
 from scheduler.gateway import Quota
 
 log = structlog.get_logger()
@@ -21,6 +21,8 @@ class SnapshotTaken:
     epoch: int
     cursor: int
     items: tuple[FeedItem, ...]
+    reservations: tuple[Reservation, ...] = ()
+    """What room the last ranking promised."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +65,10 @@ class FeedFollower:
 
     def _take_snapshot(self) -> int:
         page = self._quota.read_snapshot()
-        cursor, items = page.cursor, list(page.items)
+        cursor, items, reservations = page.cursor, list(page.items), page.reservations
         while page.next is not None:
             page = self._quota.read_snapshot(after=page.next)
             items.extend(page.items)
-        self._tell(SnapshotTaken(self._epoch, cursor, tuple(items)))
+        self._tell(SnapshotTaken(self._epoch, cursor, tuple(items), reservations))
         log.info("snapshot_taken", epoch=self._epoch, cursor=cursor, objects=len(items))
         return cursor

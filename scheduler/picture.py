@@ -37,6 +37,7 @@ def status_of(code: WaitReason) -> str:
             | WaitReason.NO_FREE_GPU
             | WaitReason.NO_NODE_FITS
             | WaitReason.ROOM_RESERVED
+            | WaitReason.RESERVED
             | WaitReason.BEHIND_IN_ORDER
         ):
             return "active"

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from quota.client import ServiceUnavailable
-from quota.schemas.scheduling import Pace, RankingDocument, Waiting
+from quota.schemas.scheduling import Pace, RankingDocument, Reservation, Waiting
 from scheduler.gateway import Gateway
 
 PACES_WALL_S = 30.0
@@ -23,6 +23,7 @@ class Standing:
     order: tuple[str, ...] = ()
     reasons: Mapping[str, Waiting] = field(default_factory=dict)
     paces: Mapping[str, Pace] = field(default_factory=dict)
+    reservations: tuple[Reservation, ...] = ()
 
 
 class RankingPublisher:
@@ -67,6 +68,8 @@ class RankingPublisher:
         known = self._known
         if known is None or standing.order != known.order or standing.reasons != known.reasons:
             return True
+        if standing.reservations != known.reservations:
+            return True
         return standing.paces != known.paces and self._monotonic_s() >= self._sent_s + PACES_WALL_S
 
     def _document(self, standing: Standing, known: Standing | None, now_ms: int) -> RankingDocument:
@@ -82,4 +85,5 @@ class RankingPublisher:
             order=standing.order[:LONGEST_ORDER],
             reasons={job: reason for job, reason in standing.reasons.items() if reasons.get(job) != reason},
             paces={grant: pace for grant, pace in standing.paces.items() if paces.get(grant) != pace},
+            reservations=standing.reservations,
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -19,6 +19,7 @@ from quota.schemas.scheduling import (
     JobState,
     StartItem,
     StopItem,
+    StopReason,
 )
 from scheduler.actions import Done, Hands
 from scheduler.backoff import Backoffs
@@ -35,7 +36,7 @@ from scheduler.ranking import RankingPublisher, Standing
 from scheduler.reconciler import Limits, Reconciler, due_of
 from scheduler.reporting import ClusterReporter
 from scheduler.sightings import Sighting, sight
-from scheduler.translate import start_item
+from scheduler.translate import preempt_item, start_item
 from scheduler.views import ClusterView
 
 PICTURE_WALL_S = 5.0
@@ -103,7 +104,9 @@ class Term:
         if news.epoch != self.epoch:
             return
         match news:
-            case SnapshotTaken(cursor=cursor, items=items):
+            case SnapshotTaken(cursor=cursor, items=items, reservations=reservations):
+                if not self._cache.loaded:  # later ones know less of what is promised than this term
+                    self._planner.begin_with(reservations)
                 self._cache.replace(cursor, items)
             case FeedRead(items=items):
                 self._cache.apply(items)
@@ -207,7 +210,8 @@ class Term:
     def _decide(self, limits: Limits) -> None:
         stops = self._reconciler.stops(self._cache, limits)
         plan = self._planner.plan(self._around.clock.now_ms())
-        items: list[DecisionItem] = [*stops, *(start_item(start) for start in plan.starts)]
+        starts = (start_item(start) for start in plan.starts)
+        items: list[DecisionItem] = [*stops, *self._preemptions(plan), *starts]
         results: list[ItemResult] = []
         try:
             for answer in self._gateway.decide(items):
@@ -221,6 +225,13 @@ class Term:
                 self._decided(item, result)
         self._plan = plan
 
+    def _preemptions(self, plan: Plan) -> Iterator[StopItem]:
+        """The plan's stops for others; told now, carried out when their notice is over."""
+        for preempt in plan.stops:
+            attempt = self._cache.attempt(f"{preempt.job_id}-{preempt.attempt}")
+            if attempt is not None:
+                yield preempt_item(preempt, attempt)
+
     def _decided(self, item: StartItem | StopItem, result: ItemResult) -> None:
         """Remember and log what quota made of one decision."""
         numbers = {
@@ -232,7 +243,10 @@ class Term:
         }
         metrics = self._around.metrics
         if isinstance(item, StopItem):
-            self._reconciler.asked(item)
+            if item.reason is StopReason.PREEMPTED and result.outcome == "refused":
+                self._planner.refused_stop(item.job_id)
+            else:
+                self._reconciler.asked(item)
             metrics.decided("stopped" if result.outcome == "accepted" else result.outcome)
             if result.outcome == "accepted":
                 metrics.stopped(item.reason.value)

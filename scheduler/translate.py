@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import assert_never
 
 from pydantic import TypeAdapter, ValidationError
 
 from quota.clock import Clock
+from quota.schemas import fair_share
 from quota.schemas import scheduling as wire
 from quota.schemas.values import ClassId, NodeName
 from scheduler.clusters.port import NodeStatus, ObjectSpec, ObjectStatus
 from scheduler.clusters.port import PodPlacement as ClusterPodPlacement
 from scheduler.core import model
-from scheduler.core.policy import Policy
+from scheduler.core.policy import HOUR_MS, Lane, Policy, Preemption, Ranking
 
 _NODE_NAME: TypeAdapter[str] = TypeAdapter(NodeName)
 _CLASS_ID: TypeAdapter[str] = TypeAdapter(ClassId)
@@ -23,16 +24,25 @@ _CLASS_ID: TypeAdapter[str] = TypeAdapter(ClassId)
 # --- from quota to the core -----------------------------------------------------------------------
 
 
-def changes_of(
-    items: Iterable[wire.FeedItem], clock: Clock, held_back: Mapping[str, int], last_seen: Mapping[str, int]
-) -> list[model.Change]:
-    """Feed items as changes of the core's state.
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """What only this process knows while it translates."""
 
-    `held_back`: until when a job refused at its start waits. `last_seen`: when each cluster last answered.
-    """
+    held_back: Mapping[str, int] = field(default_factory=dict)
+    """Until when a job refused at its start waits."""
+    spared: Collection[str] = ()
+    """Jobs that quota just refused to stop for others."""
+    last_seen: Mapping[str, int] = field(default_factory=dict)
+    """When each cluster last answered."""
+    start_limit_ms: int = 0
+    """How long a start may take."""
+
+
+def changes_of(items: Iterable[wire.FeedItem], clock: Clock, moment: Moment) -> list[model.Change]:
+    """Feed items as changes of the core's state."""
     changes: list[model.Change] = []
     for item in items:
-        change = _tombstone(item) if item.gone else _change_of(item, clock, held_back, last_seen)
+        change = _tombstone(item) if item.gone else _change_of(item, clock, moment)
         if change is not None:
             changes.append(change)
     return changes
@@ -47,14 +57,12 @@ def _tombstone(item: wire.FeedItem) -> model.Tombstone | None:
     assert_never(item.kind)
 
 
-def _change_of(
-    item: wire.FeedItem, clock: Clock, held_back: Mapping[str, int], last_seen: Mapping[str, int]
-) -> model.Change | None:
+def _change_of(item: wire.FeedItem, clock: Clock, moment: Moment) -> model.Change | None:
     match item:
         case wire.FeedItem(kind="job", job=wire.JobObject() as job):
-            return job_of(job, held_back.get(job.id))
+            return job_of(job, moment.held_back.get(job.id), spared=job.id in moment.spared)
         case wire.FeedItem(kind="attempt", attempt=wire.AttemptObject() as attempt):
-            return _attempt_of(attempt)
+            return _attempt_of(attempt, moment.start_limit_ms)
         case wire.FeedItem(kind="grant", grant=wire.GrantObject() as grant):
             return _grant_of(grant)
         case wire.FeedItem(kind="organization", organization=wire.OrganizationObject() as organization):
@@ -69,14 +77,17 @@ def _change_of(
         case wire.FeedItem(kind="node", node=wire.NodeObject() as node):
             return _node_of(node)
         case wire.FeedItem(kind="cluster", cluster=wire.ClusterObject() as cluster):
-            return cluster_of(cluster, last_seen)
+            return cluster_of(cluster, moment.last_seen)
         case wire.FeedItem(kind="policy", policy=wire.PolicyObject() as policy):
             return policy_of(policy, clock)
     return None
 
 
-def job_of(job: wire.JobObject, held_back_until_ms: int | None) -> model.Job:
-    """A job; one whose start quota refused waits a moment longer than it says itself."""
+def job_of(job: wire.JobObject, held_back_until_ms: int | None, *, spared: bool = False) -> model.Job:
+    """A job; one whose start quota refused waits a moment longer than it says itself.
+
+    One whose stop quota refused (`spared`) is not chosen again at once.
+    """
     not_before_ms = job.not_before
     if held_back_until_ms is not None:
         not_before_ms = max(held_back_until_ms, not_before_ms or 0)
@@ -93,6 +104,8 @@ def job_of(job: wire.JobObject, held_back_until_ms: int | None) -> model.Job:
         attempt=job.attempt,
         not_before_ms=not_before_ms,
         cancel_requested=job.cancel_requested_at is not None,
+        restartable=job.restartable and not spared,
+        preempted_at_ms=job.preempted_at,
     )
 
 
@@ -103,15 +116,56 @@ def cluster_of(cluster: wire.ClusterObject, last_seen: Mapping[str, int]) -> mod
 
 def policy_of(policy: wire.PolicyObject, clock: Clock) -> Policy:
     """The core's numbers; wall seconds become business milliseconds."""
+    share = policy.fair_share
     return Policy(
         half_life_ms=policy.half_life_ms,
-        lag_bound_share=policy.lag_bound_thousandths / 1000,
+        lag_bound_share=share.lag_bound_thousandths / 1000,
+        idle_lag_share=share.idle_lag_thousandths / 1000,
+        floor_share=share.floor_thousandths / 1000,
+        floor_lag_ms=share.floor_lag_ms,
+        hold_share=share.hold_share_thousandths / 1000,
         cluster_unseen_ms=policy.cluster_unseen_wall_s * 1000 * clock.speed,
         placement_paused=policy.placement_paused,
+        ranking=Ranking(share.ranking),
+        gang_first_gpus=share.gang_first_gpus,
+        reservations=share.reservations,
+        reservations_per_organization=share.reservations_per_organization,
+        reservation_gpus=share.reservation_gpus,
+        promise_gpus=share.promise_gpus,
+        promises_per_organization=share.promises_per_organization,
+        lane=None if share.lane is None else _lane_of(share.lane),
+        preemption=None if share.preemption is None else Preemption(**dict(share.preemption)),
     )
 
 
-def _attempt_of(attempt: wire.AttemptObject) -> model.Attempt:
+def _lane_of(lane: fair_share.Lane) -> Lane:
+    return Lane(
+        gpus=lane.gpus,
+        area_gpu_ms=lane.area_gpu_h * HOUR_MS,
+        tapers=tuple((taper.walltime_ms, taper.spare_thousandths / 1000) for taper in lane.tapers),
+        delivery_weight=lane.delivery_weight_thousandths / 1000,
+    )
+
+
+def reservations_of(kept: Iterable[wire.Reservation]) -> model.Reservations:
+    """What room was promised, in the order in which it was."""
+    return model.Reservations(
+        tuple(
+            model.Reservation(
+                job_id=each.job_id,
+                cluster=each.cluster,
+                gpu_class=each.gpu_class,
+                starts_at_ms=each.starts_at,
+                gpus_by_node=each.gpus_by_node,
+                made_at_ms=each.made_at,
+                number=each.number,
+            )
+            for each in kept
+        )
+    )
+
+
+def _attempt_of(attempt: wire.AttemptObject, start_limit_ms: int) -> model.Attempt:
     return model.Attempt(
         job_id=attempt.job_id,
         attempt=attempt.attempt,
@@ -123,7 +177,21 @@ def _attempt_of(attempt: wire.AttemptObject) -> model.Attempt:
         claimed_at_ms=attempt.claimed_at,
         stop=None if attempt.stop is None else model.Stop(attempt.stop.reason, attempt.stop.for_job),
         capacity_held=attempt.capacity_held,
+        started_at_ms=attempt.last_started_at,
+        ends_at_ms=_ends_at_ms(attempt, start_limit_ms),
+        walltime_ms=attempt.walltime_ms,
     )
+
+
+def _ends_at_ms(attempt: wire.AttemptObject, start_limit_ms: int) -> int | None:
+    """When it ends at the latest; None for one that is lost and still keeps its GPUs."""
+    if attempt.ended_at is not None:
+        return None
+    if attempt.stop is not None:
+        return attempt.stop.stop_at + attempt.stop.grace_ms
+    if attempt.last_started_at is not None:
+        return attempt.last_started_at + attempt.walltime_ms
+    return attempt.claimed_at + start_limit_ms + attempt.walltime_ms
 
 
 def _grant_of(grant: wire.GrantObject) -> model.Grant:
@@ -180,6 +248,31 @@ def start_item(start: model.Start) -> wire.StartItem:
             wire.PodPlacement(index=index, node=pod.node, gpu_class=pod.gpu_class, count=pod.count)
             for index, pod in enumerate(start.pods)
         ),
+    )
+
+
+def preempt_item(preempt: model.Preempt, attempt: wire.AttemptObject) -> wire.StopItem:
+    """A preemption of the plan as a decision: the attempt has its whole grace."""
+    return wire.StopItem(
+        job_id=preempt.job_id,
+        attempt=preempt.attempt,
+        reason=wire.StopReason.PREEMPTED,
+        stop_at=preempt.stop_at_ms,
+        grace_ms=attempt.grace_ms,
+        for_job=preempt.for_job,
+    )
+
+
+def reservation_of(reservation: model.Reservation) -> wire.Reservation:
+    """Promised room as quota keeps it."""
+    return wire.Reservation(
+        job_id=reservation.job_id,
+        cluster=reservation.cluster,
+        gpu_class=reservation.gpu_class,
+        starts_at=reservation.starts_at_ms,
+        gpus_by_node=dict(reservation.gpus_by_node),
+        made_at=reservation.made_at_ms,
+        number=reservation.number,
     )
 
 

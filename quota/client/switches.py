@@ -7,7 +7,7 @@ from typing import TypeVar
 from pydantic import BaseModel
 
 from quota.client.transport import Transport
-from quota.schemas import fleet, jobs, quotes, switches
+from quota.schemas import fair_share, fleet, jobs, quotes, switches
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -47,6 +47,17 @@ class SwitchCalls(Transport):
         """Let no job of a GPU class start, or let them go on."""
         path = f"/v1/placement/gpu-classes/{gpu_class}"
         return self._throw("PUT", path, body, switches.PlacementReply, dry_run)
+
+    def read_fair_share(self) -> fair_share.FairShareDocument:
+        """How the hub shares GPUs that several want."""
+        return self._get("/v1/fair-share", fair_share.FairShareDocument)
+
+    def put_fair_share(
+        self, body: fair_share.FairSharePut, if_match: str | None = None
+    ) -> fair_share.FairShareDocument:
+        """Change how the hub shares, whole; with `if_match` only if it still has that etag."""
+        reply = fair_share.FairShareDocument
+        return self._send("PUT", "/v1/fair-share", body, reply, if_match=if_match)
 
     def change_node(
         self,

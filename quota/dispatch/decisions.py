@@ -14,6 +14,7 @@ from quota.audit import service as audit
 from quota.db import Tx
 from quota.dispatch import lease, objects, streams
 from quota.dispatch.footing import rely_on
+from quota.dispatch.preemptions import check_preemption, taken_to_save_every_ms
 from quota.errors import BadRequest, GrantNotActive, HubError, NotFound, WrongState
 from quota.fleet import service as fleet
 from quota.identity.freezing import check_not_frozen
@@ -64,6 +65,7 @@ _STOP = Prepared(
         stop_at_ms=bindparam("at"),
         stop_grace_ms=bindparam("grace"),
         stop_for_job=bindparam("for_job"),
+        stop_checkpoint_ms=bindparam("checkpoint"),
     )
 )
 _NEW_ATTEMPT = Prepared.insert(
@@ -287,18 +289,24 @@ def _stop(tx: Tx, item: StopItem) -> ItemResult:
         return ItemResult(job_id=job.id, attempt=item.attempt, outcome="unchanged", code=state.value)
     check_move(state, JobState.STOPPING, job.id)
     _check_stop(row, item)
+    detail: dict[str, object] = {"attempt": item.attempt, "stop": item.reason.value, "for_job": item.for_job}
+    checkpoint_ms = None
+    if item.reason is StopReason.PREEMPTED:
+        check_preemption(tx, job, row, item.for_job)
+        checkpoint_ms = taken_to_save_every_ms(tx, job)
+        detail["checkpoint_ms"] = checkpoint_ms
     stop: dict[str, Any] = {
         "why": item.reason.value,
         # what is settled already is never taken back by a stop
         "at": max(item.stop_at, row.settled_through_ms or 0, row.claimed_at_ms),
         "grace": min(item.grace_ms, row.grace_ms),
         "for_job": item.for_job,
+        "checkpoint": checkpoint_ms,
     }
     _STOP.change(tx.connection, this | stop)
     _STOP_JOB.change(tx.connection, {"job": job.id})
     tx.touch("job", job.id)
     tx.touch("attempt", f"{job.id}-{item.attempt}")
-    detail: dict[str, object] = {"attempt": item.attempt, "stop": item.reason.value, "for_job": item.for_job}
     audit.record(tx, ACTOR, "attempt.stop", job.id, detail=detail)
     return ItemResult(job_id=job.id, attempt=item.attempt, outcome="accepted")
 

@@ -6,6 +6,7 @@ from sqlalchemy import Integer, bindparam, delete, select, update
 
 from quota.db import Database, Tx, feed_head, feed_rows, head
 from quota.dispatch import objects
+from quota.dispatch.ranking import read_reservations
 from quota.errors import BadRequest, CursorExpired
 from quota.prepared import Prepared
 from quota.schemas.scheduling import FeedItem, FeedKind, FeedPage, SnapshotPage
@@ -26,6 +27,7 @@ def read_snapshot(database: Database, after: str | None, limit: int) -> Snapshot
     with database.read() as connection:
         seq = head(connection)
         cursor, kind, last = _position(after, seq)
+        reservations = read_reservations(connection) if after is None else ()
         items: list[FeedItem] = []
         index = objects.KINDS.index(kind)
         while index < len(objects.KINDS) and len(items) < limit:
@@ -38,7 +40,9 @@ def read_snapshot(database: Database, after: str | None, limit: int) -> Snapshot
             elif found:
                 last = found[-1].id
     following = None if index == len(objects.KINDS) else f"{cursor}|{objects.KINDS[index]}|{last}"
-    return SnapshotPage.model_construct(cursor=cursor, items=tuple(items), next=following)
+    return SnapshotPage.model_construct(
+        cursor=cursor, items=tuple(items), next=following, reservations=reservations
+    )
 
 
 def read_feed(database: Database, after: int, limit: int) -> FeedPage:

@@ -11,7 +11,6 @@ from pydantic import BaseModel
 from sqlalchemy import BindParameter, ColumnElement, Connection, Row, and_, bindparam, or_, select, tuple_
 
 from quota.dispatch.policy import policy_object
-from quota.fleet import service as fleet
 from quota.fleet.tables import clusters, gpu_classes, node_capacity, nodes, rates
 from quota.identity.tables import organizations
 from quota.jobs.tables import attempts, jobs, placements
@@ -192,7 +191,7 @@ def _attempt_ids(connection: Connection, after: str, limit: int) -> list[str]:
 def _read(connection: Connection, kind: str, ids: Collection[str], now_ms: int) -> dict[str, BaseModel]:
     match kind:
         case "policy":
-            return {"default": policy_object(fleet.placement_paused(connection))}
+            return {"default": policy_object(connection)}
         case "cluster":
             return _clusters(connection, ids)
         case "gpu_class":

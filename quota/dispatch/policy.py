@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from sqlalchemy import Connection
+
+from quota.dispatch.fair_share import read_fair_share
+from quota.fleet import service as fleet
 from quota.jobs.outlook import CLUSTER_UNSEEN_WALL_S, START_LIMIT_WALL_S
 from quota.schemas.scheduling import PolicyObject
 
@@ -10,13 +14,15 @@ COOLDOWN_WALL_S = 10
 """First pause after an attempt that did not start, doubled each time."""
 
 
-def policy_object(placement_paused: bool = False) -> PolicyObject:
-    """The hub's default policy, and whether operators let anything start now."""
+def policy_object(connection: Connection) -> PolicyObject:
+    """The hub's policy, how it shares, and whether operators let anything start now."""
+    share = read_fair_share(connection).fair_share
     return PolicyObject(
-        placement_paused=placement_paused,
+        placement_paused=fleet.placement_paused(connection),
         half_life_ms=7 * 24 * 3_600_000,
-        lag_bound_thousandths=100,
+        lag_bound_thousandths=share.lag_bound_thousandths,
         cluster_unseen_wall_s=CLUSTER_UNSEEN_WALL_S,
         start_limit_wall_s=START_LIMIT_WALL_S,
         abandonments_limit=ABANDONMENTS_LIMIT,
+        fair_share=share,
     )

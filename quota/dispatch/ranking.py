@@ -6,6 +6,7 @@ import json
 import threading
 import zlib
 
+from pydantic import TypeAdapter
 from sqlalchemy import Connection, bindparam, insert, select, update
 
 from quota.db import Tx
@@ -13,7 +14,9 @@ from quota.dispatch import lease
 from quota.dispatch.tables import ranking
 from quota.errors import RankingBaseUnknown
 from quota.programs.tables import grants
-from quota.schemas.scheduling import RankingDocument, RankingReply, Waiting, WaitReason
+from quota.schemas.scheduling import RankingDocument, RankingReply, Reservation, Waiting, WaitReason
+
+_RESERVATIONS: TypeAdapter[tuple[Reservation, ...]] = TypeAdapter(tuple[Reservation, ...])
 
 _PACE = (
     update(grants)
@@ -25,7 +28,7 @@ _PACE = (
 
 
 def put_ranking(tx: Tx, document: RankingDocument) -> RankingReply:
-    """Store the order, merge the reasons that changed, and keep each grant's pace.
+    """Store the order, merge the reasons that changed, and keep each grant's pace and what room is promised.
 
     Raises StaleEpoch, and RankingBaseUnknown if the changes start from another document than the stored one.
     """
@@ -45,7 +48,12 @@ def put_ranking(tx: Tx, document: RankingDocument) -> RankingReply:
     body = zlib.compress(
         json.dumps({"epoch": document.epoch, "order": document.order, "reasons": reasons}).encode(), 1
     )
-    values = {"cycle": document.cycle, "at_ms": document.at, "body": body}
+    values = {
+        "cycle": document.cycle,
+        "at_ms": document.at,
+        "body": body,
+        "reservations": _RESERVATIONS.dump_json(document.reservations).decode(),
+    }
     if row is None:
         tx.connection.execute(insert(ranking), values | {"id": 1})
     else:
@@ -54,6 +62,12 @@ def put_ranking(tx: Tx, document: RankingDocument) -> RankingReply:
         values = {"grant": grant_id, "lag": pace.lag_ms, "as_of": pace.as_of, "spent": pace.spent_gpu_us}
         tx.connection.execute(_PACE, values)
     return RankingReply(cycle=document.cycle, seq=0)
+
+
+def read_reservations(connection: Connection) -> tuple[Reservation, ...]:
+    """What room the last ranking promised to waiting jobs."""
+    stored = connection.execute(select(ranking.c.reservations).where(ranking.c.id == 1)).scalar_one_or_none()
+    return () if stored is None else _RESERVATIONS.validate_json(stored)
 
 
 class StoredQueue:

@@ -1,4 +1,4 @@
-"""The scheduler's lease, epoch, streams and ranking."""
+"""The scheduler's lease, epoch, streams and ranking, and how the hub shares GPUs."""
 
 from sqlalchemy import BigInteger, Column, Integer, LargeBinary, String, Table, Text, text
 
@@ -38,6 +38,18 @@ ranking = Table(
     Column("cycle", BigInteger, nullable=False),
     Column("at_ms", BigInteger, nullable=False),
     Column("body", LargeBinary, nullable=False),
+    # the room that is promised to waiting jobs, as JSON: for the scheduler that comes next
+    Column("reservations", Text, nullable=False, server_default=text("'[]'")),
+)
+
+fair_share = Table(
+    "fair_share",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("version", Integer, nullable=False),
+    # a FairShare as JSON; what it does not name is the default
+    Column("document", Text, nullable=False),
+    Column("changed_at_ms", BigInteger, nullable=False),
 )
 
 clock_row = Table(

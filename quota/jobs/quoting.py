@@ -59,6 +59,7 @@ _FOR_ROOM = frozenset(
         WaitReason.NO_FREE_GPU,
         WaitReason.NO_NODE_FITS,
         WaitReason.ROOM_RESERVED,
+        WaitReason.RESERVED,
         WaitReason.BEHIND_IN_ORDER,
         WaitReason.START_REFUSED,
     }

@@ -182,14 +182,18 @@ def count_usage(tx: Tx, organization_id: str, amount_gpu_us: int) -> None:
 def _refund_lost_work(tx: Tx, row: Row[Any], held: Hold, fresh: list[Slice], evidence: str) -> int:
     """Give back the charged time whose work a failed node or a preemption destroyed; the platform pays it.
 
-    Lost is what came after the last checkpoint mark the job declared, else all since the start; after a fault
-    the latest of it up to the cap of the job. `fresh` are the slices closed just now.
+    Lost is what came after the last checkpoint mark: as the job declared, else of a preemption as the policy had it
+    when the stop was decided, else all since the start. After a fault the latest of it up to the cap of the job.
+    `fresh` are the slices closed just now.
     """
     kind = _LOST_WORK.get(row.end_reason)
     if kind is None or row.last_started_at_ms is None:
         return 0
     since, reason = _work_lost_since(tx, row), f"work lost: {row.end_reason}"
     left = row.ended_at_ms - since
+    if kind is RefundKind.PREEMPTED:
+        rule = "none" if row.stop_checkpoint_ms is None else f"{row.stop_checkpoint_ms} ms"
+        evidence = f"stop:{row.job_id}:{row.attempt} checkpoint every {rule}, {evidence}"
     if kind is RefundKind.FAULT:
         left = fault_time_left_ms(tx, row.job_id, row.grant_id)
     returned = 0
@@ -209,12 +213,14 @@ def _refund_lost_work(tx: Tx, row: Row[Any], held: Hold, fresh: list[Slice], evi
 
 def _work_lost_since(tx: Tx, row: Row[Any]) -> int:
     """The last checkpoint mark before an attempt's end, else its start."""
-    job = _CHECKPOINTS.one(tx.connection, {"job": row.job_id})
     start: int = row.last_started_at_ms
-    if not job.checkpoint_interval_ms:
+    every_ms: int | None = row.stop_checkpoint_ms if row.end_reason == "preempted" else None
+    if every_ms is None:
+        every_ms = _CHECKPOINTS.one(tx.connection, {"job": row.job_id}).checkpoint_interval_ms
+    if not every_ms:
         return start
     ran_ms: int = max(0, row.ended_at_ms - start)
-    return start + ran_ms - ran_ms % int(job.checkpoint_interval_ms)
+    return start + ran_ms - ran_ms % every_ms
 
 
 def _times(row: Row[Any]) -> Times:

@@ -77,6 +77,8 @@ attempts = Table(
     Column("stop_at_ms", BigInteger),
     Column("stop_grace_ms", BigInteger),
     Column("stop_for_job", String(60)),
+    # of a preemption: how often the job is taken to save its work, as it was when the stop was decided
+    Column("stop_checkpoint_ms", BigInteger),
     Column("capacity_held", Boolean, nullable=False),
     Column("settled_through_ms", BigInteger),
     Column("settled", Boolean, nullable=False),

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from quota.schemas.fair_share import FairShare
 from quota.schemas.values import (
     NO_NUL,
     AttemptNumber,
@@ -88,6 +89,8 @@ class WaitReason(StrEnum):
     NODES_UNAVAILABLE = "nodes_unavailable"
     ORGANIZATION_FROZEN = "organization_frozen"
     ROOM_RESERVED = "room_reserved"
+    RESERVED = "reserved"
+    """Room is kept for it from a moment on, or sooner if others end sooner."""
     BEHIND_IN_ORDER = "behind_in_order"
     START_REFUSED = "start_refused"
     PLACEMENT_PAUSED = "placement_paused"
@@ -268,13 +271,15 @@ class PolicyObject(Reply):
 
     half_life_ms: int
     lag_bound_thousandths: int
-    """Bound of a grant's lag in thousandths of its term."""
+    """As in `fair_share`; for schedulers that do not know that yet."""
     cluster_unseen_wall_s: int
     placement_paused: bool = False
     """Operators let no job start anywhere."""
     start_limit_wall_s: int
     """A gang not fully running in this time is abandoned."""
     abandonments_limit: int
+    fair_share: FairShare = Field(default_factory=FairShare)
+    """Who goes first, who may pass, and who is stopped for whom."""
 
 
 FeedKind = Literal["job", "attempt", "grant", "organization", "gpu_class", "node", "cluster", "policy"]
@@ -307,12 +312,29 @@ class FeedItem(Reply):
     policy: PolicyObject | None = None
 
 
+class Reservation(Request):
+    """Room promised to a waiting job: from `starts_at` on, on these nodes."""
+
+    job_id: ShortId
+    cluster: Id
+    gpu_class: ClassId
+    starts_at: Instant
+    gpus_by_node: Annotated[
+        dict[NodeName, Annotated[int, Field(strict=True, ge=1, le=1024)]], Field(max_length=4096)
+    ]
+    made_at: Instant
+    number: Count
+    """Of those made at one moment the first has 0."""
+
+
 class SnapshotPage(Reply):
     """One page of everything the core needs. `cursor` was read before the first page: follow the feed from there."""
 
     cursor: int
     items: tuple[FeedItem, ...]
     next: str | None
+    reservations: tuple[Reservation, ...] = ()
+    """On the first page only: what the last ranking promised. What comes after it, the scheduler itself decides."""
 
 
 class FeedPage(Reply):
@@ -563,6 +585,8 @@ class RankingDocument(Request):
     order: Annotated[tuple[Id, ...], Field(max_length=200_000)]
     reasons: dict[str, Waiting]
     paces: dict[str, Pace] = Field(default_factory=dict)
+    reservations: Annotated[tuple[Reservation, ...], Field(max_length=1000)] = ()
+    """All room that is promised, in the order in which it was; always complete."""
 
 
 class RankingReply(Reply):

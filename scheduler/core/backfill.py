@@ -178,7 +178,7 @@ class Horizon:
             if intervals
         }
         usual: Sequence[tuple[int, str]] = ()
-        if len(taken) < len(profile.nodes):
+        if not profile.nodes.keys() <= taken:
             slots = profile.slots(size, shelf.nodes)
             usual = [slot for slot in slots if slot[1] not in taken] if taken else slots
         special = [

@@ -141,7 +141,7 @@ class GrantBook:
 class Remaining:
     """What the attempts on one grant may still use, as sums that tell it for any moment.
 
-    An attempt may use its cost x the part of its walltime that is left; before its start that is all of it.
+    An attempt may use its cost x the part of its walltime until its end; before its start that is all of it.
     """
 
     __slots__ = ("_ending", "_rate", "_whole")
@@ -159,7 +159,7 @@ class Remaining:
         if starts_ms is None or ends_ms is None or ends_ms <= starts_ms:
             self._whole += sign * attempt.cost_gpu_us
             return
-        rate = attempt.cost_gpu_us // (ends_ms - starts_ms)
+        rate = attempt.cost_gpu_us // (attempt.walltime_ms or ends_ms - starts_ms)
         self._rate += sign * rate
         self._ending += sign * rate * ends_ms
 

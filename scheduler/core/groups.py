@@ -68,7 +68,7 @@ class Group:
 class Leaf:
     """The jobs of one organization that would draw on one grant."""
 
-    __slots__ = ("_ids", "book", "first", "heads", "sorted")
+    __slots__ = ("_ids", "_since_ms", "_since_of", "book", "first", "heads", "sorted")
 
     def __init__(self, book: GrantBook, before: "Leaf | None") -> None:
         self.book = book
@@ -76,6 +76,8 @@ class Leaf:
         self.heads: dict[Shape, list[tuple[Entry, Group]]] = {}  # heaps: the first job of each group
         self.first: Entry | None = None
         self._ids: list[str] | None = None
+        self._since_of: Entry | None = None  # the first job for which this was found
+        self._since_ms: int | None = None
 
     def put(self, group: Group) -> None:
         """Add a group; `seal` when all are there."""
@@ -100,13 +102,26 @@ class Leaf:
             if not heap:
                 del self.heads[group.shape]
         self.first = min((heap[0][0] for heap in self.heads.values()), default=None)
-        self._ids = None
+        self._ids = self._since_of = self._since_ms = None
+
+    def drop(self, group: Group) -> None:
+        """None of the group's jobs can pay any more."""
+        heap = [head for head in self.heads.get(group.shape, ()) if head[1] is not group]
+        if heap:
+            heapify(heap)
+            self.heads[group.shape] = heap
+        else:
+            self.heads.pop(group.shape, None)
+        self.first = min((heap[0][0] for heap in self.heads.values()), default=None)
+        self._ids = self._since_of = self._since_ms = None
 
     @property
     def waiting_since_ms(self) -> int | None:
         """When the first of its jobs was submitted."""
-        firsts = (group.entries[group.taken][1] for heap in self.heads.values() for _, group in heap)
-        return min(firsts, default=None)
+        if self._since_of is not self.first:
+            firsts = (group.entries[group.taken][1] for heap in self.heads.values() for _, group in heap)
+            self._since_of, self._since_ms = self.first, min(firsts, default=None)
+        return self._since_ms
 
     @property
     def ids(self) -> list[str]:

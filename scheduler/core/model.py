@@ -232,6 +232,8 @@ class Attempt:
     """When all its pods ran."""
     ends_at_ms: int | None = None
     """When it ends at the latest: its GPUs count as free from then on. None: nobody knows."""
+    walltime_ms: int | None = None
+    """What its cost is for. A stop moves its end and leaves this."""
 
     @property
     def id(self) -> str:

@@ -1,6 +1,9 @@
 """The picks of one cycle: lane, preemption, reservations, and everything that fits around them."""
 
+from bisect import bisect_right
+from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from scheduler.core.backfill import Hole, Horizon, moved
 from scheduler.core.entitlement import GrantBook
@@ -11,8 +14,9 @@ from scheduler.core.order import Branch, Race, Tree
 from scheduler.core.placement import Room, place, pods_of
 from scheduler.core.policy import Lane, Preemption
 from scheduler.core.preempt import Victim, choose, victim_of
+from scheduler.core.profile import NEVER_MS
 from scheduler.core.state import Knowledge
-from scheduler.core.waiting import Queue
+from scheduler.core.waiting import NEVER_US
 
 FitKey = tuple[str, int, int, str]
 """Shapes that differ in their span only fit or fail together, reservations aside."""
@@ -44,6 +48,8 @@ class Cycle:
         for shape in known.by_shape:
             self._fitting.setdefault(shape.gpu_class, {}).setdefault(shape[:4], []).append(shape)
         for by_key in self._fitting.values():
+            for shapes in by_key.values():
+                shapes.sort(key=lambda shape: shape.span_ms)
             for key in [key for key, shapes in by_key.items() if not self.fits(shapes[0])]:
                 del by_key[key]
         for job_id, reservation in known.reserved.items():
@@ -90,7 +96,7 @@ class Cycle:
         live = {
             shape
             for shape in self._fit_now()
-            if not shape.kept_for
+            if (not shape.kept_for or shape.kept_for in self.horizon.seats)
             and shape.gpus <= lane.gpus
             and shape.gpus * shape.span_ms <= lane.area_gpu_ms
         }
@@ -99,12 +105,12 @@ class Cycle:
         for longest_ms, _ in lane.tapers:
             here = {shape for shape in live if shorter_ms < shape.span_ms <= longest_ms}
             shorter_ms = longest_ms
-            here = self._fit_now(among=here)
             if here:
                 self.tree.start()
             while here and (turn := self.tree.next(Race(here, lane=lane, worst_behind_share=worst))):
-                self._start(*turn, self._take(turn[2].shape))
-                here = self._fit_now(turn[2].shape.gpu_class, here)
+                closed = self._start(*turn, self._take(turn[2].shape))
+                here.difference_update(closed)
+                live.difference_update(closed)
 
     def _worst_behind_share(self) -> float:
         """Of the organizations with waiting jobs, how far the one furthest behind is, as a share of its term."""
@@ -121,7 +127,13 @@ class Cycle:
         shapes = {s for s in self.known.by_shape if s.gpus >= rule.gang_gpus}
         if not shapes:
             return
-        chosen: set[str] = set()
+        pool, at_once = (
+            _Pool(self.known, self.tree.books, rule),
+            rule.gangs_at_once - self.known.stopped_for(),
+        )
+        beaten: dict[
+            tuple[str, int, int], int
+        ] = {}  # shapes for which no eviction was enough, with the lag that it was tried for
         for leaf in self.tree.order():
             if leaf.book.rank_lag_ms <= 0 or leaf.heads.keys().isdisjoint(shapes):
                 continue
@@ -130,17 +142,20 @@ class Cycle:
                 group = self.known.queues[job.organization_id].find(job)
                 if group is None or group.book is None or self.known.others_stop_for(job.id):
                     continue
+                key, lag_ms = group.shape[:3], group.book.rank_lag_ms
                 if self.fits(group.shape):
                     self._start_past(group, job)
-                    continue
-                victims = [v for v in self._victims(group.book, job, rule) if v.attempt.id not in chosen]
-                chosen.update(self._stop_for(group, job, victims, rule))
+                elif at_once > 0 and lag_ms > beaten.get(key, -NEVER_MS):
+                    if self._stop_for(group, job, pool, rule):
+                        at_once -= 1
+                    else:
+                        # who is less behind may stop no more than this one
+                        beaten[key] = lag_ms
 
     def _start_past(self, group: Group, job: Job) -> None:
         """Nobody has to be stopped for it: it may pass the reservations of those who are less behind."""
         if group.book is None or group.entries[group.taken][2] != job.id:
             return
-        self.horizon.rise(job.id)
         branch = self.tree.branch(group.book.grant.program_id, job.organization_id)
         leaf = branch.queue.leaves[group.book.grant.id]
         self._start(branch, leaf, group, self._take(group.shape))
@@ -151,34 +166,27 @@ class Cycle:
         firsts = sorted(entry for group in groups for entry in group.left[:count])
         return [self.known.jobs[job_id] for _, _, job_id in firsts[:count]]
 
-    def _victims(self, mine: GrantBook, job: Job, rule: Preemption) -> list[Victim]:
-        known, found = self.known, list[Victim]()
-        for book in self.tree.books:
-            if book.rank_lag_ms > mine.rank_lag_ms - rule.lead_ms:
-                continue
-            for attempt in known.running_on(book.grant.id).values():
-                its_job = known.jobs.get(attempt.job_id)
-                if its_job and its_job.organization_id != job.organization_id:
-                    victim = victim_of(its_job, attempt, job.gpu_class, rule, known.now_ms)
-                    if victim:
-                        found.append(victim)
-        return found
-
-    def _stop_for(self, group: Group, job: Job, victims: list[Victim], rule: Preemption) -> list[str]:
-        """Stop the cheapest of them, if that is enough, and keep what is free of the room meanwhile."""
+    def _stop_for(self, group: Group, job: Job, pool: "_Pool", rule: Preemption) -> bool:
+        """Stop the cheapest jobs, if that is enough, and keep what is free of the room meanwhile."""
+        assert group.book is not None
         fleet, clusters = self.known.fleet, self.reach.open_to(job.gpu_class)
         shelves = fleet.shelves(job.gpu_class, clusters)
+        victims = pool.below(job, group.book.rank_lag_ms - rule.lead_ms)
+        free = sum(shelf.free for shelf in shelves.values())
+        if free + sum(victim.gpus for victim in victims) < job.gpus:
+            return False
         eviction = choose(group.shape, shelves, victims, {})
         if eviction is None:
-            return []
+            return False
+        pool.drop(eviction.victims)
         stop_at_ms = self.known.now_ms + rule.notice_ms
         self.stops += [
             Preempt(victim.attempt.job_id, victim.attempt.attempt, job.id, stop_at_ms)
             for victim in eviction.victims
         ]
         shelf = shelves[eviction.cluster]
-        free = {node: min(gpus, shelf.nodes[node][0]) for node, gpus in eviction.gpus_by_node.items()}
-        kept = {node: gpus for node, gpus in free.items() if gpus}
+        now_free = {node: min(gpus, shelf.nodes[node][0]) for node, gpus in eviction.gpus_by_node.items()}
+        kept = {node: gpus for node, gpus in now_free.items() if gpus}
         fleet.take(job.gpu_class, eviction.cluster, kept)
         self.horizon.rise(job.id)
         self.horizon.pick(job.gpu_class, eviction.cluster, kept, job.walltime_ms)
@@ -189,16 +197,17 @@ class Cycle:
         by_key = self._fitting.get(job.gpu_class, {})
         for key in [key for key, shapes in by_key.items() if not self.fits(shapes[0])]:
             del by_key[key]
-        return [victim.attempt.id for victim in eviction.victims]
+        return True
 
     # --- reservations ---
 
     def _seat(self) -> set[Shape]:
         """Start the jobs whose reserved room is there; bring the other reservations to the earliest moment.
 
-        Those of grants that are not behind lose their places, to be given new ones in order: their shapes.
+        Those that are no promise lose their places, to be given new ones in order: their shapes.
         """
         known, horizon, now_ms = self.known, self.horizon, self.known.now_ms
+        promises: Counter[str] = Counter()
         loose, late, early = (
             set[Shape](),
             list[tuple[Reservation, Group]](),
@@ -212,9 +221,10 @@ class Cycle:
                 # started in this cycle, or a pick left it without the money
                 if seat:
                     self._unreserve(job)
-            elif group.book.rank_lag_ms < 0:
+            elif group.book.rank_lag_ms < 0 or not self._is_promise(job, promises):
                 loose.add(group.shape)
             else:
+                promises[job.organization_id] += 1
                 (late if seat.starts_at_ms <= now_ms else early).append((seat, group))
         # who is late goes first and pushes the others: nobody may be kept out by those who come after him
         for seat, group in sorted(late, key=lambda pair: pair[0].starts_at_ms):
@@ -226,13 +236,19 @@ class Cycle:
             self._seat_one(seat, group)
         return loose
 
+    def _is_promise(self, job: Job, promises: Counter[str]) -> bool:
+        """Whether the policy lets a reservation keep its place, besides those that the organization has."""
+        policy = self.known.policy
+        few = promises[job.organization_id] < policy.promises_per_organization
+        return few and job.gpus >= policy.promise_gpus
+
     def _seat_one(self, seat: Reservation, group: Group) -> None:
         """Start it if its room is there, else keep the room it has or an earlier one."""
         known, job = self.known, self.known.jobs[seat.job_id]
         if group.book is None or group.taken or not group.entries:
             self._unreserve(job)
             return
-        hole = self._hole(group.shape, job)
+        hole = self._own_hole(seat, job) or self._hole(group.shape, job)
         if hole is None:
             self._unreserve(job)
         elif hole.starts_at_ms <= known.now_ms:
@@ -244,6 +260,15 @@ class Cycle:
                 seat = moved(seat, hole)
             known.reserved[seat.job_id] = seat
             self.horizon.sit(seat, job.walltime_ms)
+
+    def _own_hole(self, seat: Reservation, job: Job) -> Hole | None:
+        """Its own room, once its time has come and it is there: another may be promised to somebody else."""
+        now_ms = self.known.now_ms
+        if seat.starts_at_ms > now_ms or seat.cluster not in self.reach.open_to(seat.gpu_class):
+            return None
+        if not self.horizon.holds(replace(seat, starts_at_ms=now_ms), job.walltime_ms):
+            return None
+        return Hole(now_ms, seat.cluster, seat.gpus_by_node)
 
     def _unreserve(self, job: Job) -> None:
         self.known.drop_reservation(job.id)
@@ -287,7 +312,7 @@ class Cycle:
         `loose`: jobs that had one and are to find a new place for it.
         """
         policy, horizon = self.known.policy, self.horizon
-        live = {shape for shape in self._fit_now() if shape not in loose and self._may(shape)}
+        live = {shape for shape in self._fit_now() if self._may(shape)}
         reservable: set[Shape] = set()
         if len(horizon.seats) < policy.reservations:
             reservable = loose | {s for s in self.known.by_shape if s not in live and self._may_reserve(s)}
@@ -296,28 +321,40 @@ class Cycle:
             self.tree.start()
         while turn := self.tree.next(Race(live, reservable, full)) if live or reservable else None:
             branch, leaf, group = turn
-            shape = group.shape
+            shape, before = group.shape, set(live) if policy.reservations else live
             if shape in live:
-                self._start(branch, leaf, group, self._take(shape))
+                live.difference_update(self._start(branch, leaf, group, self._take(shape)))
             elif not self._reserve(branch, leaf, group):
                 reservable.discard(shape)
                 continue
+            else:
+                live.intersection_update(self._fit_now())
             if shape in loose:
                 reservable.discard(shape)
-            still = {
-                s
-                for s in self._fit_now(shape.gpu_class, live)
-                if s.gpu_class != shape.gpu_class or self._may(s)
-            }
+            kept_out = self._kept_out(live, shape.gpu_class)
+            live -= kept_out
             if len(horizon.seats) < policy.reservations:
-                reservable |= {s for s in live - still if self._may_reserve(s)}
+                # what lost its room to a pick may reserve as well
+                reservable |= {s for s in before - live if self._may_reserve(s)}
             else:
                 reservable.clear()
-            live &= still
             full = self._full()
+        started = {start.job_id for start in self.starts}
         for shape in loose:
-            if shape.kept_for in self.known.reserved and shape.kept_for not in horizon.seats:
+            if shape.kept_for not in started and shape.kept_for not in horizon.seats:
                 self._unreserve(self.known.jobs[shape.kept_for])
+
+    def _kept_out(self, live: set[Shape], gpu_class: str) -> set[Shape]:
+        """Of the shapes that fit: those that would now delay a reservation. The longer they run the sooner."""
+        found = set[Shape]()
+        if self.horizon.seats:
+            for shapes in self._fitting.get(gpu_class, {}).values():
+                for shape in reversed(shapes):
+                    if shape in live:
+                        if self._may(shape):
+                            break
+                        found.add(shape)
+        return found
 
     def _may_reserve(self, shape: Shape) -> bool:
         return not shape.kept_for and shape.gpus >= self.known.policy.reservation_gpus
@@ -339,8 +376,8 @@ class Cycle:
 
     # --- picks ---
 
-    def _start(self, branch: Branch, leaf: Leaf, group: Group, room: Room) -> None:
-        """Give the group's first job this room and charge it."""
+    def _start(self, branch: Branch, leaf: Leaf, group: Group, room: Room) -> list[Shape]:
+        """Give the group's first job this room and charge it. Returns the shapes that fit no more."""
         known, shape, book, path = self.known, group.shape, leaf.book, group.path
         job = known.jobs[group.entries[group.taken][2]]
         self.starts.append(
@@ -361,19 +398,19 @@ class Cycle:
         known.caps.charge(book.grant.id, group.gpus)
         self.tree.pick(branch, book, group.cost_gpu_us, group.rate)
         concerned = known.organizations_on(book.grant.id, path)
-        if len(concerned) > 1 or self._may_change(branch.queue, book, path):
+        gpus_left = known.caps.left(book.grant)
+        if len(concerned) > 1 or (gpus_left is not None and gpus_left < branch.queue.widest_gpus):
             for organization_id in concerned:
                 known.judge(organization_id)
+        elif known.balances.on(path) < branch.queue.dearest_gpu_us:
+            if branch.queue.dearest_gpu_us < NEVER_US:
+                known.narrow(branch.organization, path)
+            else:
+                known.judge(branch.organization)
         self.touched.update(concerned)
         for organization_id in concerned:
             self.tree.refresh(organization_id)
-        self._close(branch.organization, job)
-
-    def _may_change(self, queue: Queue, book: GrantBook, path: tuple[str, ...]) -> bool:
-        """Whether after a pick another of the organization's verdicts could differ."""
-        gpus_left = self.known.caps.left(book.grant)
-        short = gpus_left is not None and gpus_left < queue.widest_gpus
-        return short or self.known.balances.on(path) < queue.dearest_gpu_us
+        return self._close(branch.organization, job)
 
     def _judge_anew(self, organization_id: str) -> None:
         """Its queue changed in the middle of the cycle."""
@@ -382,7 +419,11 @@ class Cycle:
         self.tree.refresh(organization_id)
 
     def _take(self, shape: Shape) -> Room:
-        """The room of this shape's next job. Kept room that it leaves over stays kept for this cycle."""
+        """The room of this shape's next job, which needs no reservation any more.
+
+        Kept room that it leaves over stays kept for this cycle.
+        """
+        self.horizon.rise(shape.kept_for)
         fleet, kept = self.known.fleet, self.keeps.get(shape.kept_for)
         clusters = self.reach.open_to(shape.gpu_class)
         if kept:
@@ -409,15 +450,11 @@ class Cycle:
             return None
         return self.horizon.limits(shape, clusters)
 
-    def _fit_now(self, gpu_class: str | None = None, among: Iterable[Shape] | None = None) -> set[Shape]:
-        """The shapes that still fit, reservations aside; of other classes than this one all of `among`."""
-        if gpu_class is None:
-            found = {s for by_key in self._fitting.values() for shapes in by_key.values() for s in shapes}
-            return found.intersection(among) if among is not None else found
-        here = {s for shapes in self._fitting.get(gpu_class, {}).values() for s in shapes}
-        return {s for s in among or () if s.gpu_class != gpu_class or s in here}
+    def _fit_now(self) -> set[Shape]:
+        """The shapes that still fit, reservations aside."""
+        return {s for by_key in self._fitting.values() for shapes in by_key.values() for s in shapes}
 
-    def _close(self, organization_id: str, job: Job) -> None:
+    def _close(self, organization_id: str, job: Job) -> list[Shape]:
         """Take the shapes out of the race that fitted before the last pick and do not any more."""
         by_key = self._fitting.get(job.gpu_class, {})
         numbers: dict[str, int | str] = {
@@ -425,6 +462,50 @@ class Cycle:
             "organization": organization_id,
             "job": job.id,
         }
+        closed = list[Shape]()
         for key in [key for key, shapes in by_key.items() if not self.fits(shapes[0])]:
-            for shape in by_key.pop(key):
-                self.behind[shape] = Reason(WaitReason.BEHIND_IN_ORDER, numbers)
+            closed += by_key.pop(key)
+        for shape in closed:
+            self.behind[shape] = Reason(WaitReason.BEHIND_IN_ORDER, numbers)
+        return closed
+
+
+class _Pool:
+    """The attempts that may be stopped now, by class, those furthest ahead of their pace first."""
+
+    def __init__(self, known: Knowledge, books: Iterable[GrantBook], rule: Preemption) -> None:
+        self._known, self._rule = known, rule
+        self._books = sorted(books, key=lambda book: (book.rank_lag_ms, book.grant.id))
+        self._lags = [book.rank_lag_ms for book in self._books]
+        self._by_class: dict[str, list[list[tuple[str, Victim]]]] = {}
+        self._chosen: set[str] = set()
+
+    def below(self, job: Job, lag_ms: int) -> list[Victim]:
+        """Of other organizations, drawing on grants that are at most so far behind."""
+        count = bisect_right(self._lags, lag_ms)
+        return [
+            victim
+            for found in self._of(job.gpu_class)[:count]
+            for organization, victim in found
+            if organization != job.organization_id and victim.attempt.id not in self._chosen
+        ]
+
+    def drop(self, victims: Iterable[Victim]) -> None:
+        """These are being stopped."""
+        self._chosen.update(victim.attempt.id for victim in victims)
+
+    def _of(self, gpu_class: str) -> list[list[tuple[str, Victim]]]:
+        found = self._by_class.get(gpu_class)
+        if found is None:
+            found = self._by_class[gpu_class] = [self._on(book, gpu_class) for book in self._books]
+        return found
+
+    def _on(self, book: GrantBook, gpu_class: str) -> list[tuple[str, Victim]]:
+        known, found = self._known, list[tuple[str, Victim]]()
+        for attempt in known.running_on(book.grant.id).values():
+            job = known.jobs.get(attempt.job_id)
+            if job and attempt.pods[0].gpu_class == gpu_class:
+                victim = victim_of(job, attempt, gpu_class, self._rule, known.now_ms)
+                if victim:
+                    found.append((job.organization_id, victim))
+        return found

@@ -56,6 +56,8 @@ class Preemption:
     """Only for a job of at least so many GPUs."""
     gangs: int = 4
     """For at most so many jobs of an organization at a time."""
+    gangs_at_once: int = 8
+    """In the whole hub: others are stopped for at most so many jobs at a time."""
     victim_gpus: int = 8
     """Only jobs of at most so many GPUs are stopped."""
     lead_ms: int = DAY_MS
@@ -106,6 +108,10 @@ class Policy:
     reservations_per_organization: int = 4
     reservation_gpus: int = 8
     """Only a job of at least so many GPUs may keep a hole."""
+    promise_gpus: int = 0
+    """Only a job of at least so many GPUs keeps its place while its grant is behind; others find one anew."""
+    promises_per_organization: int = 100
+    """So many of an organization's jobs keep theirs."""
     lane: Lane | None = None
     preemption: Preemption | None = None
 
@@ -139,6 +145,8 @@ PRESETS: Mapping[str, Policy] = MappingProxyType(
             hold_share=0.3,
             gang_first_gpus=32,
             reservations=8,
+            promise_gpus=32,
+            promises_per_organization=1,
             lane=Lane(),
             preemption=Preemption(),
         ),

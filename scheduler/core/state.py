@@ -133,6 +133,11 @@ class Knowledge:
             self._tail_gone |= was - now
             self._tail_new += now - was
 
+    def narrow(self, organization_id: str, path: Sequence[str]) -> None:
+        """A pick took from an organization's only path: drop what it can pay no more. `judge` it before telling."""
+        for group in self.queues[organization_id].narrow(self.balances.on(path)):
+            self._list(group, False)
+
     def pace(self) -> tuple[list[GrantBook], dict[str, Pace]]:
         """Bring every running grant's lag to now."""
         books, paces = [], {}
@@ -244,6 +249,10 @@ class Knowledge:
     def others_stop_for(self, job_id: str) -> bool:
         """Whether attempts are stopped, or are to be, for this job."""
         return job_id in self._stops_for or job_id in self._expected
+
+    def stopped_for(self) -> int:
+        """For how many waiting jobs others are stopped, or are to be."""
+        return sum(1 for id in {*self._stops_for, *self._expected} if id in self.jobs and self.jobs[id].waits)
 
     def running_on(self, grant_id: str) -> Mapping[str, Attempt]:
         """The running attempts that draw on a grant and that nobody stops, by id."""

@@ -16,6 +16,7 @@ class Queue:
     """The waiting jobs of one organization. `judge` again when anything it saw changed, or at `until_ms`."""
 
     __slots__ = (
+        "_by_cost",
         "_cooling",
         "_frozen",
         "dearest_gpu_us",
@@ -39,6 +40,7 @@ class Queue:
         # while the only path has this left, and the cap this many, no pick changes a verdict
         self.dearest_gpu_us = NEVER_US
         self.widest_gpus = 0
+        self._by_cost: list[Group] = []  # those that could pay on the only path, the dearest last
         self._frozen: Reason | None = None
 
     def add(self, job: Job, kept: bool, now_ms: int) -> None:
@@ -114,7 +116,8 @@ class Queue:
             self.dearest_gpu_us = NEVER_US
             if judge.one_path:
                 able = [group for group in self.groups.values() if group.book]
-                self.dearest_gpu_us = max((group.cost_gpu_us for group in able), default=0)
+                self._by_cost = sorted(able, key=_cost)
+                self.dearest_gpu_us = self._by_cost[-1].cost_gpu_us if able else 0
                 self.widest_gpus = max((group.gpus for group in able), default=0)
         for leaf in self.leaves.values():
             leaf.seal()
@@ -122,6 +125,18 @@ class Queue:
             [e[1:] for group in self.groups.values() if not group.book for e in group.left]
             + [(job.submitted_at_ms, job.id) for job, _ in self._cooling.values()]
         )
+
+    def narrow(self, left_gpu_us: int) -> list[Group]:
+        """The only path has no more than this left: drop what costs more until `judge` tells why. Returns it."""
+        dropped = []
+        while self._by_cost and self._by_cost[-1].cost_gpu_us > left_gpu_us:
+            group = self._by_cost.pop()
+            if group.book:
+                self.leaves[group.book.grant.id].drop(group)
+                group.book, group.path = None, ()
+                dropped.append(group)
+        self.dearest_gpu_us = self._by_cost[-1].cost_gpu_us if self._by_cost else 0
+        return dropped
 
     def _leaf(self, book: GrantBook, before: Mapping[str, Leaf]) -> Leaf:
         leaf = self.leaves.get(book.grant.id)
@@ -150,6 +165,10 @@ class Queue:
     def _entry(self, job: Job) -> Entry:
         goes_first = 0 < self.gang_first_gpus <= job.gpus
         return 0 if goes_first else 1, job.submitted_at_ms, job.id
+
+
+def _cost(group: Group) -> int:
+    return group.cost_gpu_us
 
 
 def _key(job: Job, kept_for: str) -> GroupKey:

@@ -280,6 +280,7 @@ class _Replay:
             claimed_at_ms=now_ms,
             started_at_ms=now_ms,
             ends_at_ms=now_ms + life.limit_ms,
+            walltime_ms=life.limit_ms,
         )
         self.runs[start.job_id] = Run(life, attempt, now_ms, now_ms + overhead_ms)
         heappush(self.events, (now_ms + overhead_ms + life.left_ms, _Event.END, start.job_id, start.attempt))

@@ -11,15 +11,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-BENCHES = ("ledger", "steps", "api", "year", "cycle", "up", "fragmentation")
-ON_KUBERNETES = ("kubernetes-fill", "kubernetes-kueue")
-"""Only when they are named: they take 10 and 20 minutes, and need what `make controlplane` builds."""
+BENCHES = ("ledger", "steps", "api", "year", "cycle", "up", "replay")
+LONG = ("fragmentation", "fairness", "kubernetes-fill", "kubernetes-kueue")
+"""Only when they are named: they take 7 to 20 minutes, the last two need what `make controlplane` builds."""
 
 
 def main() -> int:
     """Run the named benchmarks, or all of them."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench")
-    known = (*BENCHES, *ON_KUBERNETES)
+    known = (*BENCHES, *LONG)
     parser.add_argument("only", nargs="*", help=f"of {', '.join(known)}; default the first {len(BENCHES)}")
     parser.add_argument("--output", type=Path, default=Path("build/bench.json"))
     options = parser.parse_args()

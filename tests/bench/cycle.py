@@ -1,4 +1,4 @@
-"""How long one scheduling cycle takes at the size of a city: `python -m tests.bench.cycle` prints the rows.
+"""How long a scheduling cycle takes at the size of a city, under the hub's own policy: `python -m tests.bench.cycle`.
 
 Every figure stands beside a floor measured in the same run, what any cycle of that size must do at least: sort
 the waiting jobs, pass once over the table of nodes. On a shared machine the ratio says more than the seconds,
@@ -33,8 +33,10 @@ from scheduler.core.model import (
     Path,
     Plan,
     PodPlacement,
+    Stop,
     Tombstone,
 )
+from scheduler.core.policy import PRESETS
 from scheduler.core.state import State
 
 HOUR_MS = 3_600_000
@@ -137,6 +139,10 @@ def _incremental(world: list[Change], plan: Plan, state: State, size: Size) -> l
             for pod in start.pods:
                 nodes[pod.node] = _used(nodes[pod.node], pod.gpu_class, pod.count)
             changes += [job, grant, *(nodes[pod.node] for pod in start.pods)]
+        for stop in plan.stops:
+            at, found = next((i, a) for i, a in enumerate(attempts) if a.job_id == stop.job_id)
+            attempts[at] = replace(found, state=JobState.STOPPING, stop=Stop("preempted", stop.for_job))
+            changes.append(attempts[at])
         for _ in range(2):
             ended = attempts.pop(rng.randrange(len(attempts)))
             pod = ended.pods[0]
@@ -166,7 +172,7 @@ def _used(node: Node, gpu_class: str, gpus: int) -> Node:
 def _world(size: Size) -> list[Change]:
     """A hub from a fixed seed: a few large organizations and many small ones, jobs of every usual shape."""
     rng = random.Random(3)
-    world: list[Change] = [GpuClass(id, rate) for id, rate in CLASSES.items()]
+    world: list[Change] = [PRESETS["gpuhub"], *(GpuClass(id, rate) for id, rate in CLASSES.items())]
     world += [Cluster(f"c{i}", NOW_MS) for i in range(2)]
     for i in range(size.organizations):
         usage = rng.choice((0.0, rng.random() * 1e12))
@@ -205,8 +211,21 @@ def _nodes_and_attempts(rng: random.Random, size: Size) -> list[Change]:
             organization = f"o{rng.randrange(size.organizations)}"
             running += 1
             found.append(
-                Job(job_id, organization, None, gpu_class, gpus, 1, HOUR_MS, NOW_MS, JobState.RUNNING, 1)
+                Job(
+                    job_id,
+                    organization,
+                    None,
+                    gpu_class,
+                    gpus,
+                    1,
+                    HOUR_MS,
+                    NOW_MS,
+                    JobState.RUNNING,
+                    1,
+                    restartable=True,
+                )
             )
+            started_ms = NOW_MS - rng.randrange(20 * HOUR_MS)
             pods = (PodPlacement(f"n{i}", gpu_class, gpus),)
             found.append(
                 Attempt(
@@ -217,7 +236,9 @@ def _nodes_and_attempts(rng: random.Random, size: Size) -> list[Change]:
                     f"c{i % 2}",
                     pods,
                     HOUR_MS * gpus * 1000,
-                    NOW_MS,
+                    started_ms,
+                    started_at_ms=started_ms,
+                    ends_at_ms=NOW_MS + rng.randrange(1, 48 * HOUR_MS),
                 )
             )
         found.append(Node(f"c{i % 2}", f"n{i}", True, {gpu_class: Capacity(8, 0, used)}))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -76,8 +77,9 @@ def test_a_grant_stays_as_far_behind_as_it_was(hub: Hub) -> None:
 
 def test_room_stays_kept_for_the_gang_that_others_stop_for(hub: Hub) -> None:
     with hub.client("beta") as others, hub.client("alpha") as firm, hub.client("gamma") as third:
-        quick = submit(others, "stops at once", gpus=NODE_GPUS, runs_s=50_000, stop_s=0)
-        slow = submit(others, "stops late", gpus=NODE_GPUS, runs_s=50_000, stop_s=3000, grace_s=3600)
+        comes_again = partial(submit, others, gpus=NODE_GPUS, runs_s=50_000, restartable=True)
+        quick = comes_again("stops at once", stop_s=0)
+        slow = comes_again("stops late", stop_s=3000, grace_s=3600)
         stays = submit(others, "stays", gpus=NODE_GPUS, runs_s=50_000)
         placed = (quick, slow, stays)
         until(lambda: {others.read_job(id).state for id in placed} == {JobState.RUNNING}, "all is taken")
@@ -87,19 +89,30 @@ def test_room_stays_kept_for_the_gang_that_others_stop_for(hub: Hub) -> None:
         stops = [stop(hub, job_id, StopReason.PREEMPTED, gang, 3_600_000) for job_id in (quick, slow)]
         decide(hub, *stops)
         hub.programs["scheduler"].comes_back = True
-        until(lambda: others.read_job(quick).state is JobState.ENDED, "one node is free")
+        until(lambda: others.read_job(quick).state is JobState.QUEUED, "one node is free")
+        others.cancel_job(quick)
         hub.kill("scheduler")
         until(lambda: reason(third, small) is WaitReason.ROOM_RESERVED, "the free node is kept")
         until(lambda: firm.read_job(gang).attempt == 1, "the gang is placed")
         assert third.read_job(small).attempt == 0
-        others.cancel_job(stays)
+        for job_id in (slow, stays):
+            others.cancel_job(job_id)
     verdict(hub)
     assert dict(hub.ask("SELECT job_id, MIN(claimed_at_ms) FROM attempts GROUP BY 1"))[gang] < max(
         at for (at,) in hub.ask("SELECT claimed_at_ms FROM attempts WHERE job_id = ?", small)
     )
 
 
-def submit(firm: QuotaClient, name: str, *, runs_s: int, gpus: int = 1, pods: int = 1, **words: int) -> str:
+def submit(
+    firm: QuotaClient,
+    name: str,
+    *,
+    runs_s: int,
+    gpus: int = 1,
+    pods: int = 1,
+    restartable: bool = False,
+    **words: int,
+) -> str:
     """Submit a job; answers its id."""
     grace_s = words.pop("grace_s", 30)
     notes = {f"simulate.gpuhub/{key}": str(value) for key, value in (words | {"duration_s": runs_s}).items()}
@@ -110,6 +123,7 @@ def submit(firm: QuotaClient, name: str, *, runs_s: int, gpus: int = 1, pods: in
         pods=pods,
         walltime_s=max(3600, 2 * runs_s),
         grace_s=grace_s,
+        restartable=restartable,
         annotations=notes,
     )
     return firm.submit_job(body, name).id

@@ -15,6 +15,7 @@ import math
 import tarfile
 import time
 from bisect import bisect_left, bisect_right, insort
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -28,9 +29,8 @@ TERM = 60 * DAY
 LIMITS = tuple(hours * HOUR for hours in (1, 4, 12, 24, 72, 168))
 TRACE = Path(__file__).parents[3] / "shared/traces/ms-itp-elasticflow/raw-traces.tar.gz"
 
-Shape = tuple[
-    int, int
-]  # GPUs, limit: waiting jobs of one organisation and one shape differ only in their age
+# GPUs and limit: waiting jobs of one organisation and one shape differ only in their age
+Shape = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +53,7 @@ class Policy:
     # half-life / grant, "grant": usage / grant
     order: str = "grant"
     look_ahead: int = 0  # only the oldest so many jobs of each organisation are looked at (0: all)
-    gangs_first: int = (
-        0  # inside an organisation jobs of so many GPUs go first (0: plain order of submission)
-    )
+    gangs_first: int = 0  # inside an organisation jobs of so many GPUs go first (0: by submission alone)
     half_life: int = 7 * DAY
     # reservations
     reservations: int = 0
@@ -63,11 +61,7 @@ class Policy:
     reserve_min_gpus: int = 1
     sticky: bool = False  # a reservation, once made, is seated before all later ones until its job starts
     sticky_gpus: int = 0  # only jobs of so many GPUs are
-    sticky_most: int = 1 << 30  # at most so many
-    sticky_org: int = 1 << 30  # at most so many of one organisation
-    reserve_lag: float = -math.inf  # only an organisation with a greater lag (parts of the term) makes new ones
-    drop_lag: float = -math.inf  # a sticky one is given up when the lag falls below
-    seat_by_order: bool = False  # sticky ones are seated in the organisations' order of today
+    sticky_per_org: int = 1 << 30  # at most so many of one organisation
     # lane: rows of (limit at most, z), () is no lane
     lane: tuple[tuple[int, float], ...] = ()
     lane_gpus: int = 8
@@ -85,12 +79,11 @@ class Policy:
     notice_saves: bool = False  # they write a checkpoint at the end of them
     preempt_idle: bool = True  # such a gang that needs no victims starts past the reservations too
     # accounting
-    holds: bool = False  # a running job counts with its whole limit
+    holds: float = 0.0  # part of what running jobs hold beyond what they have used that counts as used
     lane_holds: bool = True  # ... in the lane too
     clip: float = 0.0  # bound on the pace lag as a part of the term, ties by decayed usage (0: none)
-    hard_holds: bool = True
-    hard_renew: int = 1
     hard: bool = False  # a job starts only if the rest of the grant can hold its whole limit
+    hard_holds: bool = True  # ... beside what running jobs hold (else beside what is used)
     tick: int = 0  # decide only at multiples of so many seconds (0: at every event)
 
 
@@ -103,6 +96,9 @@ R = Policy(
     lane=_LANE,
     preempt_min_gpus=32,
 )
+PROMISE = dataclasses.replace(
+    R, sticky=True, sticky_gpus=32, sticky_per_org=1, clip=0.10, tick=60, notice=600
+)
 POLICIES = {
     "fifo-skip": Policy(order="fifo", look_ahead=50),
     "decay-skip": Policy(order="decay", look_ahead=50),
@@ -112,7 +108,10 @@ POLICIES = {
     "R": R,
     "R-beta1": dataclasses.replace(R, beta=1.0),
     "R-nopreempt": dataclasses.replace(R, preempt_min_gpus=0),
-    "R-hard": dataclasses.replace(R, hard=True),
+    "R-hard": dataclasses.replace(R, hard=True, hard_holds=False),
+    # R as a product can keep it: promises to gangs stand, lag bounded, one decision a minute, notice for victims
+    "R-promise": PROMISE,
+    "R-promise-hard": dataclasses.replace(PROMISE, hard=True),
 }
 
 
@@ -241,8 +240,18 @@ class Profile:
     def __init__(self, now: int, free: int, ends: Sequence[int], gpus: Sequence[int]) -> None:
         self.now = now
         self.ends = ends
-        self.total = list(accumulate(gpus, initial=free))  # total[i]: free after the first i ends
         self.seats: list[tuple[int, int, int]] = []  # (from, to, GPUs)
+        self.per_org: defaultdict[int, int] = defaultdict(int)  # how many of them
+        self.renew(free, gpus)
+
+    def renew(self, free: int, gpus: Sequence[int]) -> None:
+        """Take in what has started since."""
+        self.total = list(accumulate(gpus, initial=free))  # total[i]: free after the first i ends
+
+    def seat(self, when: int, org: int, shape: Shape) -> None:
+        """Reserve."""
+        self.seats.append((when, when + shape[1], shape[0]))
+        self.per_org[org] += 1
 
     def free_at(self, when: int) -> int:
         """GPUs free at one time."""
@@ -345,7 +354,7 @@ class Simulator:
         if self.at_horizon is None and to >= self.horizon:
             self._accrue(self.horizon)
             self.at_horizon = [org.used for org in self.orgs], self.busy
-            if self.policy.hard and self.policy.hard_renew==1:  # a new term with the same grants, else nobody could start any more
+            if self.policy.hard:  # a new term with the same grants, else nobody could start any more
                 self.term_used = [org.used for org in self.orgs]
         self._accrue(to)
 
@@ -451,7 +460,8 @@ class Simulator:
     def _spent(self, index: int) -> int:
         """What counts as used of the present term's grant."""
         org = self.orgs[index]
-        return (org.ended + org.held if self.policy.holds else org.used) - self.term_used[index]
+        beyond = org.ended + org.held - org.used
+        return org.used + round(self.policy.holds * beyond) - self.term_used[index]
 
     def _elapsed(self) -> float:
         return min(1.0, self.now / self.horizon)
@@ -477,8 +487,8 @@ class Simulator:
         if not self.policy.hard:
             return True
         mine = self.orgs[org]
-        if self.policy.hard_renew == 0 and self.at_horizon: return True
-        spent = (mine.ended + mine.held if self.policy.hard_holds else mine.used) - self.term_used[org]
+        spent = mine.ended + mine.held if self.policy.hard_holds else mine.used
+        spent -= self.term_used[org]
         return spent + shape[0] * shape[1] <= mine.grant
 
     # -- decisions -------------------------------------------------------------------------------------
@@ -490,7 +500,7 @@ class Simulator:
             self._lane(order, lags)
         if self.policy.preempt_min_gpus:
             self._gangs(order, lags)
-        self._main(order, lags)
+        self._main(order)
 
     def _lane(self, order: Sequence[int], lags: Sequence[float]) -> None:
         """Start short, small jobs past all reservations while their organisation is not too far ahead."""
@@ -604,86 +614,80 @@ class Simulator:
             self._launch(claim.gang)
         return bool(settled)
 
-    def _main(self, order: Sequence[int], lags: Sequence[float]) -> None:
+    def _main(self, order: Sequence[int]) -> None:
         """In order start what fits beside the reservations; what is large enough and does not, reserves."""
-        policy = self.policy
         smallest = min((shape[0] for org in self.orgs for shape in org.waiting), default=0)
-        if not self.unstarted and not smallest:
-            return
-        if not policy.sticky and smallest > self.free:
-            return
+        if not smallest or (smallest > self.free and not self.policy.sticky):
+            return  # nothing can start, and reservations of this decision bind no other
         profile = self._profile()
-        seats = policy.reservations
-        per_org = [policy.reservations_per_org] * len(self.orgs)
+        self._reseat(profile)
         for i in order:
-            if lags[i] <= policy.reserve_lag * self.horizon:
-                per_org[i] = 0
-        if policy.sticky:
-            if policy.drop_lag > -math.inf:
-                self.reserved = [id_ for id_ in self.reserved if lags[self.jobs[id_].org] >= policy.drop_lag * self.horizon]
-            if policy.seat_by_order:
-                self.reserved.sort(key=lambda id_: order.index(self.jobs[id_].org))
-            for id_ in list(self.reserved):
-                job = self.jobs[id_]
-                when = profile.hole(job.gpus, self.limits[id_])
-                if when == self.now and self._affordable(job.org, (job.gpus, self.limits[id_])):
-                    taken = profile.seats
-                    self._start(id_)
-                    profile = self._profile()
-                    profile.seats = taken
-                else:
-                    profile.seats.append((when, when + self.limits[id_], job.gpus))
-                    seats -= 1
-                    per_org[job.org] -= 1
+            self._serve(i, profile)
+
+    def _reseat(self, profile: Profile) -> None:
+        """Seat the sticky reservations, first made first; a job whose turn has come starts."""
+        for id_ in list(self.reserved):
+            job = self.jobs[id_]
+            shape = job.gpus, self.limits[id_]
+            when = profile.hole(*shape)
+            if when == self.now and self._affordable(job.org, shape):
+                self._start(id_)
+                self._renew(profile)
+            else:
+                profile.seat(when, job.org, shape)
+
+    def _serve(self, i: int, profile: Profile) -> None:
+        """Go once through the waiting jobs of one organisation."""
+        policy, org = self.policy, self.orgs[i]
         kept = set(self.reserved)
-        for i in order:
-            queue = self.orgs[i].queue
-            newest = queue[min(policy.look_ahead or len(queue), len(queue)) - 1] if queue else -1
-            heads: list[tuple[bool, int, int, Shape]] = []  # (no gang, id, its place, shape)
-            for shape, ids in self.orgs[i].waiting.items():
-                if ids[0] <= newest and self._worth(shape, seats > 0 and per_org[i] > 0):
-                    heads.append((shape[0] < policy.gangs_first, ids[0], 0, shape))
-            heapq.heapify(heads)
-            while heads:
-                small, id_, place, shape = heapq.heappop(heads)
-                ids = self.orgs[i].waiting[shape]
-                if id_ in kept:
-                    place += 1
-                elif self._affordable(i, shape) and self._fits(profile, shape):
-                    taken = profile.seats
-                    self._start(id_)
-                    if policy.reservations:
-                        profile = self._profile()
-                        profile.seats = taken
-                elif (
-                    seats
-                    and per_org[i]
-                    and shape[0] >= policy.reserve_min_gpus
-                    and self._affordable(i, shape)
-                ):
-                    when = profile.hole(*shape)
-                    profile.seats.append((when, when + shape[1], shape[0]))
-                    seats -= 1
-                    per_org[i] -= 1
-                    place += 1
-                    if (policy.sticky and shape[0] >= policy.sticky_gpus and len(self.reserved) < policy.sticky_most
-                        and sum(self.jobs[x].org==i for x in self.reserved)<policy.sticky_org):
-                        self.reserved.append(id_)
-                else:
-                    continue
-                if place < len(ids) and ids[place] <= newest and self._worth(shape, seats > 0 and per_org[i] > 0):
-                    heapq.heappush(heads, (small, ids[place], place, shape))
+        newest = org.queue[min(policy.look_ahead or len(org.queue), len(org.queue)) - 1] if org.queue else -1
+        heads: list[tuple[bool, int, int, Shape]] = []  # (no gang, id, its place, shape)
+        for shape, ids in org.waiting.items():
+            if ids[0] <= newest and (shape[0] <= self.free or self._may_reserve(i, shape, profile)):
+                heads.append((shape[0] < policy.gangs_first, ids[0], 0, shape))
+        heapq.heapify(heads)
+        while heads:
+            small, id_, place, shape = heapq.heappop(heads)
+            ids = org.waiting[shape]
+            if id_ in kept:
+                place += 1
+            elif self._affordable(i, shape) and self._fits(profile, shape):
+                self._start(id_)
+                self._renew(profile)
+            elif self._affordable(i, shape) and self._may_reserve(i, shape, profile):
+                profile.seat(profile.hole(*shape), i, shape)
+                place += 1
+                self._promise(id_)
+            else:
+                continue  # nor can any younger job of this shape
+            if place < len(ids) and ids[place] <= newest:
+                heapq.heappush(heads, (small, ids[place], place, shape))
+
+    def _may_reserve(self, i: int, shape: Shape, profile: Profile) -> bool:
+        policy = self.policy
+        return (
+            shape[0] >= policy.reserve_min_gpus
+            and len(profile.seats) < policy.reservations
+            and profile.per_org[i] < policy.reservations_per_org
+        )
+
+    def _promise(self, id_: int) -> None:
+        """Keep a reservation for later decisions too, if it is of the kind that is kept."""
+        policy, job = self.policy, self.jobs[id_]
+        mine = sum(self.jobs[other].org == job.org for other in self.reserved)
+        if policy.sticky and job.gpus >= policy.sticky_gpus and mine < policy.sticky_per_org:
+            self.reserved.append(id_)
 
     def _fits(self, profile: Profile, shape: Shape) -> bool:
         """Can a job of this shape start now without touching a reservation?"""
         return shape[0] <= self.free and (not profile.seats or profile.obstacle(self.now, *shape) is None)
 
-    def _worth(self, shape: Shape, seats: int) -> bool:
-        """Can a job of this shape still start or reserve in this decision?"""
-        return shape[0] <= self.free or (seats > 0 and shape[0] >= self.policy.reserve_min_gpus)
-
     def _profile(self) -> Profile:
         return Profile(self.now, self.free, self.planned_ends, self.planned_gpus)
+
+    def _renew(self, profile: Profile) -> None:
+        if self.policy.reservations:
+            profile.renew(self.free, self.planned_gpus)
 
 
 def simulate(

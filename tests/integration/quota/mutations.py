@@ -260,6 +260,9 @@ REQUESTS: dict[str, Maker] = {
     "put_policy": lambda api: Request(
         api.operator, {"policy": {"overdraft_thousandths": 1}, **REASON}, {"policy_id": _new("policy")}
     ),
+    "put_fair_share": lambda api: Request(
+        api.operator, {"fair_share": {"gang_first_gpus": 1000 + next(_numbers)}, **REASON}
+    ),
     "put_share": lambda api: Request(
         api.operator, {"gpu_hours": "2", **REASON}, {"grant_id": _grant(api).id, "organization_id": "beta"}
     ),

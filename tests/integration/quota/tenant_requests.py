@@ -115,6 +115,8 @@ def _fleet(world: World) -> dict[str, Callable[[], Valid]]:
             world, "change_node", "operator", {"cluster": "sim", "node": "n0"}, cordoned=True
         ),
         "list_placement": _get("auditor"),
+        "read_fair_share": _get("auditor"),
+        "put_fair_share": _post(world, "put_fair_share", "operator"),
         "pause_hub": _post(world, "pause_hub", "operator", paused=True),
         "pause_cluster": _post(world, "pause_cluster", "operator", {"cluster": "sim"}, paused=True),
         "pause_gpu_class": _post(world, "pause_gpu_class", "operator", {"class_id": "a100"}, paused=True),

@@ -291,7 +291,7 @@ def test_an_ended_or_unknown_job_does_not_start(hub: Hub) -> None:
 
 def test_a_stop_is_recorded_and_irrevocable(hub: Hub) -> None:
     grant = hub.award()
-    job = hub.submit(grace_s=20)
+    job = hub.submit(grace_s=20, restartable=True)
     hub.run(job, grant)
     hub.clock.advance(MINUTE_MS)
     assert hub.stop(job, StopReason.PREEMPTED, grace_ms=20_000).outcome == "accepted"
@@ -350,7 +350,7 @@ def test_a_stop_has_at_most_the_jobs_grace(hub: Hub) -> None:
 
 def test_starts_and_stops_share_a_batch(hub: Hub) -> None:
     grant = hub.award()
-    first, second = hub.submit(gpus_per_pod=8), hub.submit(gpus_per_pod=8)
+    first, second = hub.submit(gpus_per_pod=8, restartable=True), hub.submit(gpus_per_pod=8)
     hub.run(first, grant)
     stop = StopItem(
         job_id=first.id,

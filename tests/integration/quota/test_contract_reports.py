@@ -210,7 +210,6 @@ def test_a_restartable_job_waits_again_after_a_preemption(hub: Hub) -> None:
 @pytest.mark.parametrize(
     ("reason", "end_reason"),
     [
-        (StopReason.PREEMPTED, "preempted"),
         (StopReason.TIME_LIMIT, "time_limit"),
         (StopReason.CANCELLED, "cancelled"),
     ],

@@ -146,7 +146,7 @@ def test_corner_case_lost_work_is_refunded_since_the_last_checkpoint_mark(
     hub: Hub, interval_s: int | None, why: str
 ) -> None:
     """40 minutes ran: all of them are lost, or the 10 since the second mark of 15."""
-    job = _running(hub, checkpoint_interval_s=interval_s, grace_s=0)
+    job = _running(hub, checkpoint_interval_s=interval_s, grace_s=0, restartable=True)
     hub.clock.advance(40 * MINUTE_MS)
     if why == "preempted":
         hub.stop(job, StopReason.PREEMPTED, grace_ms=0)

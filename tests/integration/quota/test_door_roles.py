@@ -50,6 +50,8 @@ ALLOWED: dict[str, set[str]] = {
     "change_node": {"operator"},
     "freeze_organization": {"operator"},
     "list_placement": {"operator", "auditor"},
+    "read_fair_share": {"operator", "auditor"},
+    "put_fair_share": {"operator"},
     "pause_hub": {"operator"},
     "pause_cluster": {"operator"},
     "pause_gpu_class": {"operator"},

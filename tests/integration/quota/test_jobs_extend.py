@@ -226,7 +226,7 @@ def test_no_job_is_extended_past_the_longest_walltime(hub: Hub) -> None:
 
 
 def _stopped(hub: Hub, job: Job) -> None:
-    hub.stop(job, StopReason.PREEMPTED)
+    hub.stop(job, StopReason.CANCELLED)
 
 
 def _ended(hub: Hub, job: Job) -> None:

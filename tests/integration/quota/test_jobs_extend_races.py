@@ -80,7 +80,7 @@ class _Race:
         """Stops half of the jobs, some at a limit that may just have moved."""
         rng = random.Random(200)
         while not self.over.is_set():
-            reason = rng.choice([StopReason.TIME_LIMIT, StopReason.PREEMPTED])
+            reason = rng.choice([StopReason.TIME_LIMIT, StopReason.CANCELLED])
             self.hub.stop(rng.choice(self.jobs[1::2]), reason, grace_ms=0)
             self.over.wait(0.02)
 

@@ -74,7 +74,7 @@ def test_there_is_nothing_to_ask_of_what_waits_stops_ends_or_is_cancelled(hub: H
     waiting, stopping, over, cancelled = (hub.submit() for _ in range(4))
     for job in (stopping, over, cancelled):
         hub.run(job, grant)
-    hub.stop(stopping, StopReason.PREEMPTED)
+    hub.stop(stopping, StopReason.CANCELLED)
     hub.finish(over)
     hub.cancel(cancelled.id)
     before = hub.contents()

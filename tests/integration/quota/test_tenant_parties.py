@@ -122,10 +122,16 @@ def _exhausted(world: World, account: str) -> dict[str, Any]:
     return {"code": "grant_exhausted", "numbers": numbers | {"needed_gpu_us": "2000", "left_gpu_us": "1000"}}
 
 
-def test_names_of_others_in_a_reason_are_not_told(world: World) -> None:
+@pytest.mark.parametrize("code", ["behind_in_order", "room_reserved"])
+def test_names_of_others_in_a_reason_are_not_told(world: World, code: str) -> None:
     numbers = {"job": world.jobs["beta"].id, "organization": "beta"}
-    assert _waiting(world, {"code": "behind_in_order", "numbers": numbers}) == {}
-    assert _waiting(world, {"code": "behind_in_order", "numbers": numbers}, "auditor", 2) == numbers
+    assert _waiting(world, {"code": code, "numbers": numbers}) == {}
+    assert _waiting(world, {"code": code, "numbers": numbers}, "auditor", 2) == numbers
+
+
+def test_a_firm_is_told_from_when_on_room_is_kept_for_its_job(world: World) -> None:
+    numbers = {"starts_at_ms": 1_800_000_000_000, "gpu_class": "h100", "needed": 64, "free": 3}
+    assert _waiting(world, {"code": "reserved", "numbers": numbers}) == numbers
 
 
 # --- quotes and extensions ------------------------------------------------------------------------------

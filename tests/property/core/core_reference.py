@@ -254,7 +254,7 @@ def _remaining(hub: Hub, grant: Grant) -> int:
             if begin is None or end is None or end <= begin:
                 total += attempt.cost_gpu_us
             else:
-                total += attempt.cost_gpu_us // (end - begin) * (end - hub.now_ms)
+                total += attempt.cost_gpu_us // (attempt.walltime_ms or end - begin) * (end - hub.now_ms)
     return total
 
 

@@ -105,3 +105,45 @@ def _ok(*arguments: str) -> str:
     done = gpuhub(*arguments)
     assert done.exit_code == 0, done.output
     return done.stdout
+
+
+# --- how the hub shares -----------------------------------------------------------------------------
+
+
+def test_what_is_not_named_stays_as_it_was(api: Api) -> None:
+    why = ("--reason", "call 3")
+    first = json.loads(_ok("fair-share", "show", "--json"))["fair_share"]
+    _ok("fair-share", "set", "preemption.notice_ms=2000", "reservations=4", *why)
+    _ok("fair-share", "set", "lane=off", "ranking=fifo", "idle_lag_thousandths=7", *why)
+    now = json.loads(_ok("fair-share", "show", "--json"))
+    assert now["version"] == 3
+    expected = first | {"reservations": 4, "lane": None, "ranking": "fifo", "idle_lag_thousandths": 7}
+    expected["preemption"] = first["preemption"] | {"notice_ms": 2000}
+    assert now["fair_share"] == expected
+    taper = '[{"walltime_ms": 60000, "spare_thousandths": -50}]'
+    shown = _ok("fair-share", "set", "lane=on", f"lane.tapers={taper}", *why)
+    assert "up to 1m: -5 %" in shown
+    assert "2000 (2.0s)" in shown
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("luck=1", "is not NAME=VALUE with one of these names"),
+        ("preemption.times_per_day=4", "less than or equal to 3"),
+        ("ranking=luck", "ranking"),
+        ("reservations=many", "reservations"),
+    ],
+)
+def test_a_number_that_cannot_be_is_refused_before_anything_is_sent(api: Api, change: str, said: str) -> None:
+    done = gpuhub("fair-share", "set", change, "--reason", "call 3")
+    assert done.exit_code == 2
+    assert said in done.output
+    assert api.operator.read_fair_share().version == 1
+
+
+def test_a_part_that_is_off_has_no_numbers(api: Api) -> None:
+    _ok("fair-share", "set", "preemption=off", "--reason", "call 3")
+    assert "off" in _ok("fair-share", "show")
+    done = gpuhub("fair-share", "set", "preemption.gangs=1", "--reason", "call 3")
+    assert "preemption is off; say preemption=on before" in done.output

@@ -93,11 +93,27 @@ def test_every_number_of_a_policy_was_looked_at() -> None:
             "cluster_unseen_ms",
         ),
         *("placement_paused", "walltime_step_ms", "ranking", "gang_first_gpus", "reservations"),
-        *("reservations_per_organization", "reservation_gpus", "lane", "preemption"),
+        *(
+            "reservations_per_organization",
+            "reservation_gpus",
+            "promise_gpus",
+            "promises_per_organization",
+            "lane",
+            "preemption",
+        ),
     }
     assert {f.name for f in fields(Lane)} == {"gpus", "area_gpu_ms", "tapers", "delivery_weight"}
     assert {f.name for f in fields(Preemption)} == {
-        *("gang_gpus", "gangs", "victim_gpus", "lead_ms", "protected_ms", "cooldown_ms", "times_per_day"),
+        *(
+            "gang_gpus",
+            "gangs",
+            "gangs_at_once",
+            "victim_gpus",
+            "lead_ms",
+            "protected_ms",
+            "cooldown_ms",
+            "times_per_day",
+        ),
         *("notice_ms", "checkpoint_ms", "restart_ms"),
     }
     assert math.isfinite(Policy().lag_bound_share)

@@ -88,6 +88,11 @@ class ClusterModel:
         self.calls.append(("stop", spec.name))
         self._with_fault(lambda: self._stop(spec, abandoned))
 
+    def notify(self, spec: ObjectSpec, stop_at_ms: int, reason: str) -> None:
+        """Tell it, once, when it will be stopped."""
+        self.calls.append(("notify", spec.name))
+        self._put(replace(self.objects[spec.name], notified=True))
+
     def delete(self, name: str) -> bool:
         """Forget what does not run."""
         self.calls.append(("delete", name))
@@ -158,7 +163,7 @@ class ClusterModel:
         assert spec.name not in self.suspensions, f"{spec.name} was started after its stop"
         self.runs[spec.name] = self.runs.get(spec.name, 0) + 1
         pods = tuple(a_pod(pod.index, pod.node, PodPhase.PENDING) for pod in spec.pods)
-        self._put(an_object(spec, self.time.now_ms, pods))
+        self._put(replace(an_object(spec, self.time.now_ms, pods), notified=False))
         return StartOutcome.CREATED
 
     def _stop(self, spec: ObjectSpec, abandoned: bool) -> None:

@@ -42,6 +42,8 @@ class QuotaAttempts(QuotaBook):
     findings: list[FindingItem] = field(default_factory=list)
     refuse_starts: list[str] = field(default_factory=list)
     """Codes with which the next starts are refused."""
+    refuse_stops: list[str] = field(default_factory=list)
+    """Codes with which the next preemptions are refused."""
 
     def _start(self, item: StartItem, touched: Touched) -> ItemResult:
         if self.refuse_starts:
@@ -65,7 +67,17 @@ class QuotaAttempts(QuotaBook):
         started = {"state": JobState.STARTING, "attempt": item.attempt}
         self._put(touched, "attempt", attempt.id, attempt)
         self._put(touched, "job", job.id, job.model_copy(update=started))
+        self._give_up_room(job.id, touched)
         return _result(item, "accepted")
+
+    def _give_up_room(self, job_id: str, touched: Touched) -> None:
+        """The job needs no room any more that others were stopped for."""
+        for item in list(self.objects.values()):
+            attempt = item.attempt
+            if attempt is None or attempt.stop is None or attempt.stop.for_job != job_id:
+                continue
+            kept = attempt.model_copy(update={"stop": attempt.stop.model_copy(update={"for_job": None})})
+            self._put(touched, "attempt", attempt.id, kept if attempt.capacity_held else None)
 
     def _take(self, item: StartItem, touched: Touched) -> bool:
         before = dict(self.objects)
@@ -97,7 +109,11 @@ class QuotaAttempts(QuotaBook):
             return _result(item, "unchanged", attempt.state.value)
         if item.reason is StopReason.TIME_LIMIT and item.stop_at < _limit_ms(attempt):
             return _result(item, "refused", "extended")  # since the scheduler looked
-        stop = StopRecord(reason=item.reason, stop_at=item.stop_at, grace_ms=item.grace_ms)
+        if item.reason is StopReason.PREEMPTED and self.refuse_stops:
+            return _result(item, "refused", self.refuse_stops.pop(0))
+        stop = StopRecord(
+            reason=item.reason, stop_at=item.stop_at, grace_ms=item.grace_ms, for_job=item.for_job
+        )
         stopping = {"state": JobState.STOPPING}
         self._put(touched, "attempt", attempt.id, attempt.model_copy(update=stopping | {"stop": stop}))
         self._put(touched, "job", job.id, job.model_copy(update=stopping))
@@ -161,9 +177,13 @@ class QuotaAttempts(QuotaBook):
         assert job is not None
         abandoned = reason is EndReason.ABANDONED
         times = self.abandonments[job.id] = self.abandonments.get(job.id, 0) + abandoned
-        again = (abandoned and times < 3) or reason in (EndReason.NODE_FAILED, EndReason.REQUEUED)
+        comes_again = (EndReason.NODE_FAILED, EndReason.REQUEUED, EndReason.PREEMPTED)
+        again = (abandoned and times < 3) or reason in comes_again
         if again and job.cancel_requested_at is None:
-            self._put(touched, "job", job.id, job.model_copy(update={"state": JobState.QUEUED}))
+            changed: dict[str, object] = {"state": JobState.QUEUED}
+            if reason is EndReason.PREEMPTED:
+                changed["preempted_at"] = (*job.preempted_at, self.time.now_ms)
+            self._put(touched, "job", job.id, job.model_copy(update=changed))
             return
         cancelled = job.cancel_requested_at is not None and reason is not EndReason.SUCCEEDED
         self.job_ends[job.id] = EndReason.CANCELLED if cancelled else reason
@@ -172,7 +192,9 @@ class QuotaAttempts(QuotaBook):
     def _free(self, attempt: AttemptObject, touched: Touched) -> None:
         for pod in attempt.pods:
             self._move_used(attempt.cluster, pod.node, -pod.count, touched)
-        self._put(touched, "attempt", attempt.id, None)
+        kept = attempt.stop is not None and attempt.stop.for_job is not None
+        freed = attempt.model_copy(update={"capacity_held": False}) if kept else None
+        self._put(touched, "attempt", attempt.id, freed)
 
     def _watch(self, item: StartedItem | EndedItem, at_ms: int) -> None:
         if at_ms < self.through_ms:

@@ -7,7 +7,15 @@ from dataclasses import dataclass, field
 from pydantic import BaseModel
 
 from quota.client import ServiceProblem
-from quota.schemas.scheduling import AttemptObject, FeedItem, FeedKind, FeedPage, JobObject, SnapshotPage
+from quota.schemas.scheduling import (
+    AttemptObject,
+    FeedItem,
+    FeedKind,
+    FeedPage,
+    JobObject,
+    Reservation,
+    SnapshotPage,
+)
 from quota.schemas.service import Problem
 from tests.unit.scheduler.cluster_model import Time
 
@@ -56,7 +64,16 @@ class QuotaBook:
         items = sorted(self.objects.values(), key=lambda item: (item.kind, item.id))
         page = tuple(self._as_read(item) for item in items[start : start + 3])
         more = start + 3 < len(items)
-        return SnapshotPage(cursor=cursor, items=page, next=f"{cursor}|{start + 3}" if more else None)
+        return SnapshotPage(
+            cursor=cursor,
+            items=page,
+            next=f"{cursor}|{start + 3}" if more else None,
+            reservations=self.promised() if after is None else (),
+        )
+
+    def promised(self) -> tuple[Reservation, ...]:
+        """What room the last ranking promised."""
+        return ()
 
     def follow_feed(self, after: int, wait_s: float = 25.0, limit: int = 2000) -> FeedPage:
         """Everything that changed after the cursor."""

@@ -28,6 +28,7 @@ from quota.schemas.scheduling import (
     RankingReply,
     ReportBatch,
     ReportReply,
+    Reservation,
     StartItem,
     StopReason,
 )
@@ -147,6 +148,10 @@ class QuotaModel(QuotaAttempts):
         """A batch of what a cluster shows."""
         self.bodies.append(body)
         return self._with_fault(lambda: self._report(body))
+
+    def promised(self) -> tuple[Reservation, ...]:
+        """What room the last ranking promised."""
+        return self.rankings[-1].reservations if self.rankings else ()
 
     def put_ranking(self, body: RankingDocument) -> RankingReply:
         """Accepts a change only to the ranking it has."""

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from typing import get_args
+from dataclasses import fields
+from typing import Any, get_args
 
 import pytest
 
 from quota.clock import Clock
+from quota.schemas import fair_share
 from quota.schemas.scheduling import FeedItem, FeedKind, StopReason, StopRecord, WaitReason
 from scheduler.clusters.port import NodeStatus
 from scheduler.core import model
-from scheduler.core.policy import Policy
+from scheduler.core.policy import PRESETS, Lane, Policy, Preemption, Ranking
 from scheduler.translate import (
+    Moment,
     changes_of,
     job_of,
     node_reports,
+    policy_of,
+    preempt_item,
+    reservation_of,
+    reservations_of,
     spec_of,
     start_item,
     stop_spec_of,
@@ -30,7 +37,7 @@ def test_every_kind_of_object_reaches_the_core() -> None:
     quota = QuotaModel(Time())
     quota.submit("job-1")
     items = [*quota.objects.values(), FeedItem(kind="attempt", id="job-1-1", seq=1, attempt=an_attempt())]
-    changes = changes_of(items, Clock(speed=60), {}, {"sim": 7})
+    changes = changes_of(items, Clock(speed=60), Moment(last_seen={"sim": 7}))
     assert {type(change).__name__ for change in changes} == {
         "Policy", "Cluster", "GpuClass", "Organization", "Grant", "Job", "Attempt"
     }  # fmt: skip
@@ -48,7 +55,7 @@ def test_limits_and_pauses_reach_the_core() -> None:
         FeedItem(kind="policy", id="default", seq=1, policy=a_policy(placement_paused=True)),
         FeedItem(kind="attempt", id="job-1-1", seq=1, attempt=an_attempt(grant_id="g7")),
     ]
-    taken, gpu_class, policy, attempt = changes_of(items, Clock(), {}, {})
+    taken, gpu_class, policy, attempt = changes_of(items, Clock(), Moment())
     assert isinstance(taken, model.Grant)
     assert taken.max_gpus == 7
     assert taken.parties == ("alpha", "beta")
@@ -65,7 +72,7 @@ def test_every_stop_keeps_its_reason(reason: StopReason) -> None:
     stop = StopRecord(reason=reason, stop_at=1, grace_ms=5)
     attempt = an_attempt(state="stopping", stop=stop)
     item = FeedItem(kind="attempt", id=attempt.id, seq=1, attempt=attempt)
-    assert [c.stop for c in changes_of([item], Clock(), {}, {}) if isinstance(c, model.Attempt)] == [
+    assert [c.stop for c in changes_of([item], Clock(), Moment()) if isinstance(c, model.Attempt)] == [
         model.Stop(reason.value)
     ]
     assert stop_spec_of(attempt).grace_ms == 5
@@ -74,7 +81,7 @@ def test_every_stop_keeps_its_reason(reason: StopReason) -> None:
 def test_every_kind_but_the_policy_can_be_buried() -> None:
     items = [FeedItem(kind=kind, id="x", seq=1, gone=True) for kind in get_args(FeedKind)]
     kinds = {
-        change.kind for change in changes_of(items, Clock(), {}, {}) if isinstance(change, model.Tombstone)
+        change.kind for change in changes_of(items, Clock(), Moment()) if isinstance(change, model.Tombstone)
     }
     assert kinds == set(model.Kind)
 
@@ -116,3 +123,112 @@ def test_node_that_quota_cannot_name_is_left_out() -> None:
         ("n0", 8, 1)
     ]
     assert left_out == ("Not A Node",)
+
+
+# --- how the hub shares -----------------------------------------------------------------------------
+
+
+def test_the_hubs_defaults_are_the_cores_own_policy() -> None:
+    """Change one, and the other has to follow: `quota/schemas/fair_share.py`, `scheduler/core/policy.py`."""
+    assert policy_of(a_policy(), Clock()) == PRESETS["gpuhub"]
+
+
+def test_every_number_of_how_the_hub_shares_reaches_the_core() -> None:
+    share = fair_share.FairShare(
+        ranking=fair_share.Ranking.DECAY,
+        lag_bound_thousandths=125,
+        idle_lag_thousandths=62,
+        floor_thousandths=375,
+        floor_lag_ms=17,
+        hold_share_thousandths=250,
+        gang_first_gpus=5,
+        reservations=3,
+        reservations_per_organization=2,
+        reservation_gpus=4,
+        promise_gpus=9,
+        promises_per_organization=6,
+        lane=fair_share.Lane(
+            gpus=2,
+            area_gpu_h=7,
+            tapers=(fair_share.Taper(walltime_ms=60_000, spare_thousandths=-25),),
+            delivery_weight_thousandths=1500,
+        ),
+        preemption=fair_share.Preemption(
+            gang_gpus=2,
+            gangs=1,
+            gangs_at_once=10,
+            victim_gpus=1,
+            lead_ms=11,
+            protected_ms=12,
+            cooldown_ms=13,
+            times_per_day=3,
+            notice_ms=14,
+            checkpoint_ms=1500,
+            restart_ms=16,
+        ),
+    )
+    policy = policy_of(a_policy(fair_share=share), Clock())
+    assert policy.lane == Lane(2, 7 * 3_600_000, ((60_000, -0.025),), 1.5)
+    assert policy.preemption == Preemption(2, 1, 10, 1, 11, 12, 13, 3, 14, 1500, 16)
+    assert (policy.ranking, policy.hold_share) == (Ranking.DECAY, 0.25)
+    assert (policy.lag_bound_share, policy.idle_lag_share) == (0.125, 0.062)
+    assert (policy.floor_share, policy.floor_lag_ms) == (0.375, 17)
+    assert policy.gang_first_gpus == 5
+    assert (policy.promise_gpus, policy.promises_per_organization) == (9, 6)
+    assert (policy.reservations, policy.reservations_per_organization, policy.reservation_gpus) == (3, 2, 4)
+    others = {"half_life_ms", "cluster_unseen_ms", "placement_paused", "walltime_step_ms"}
+    same = {
+        each.name for each in fields(Policy) if getattr(policy, each.name) == getattr(Policy(), each.name)
+    }
+    assert same == others, "a number that the hub does not set yet"
+    off = policy_of(a_policy(fair_share=fair_share.FairShare(lane=None, preemption=None)), Clock())
+    assert (off.lane, off.preemption) == (None, None)
+
+
+@pytest.mark.parametrize("name", ["lane", "preemption"])
+def test_the_core_has_no_number_that_the_hub_does_not_set(name: str) -> None:
+    theirs = {"lane": Lane, "preemption": Preemption}[name]
+    ours = {"lane": fair_share.Lane, "preemption": fair_share.Preemption}[name]
+    units = {"area_gpu_h": "area_gpu_ms", "delivery_weight_thousandths": "delivery_weight"}
+    assert [units.get(field, field) for field in ours.model_fields] == [
+        field.name for field in fields(theirs)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "ends_ms"),
+    [
+        ({"claimed_at": 1000}, 1000 + 600 + 60),
+        ({"claimed_at": 1000, "first_started_at": 1100}, 1000 + 600 + 60),
+        ({"claimed_at": 1000, "last_started_at": 1200, "state": "running"}, 1200 + 60),
+        ({"last_started_at": 1200, "state": "stopping", "stop": ("preempted", 1210, 5)}, 1215),
+        ({"last_started_at": 1200, "state": "ended", "ended_at": 1250}, None),
+    ],
+)
+def test_when_an_attempt_ends_at_the_latest(changes: dict[str, Any], ends_ms: int | None) -> None:
+    if "stop" in changes:
+        reason, stop_at, grace_ms = changes["stop"]
+        changes["stop"] = StopRecord(reason=reason, stop_at=stop_at, grace_ms=grace_ms)
+    attempt = an_attempt(walltime_ms=60, **changes)
+    item = FeedItem(kind="attempt", id=attempt.id, seq=1, attempt=attempt)
+    (taken,) = changes_of([item], Clock(), Moment(start_limit_ms=600))
+    assert isinstance(taken, model.Attempt)
+    assert (taken.started_at_ms, taken.ends_at_ms) == (attempt.last_started_at, ends_ms)
+
+
+def test_who_may_be_stopped_for_others_reaches_the_core() -> None:
+    job = a_job(preempted_at=(5, 6))
+    assert (job_of(job, None).restartable, job_of(job, None).preempted_at_ms) == (True, (5, 6))
+    assert not job_of(a_job(restartable=False), None).restartable
+    assert not job_of(job, None, spared=True).restartable
+
+
+def test_a_preemption_is_a_stop_with_the_attempts_whole_grace() -> None:
+    item = preempt_item(model.Preempt("job-1", 2, "job-9", 77), an_attempt(number=2, grace_ms=30))
+    assert (item.job_id, item.attempt, item.reason) == ("job-1", 2, StopReason.PREEMPTED)
+    assert (item.stop_at, item.grace_ms, item.for_job) == (77, 30, "job-9")
+
+
+def test_promised_room_comes_back_as_it_was() -> None:
+    kept = model.Reservation("job-1", "sim", "h100", 99, {"n0": 8, "n1": 3}, 7, 0)
+    assert reservations_of([reservation_of(kept)]) == model.Reservations((kept,))
