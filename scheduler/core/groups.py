@@ -104,8 +104,15 @@ class Leaf:
         self.first = min((heap[0][0] for heap in self.heads.values()), default=None)
         self._ids = self._since_of = self._since_ms = None
 
+    def add(self, group: Group) -> None:
+        """A group that drew on another grant until a pick of this cycle."""
+        self.put(group)
+        heapify(self.heads[group.shape])
+        self.first = min((heap[0][0] for heap in self.heads.values()), default=None)
+        self._ids = self._since_of = self._since_ms = None
+
     def drop(self, group: Group) -> None:
-        """None of the group's jobs can pay any more."""
+        """None of the group's jobs draws on this grant any more."""
         heap = [head for head in self.heads.get(group.shape, ()) if head[1] is not group]
         if heap:
             heapify(heap)

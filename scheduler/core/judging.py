@@ -79,6 +79,9 @@ class Judge:
         # earliest end first, then the smallest remainder (facts: an hour that ends sooner is worth less)
         self.running.sort(key=lambda o: (o.book.grant.ends_at_ms, o.remainder, o.book.grant.id))
         self.one_path = len(self.running) == 1 and len(self.running[0].rooms) == 1
+        # their order then does not depend on what is left, and only money can come to be short
+        ends = {offer.book.grant.ends_at_ms for offer in self.running}
+        self.only_money = len(ends) == len(self.running) and all(o.gpus_left is None for o in self.running)
 
     def decide(self, group: Group) -> None:
         """Give the group the first grant and path that suffice, or the reason nearest to sufficing.

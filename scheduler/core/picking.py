@@ -16,7 +16,6 @@ from scheduler.core.policy import Lane, Preemption
 from scheduler.core.preempt import Victim, choose, victim_of
 from scheduler.core.profile import NEVER_MS
 from scheduler.core.state import Knowledge
-from scheduler.core.waiting import NEVER_US
 
 FitKey = tuple[str, int, int, str]
 """Shapes that differ in their span only fit or fail together, reservations aside."""
@@ -399,14 +398,15 @@ class Cycle:
         self.tree.pick(branch, book, group.cost_gpu_us, group.rate)
         concerned = known.organizations_on(book.grant.id, path)
         gpus_left = known.caps.left(book.grant)
-        if len(concerned) > 1 or (gpus_left is not None and gpus_left < branch.queue.widest_gpus):
+        if len(concerned) > 1:
             for organization_id in concerned:
                 known.judge(organization_id)
-        elif known.balances.on(path) < branch.queue.dearest_gpu_us:
-            if branch.queue.dearest_gpu_us < NEVER_US:
-                known.narrow(branch.organization, path)
-            else:
-                known.judge(branch.organization)
+        elif branch.queue.can_narrow:
+            known.narrow(branch.organization)
+        elif known.balances.on(path) < branch.queue.dearest_gpu_us or (
+            gpus_left is not None and gpus_left < branch.queue.widest_gpus
+        ):
+            known.judge(branch.organization)
         self.touched.update(concerned)
         for organization_id in concerned:
             self.tree.refresh(organization_id)

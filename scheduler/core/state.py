@@ -133,10 +133,13 @@ class Knowledge:
             self._tail_gone |= was - now
             self._tail_new += now - was
 
-    def narrow(self, organization_id: str, path: Sequence[str]) -> None:
-        """A pick took from an organization's only path: drop what it can pay no more. `judge` it before telling."""
-        for group in self.queues[organization_id].narrow(self.balances.on(path)):
-            self._list(group, False)
+    def narrow(self, organization_id: str) -> None:
+        """A pick took from an organization's balances alone: judge what it can no longer pay from where it would."""
+        queue = self.queues[organization_id]
+        books = list(self._books_of.get(organization_id, {}).values())
+        step_ms = self.policy.walltime_step_ms
+        for group in queue.narrow(books, self._rates, self.balances, self.caps, step_ms, self.now_ms):
+            self._list(group, group.book is not None)
 
     def pace(self) -> tuple[list[GrantBook], dict[str, Pace]]:
         """Bring every running grant's lag to now."""

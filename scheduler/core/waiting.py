@@ -1,6 +1,7 @@
 """The jobs that wait, per organization: those that could start, those that may not, those in cooldown."""
 
 from bisect import bisect_left, insort
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 
 from scheduler.core.entitlement import Balances, Caps, GrantBook
@@ -16,7 +17,7 @@ class Queue:
     """The waiting jobs of one organization. `judge` again when anything it saw changed, or at `until_ms`."""
 
     __slots__ = (
-        "_by_cost",
+        "_by_path",
         "_cooling",
         "_frozen",
         "dearest_gpu_us",
@@ -40,7 +41,9 @@ class Queue:
         # while the only path has this left, and the cap this many, no pick changes a verdict
         self.dearest_gpu_us = NEVER_US
         self.widest_gpus = 0
-        self._by_cost: list[Group] = []  # those that could pay on the only path, the dearest last
+        self._by_path: dict[tuple[str, ...], list[Group]] | None = (
+            None  # those that could pay, the dearest last
+        )
         self._frozen: Reason | None = None
 
     def add(self, job: Job, kept: bool, now_ms: int) -> None:
@@ -113,11 +116,14 @@ class Queue:
                 if group.book:
                     self._leaf(group.book, before).put(group)
             self.until_ms = min(judge.until_ms, self.until_ms)
-            self.dearest_gpu_us = NEVER_US
-            if judge.one_path:
-                able = [group for group in self.groups.values() if group.book]
-                self._by_cost = sorted(able, key=_cost)
-                self.dearest_gpu_us = self._by_cost[-1].cost_gpu_us if able else 0
+            able = [group for group in self.groups.values() if group.book]
+            self.dearest_gpu_us, self._by_path = NEVER_US, None
+            if judge.only_money:
+                self._by_path = defaultdict(list)
+                for group in sorted(able, key=_cost):
+                    self._by_path[group.path].append(group)
+            elif judge.one_path:
+                self.dearest_gpu_us = max((group.cost_gpu_us for group in able), default=0)
                 self.widest_gpus = max((group.gpus for group in able), default=0)
         for leaf in self.leaves.values():
             leaf.seal()
@@ -126,17 +132,35 @@ class Queue:
             + [(job.submitted_at_ms, job.id) for job, _ in self._cooling.values()]
         )
 
-    def narrow(self, left_gpu_us: int) -> list[Group]:
-        """The only path has no more than this left: drop what costs more until `judge` tells why. Returns it."""
-        dropped = []
-        while self._by_cost and self._by_cost[-1].cost_gpu_us > left_gpu_us:
-            group = self._by_cost.pop()
+    @property
+    def can_narrow(self) -> bool:
+        """Whether after a pick only those have to be judged anew whose path has too little left."""
+        return self._by_path is not None
+
+    def narrow(
+        self,
+        books: Sequence[GrantBook],
+        rates: Mapping[str, int],
+        balances: Balances,
+        caps: Caps,
+        step_ms: int,
+        now_ms: int,
+    ) -> list[Group]:
+        """After a pick: judge the groups anew that cost more than their path has left. Returns them."""
+        assert self._by_path is not None
+        short = [group for path, queue in self._by_path.items() for group in _short(queue, balances.on(path))]
+        if not short:
+            return []
+        judge = Judge(books, rates, Offers(self.organization_id, balances, caps), step_ms, now_ms)
+        for group in short:
             if group.book:
                 self.leaves[group.book.grant.id].drop(group)
-                group.book, group.path = None, ()
-                dropped.append(group)
-        self.dearest_gpu_us = self._by_cost[-1].cost_gpu_us if self._by_cost else 0
-        return dropped
+            judge.decide(group)
+            if group.book and group.taken < len(group.entries):
+                self._leaf(group.book, {}).add(group)
+                insort(self._by_path[group.path], group, key=_cost)
+        self.until_ms = min(judge.until_ms, self.until_ms)
+        return short
 
     def _leaf(self, book: GrantBook, before: Mapping[str, Leaf]) -> Leaf:
         leaf = self.leaves.get(book.grant.id)
@@ -165,6 +189,12 @@ class Queue:
     def _entry(self, job: Job) -> Entry:
         goes_first = 0 < self.gang_first_gpus <= job.gpus
         return 0 if goes_first else 1, job.submitted_at_ms, job.id
+
+
+def _short(queue: list[Group], left_gpu_us: int) -> Iterator[Group]:
+    """Take out those that cost more."""
+    while queue and queue[-1].cost_gpu_us > left_gpu_us:
+        yield queue.pop()
 
 
 def _cost(group: Group) -> int:
