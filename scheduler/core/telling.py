@@ -62,7 +62,9 @@ class Teller:
         missing = dict[FitKey, set[Shape]]()
         for shape in behind:
             missing.setdefault(shape[:4], set()).add(shape)
-        for leaf in leaves if missing else ():
+        for leaf in leaves:
+            if not missing:
+                break
             for key in missing.keys() & {shape[:4] for shape in leaf.heads}:
                 # of jobs that need the same room only the first was next, whatever their walltimes
                 (_, _, job_id), group = min(heap[0] for s, heap in leaf.heads.items() if s[:4] == key)
