@@ -3,7 +3,8 @@
 from collections.abc import Iterable
 
 from scheduler.core.model import Change, Plan
-from scheduler.core.picking import Cycle
+from scheduler.core.picking import fill
+from scheduler.core.picks import Picks
 from scheduler.core.state import State
 from scheduler.core.telling import Teller
 
@@ -21,8 +22,8 @@ def decide(
     judged = known.after(changes, now_ms)
     known.drop_reservations()
     books, paces = known.pace()
-    cycle = Cycle(known, known.tree(books))
-    cycle.fill()
+    cycle = Picks(known, known.tree(books))
+    fill(cycle)
     told = Teller(cycle).tell(judged) if not brief else None
     plan = Plan(
         starts=tuple(cycle.starts),

@@ -7,7 +7,7 @@ from itertools import chain
 from scheduler.core.fit import Shape
 from scheduler.core.groups import Group, Leaf
 from scheduler.core.model import Reason, WaitReason
-from scheduler.core.picking import Cycle, FitKey
+from scheduler.core.picks import FitKey, Picks
 from scheduler.core.reasons import explain
 
 
@@ -22,7 +22,7 @@ class Told:
 class Teller:
     """Brings the reasons of a cycle's knowledge up to date."""
 
-    def __init__(self, cycle: Cycle) -> None:
+    def __init__(self, cycle: Picks) -> None:
         self._cycle, self._known = cycle, cycle.known
         self._explained: dict[tuple[str, int, int, str], Reason] = {}
 

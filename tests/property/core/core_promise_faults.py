@@ -147,7 +147,8 @@ def wrong_reservations(hub: Hub, plan: Plan) -> list[str]:
     for each in open_ones:
         job = hub.world[Kind.JOB, each.job_id]
         assert isinstance(job, Job)
-        of_organization[job.organization_id] += 1
+        # one whose start was decided and then refused keeps its place, whatever was reserved meanwhile
+        of_organization[job.organization_id] += each.starts_at_ms > hub.now_ms
         if each.gpu_class != job.gpu_class or sum(each.gpus_by_node.values()) != job.gpus:
             found.append(f"not the size of {job.id}: {each}")
         if job.gpus < policy.reservation_gpus:
@@ -157,8 +158,8 @@ def wrong_reservations(hub: Hub, plan: Plan) -> list[str]:
             if each.starts_at_ms != earlier:
                 found.append(f"{job.id} could start at {earlier}: {each}")
     found += [f"for nobody who waits: {each}" for each in plan.reservations if each.job_id not in told]
-    if len(open_ones) > policy.reservations:
-        found.append(f"{len(open_ones)} reservations")
+    if of_organization.total() > policy.reservations:
+        found.append(f"{of_organization.total()} reservations")
     if max(of_organization.values(), default=0) > policy.reservations_per_organization:
         found.append(f"too many of one organization: {of_organization}")
     return found
