@@ -77,7 +77,7 @@ def _asked(event: dict[str, Any]) -> Asked:
     what = event.get("objectRef") or {}
     sub = what.get("subresource")
     return Asked(
-        user=event["user"]["username"],
+        user=event["user"].get("username", ""),
         verb=event["verb"],
         resource=str(what.get("resource", "")) + (f"/{sub}" if sub else ""),
         name=str(what.get("name", "")),

@@ -262,7 +262,7 @@ class _Reader:
         created = event["verb"] == "create"
         slim = _slim_job(body) if resource == "jobs" else _slim_pod(body)
         if created:
-            slim["by"] = event["user"]["username"]
+            slim["by"] = event["user"].get("username", "")
         thing.sightings.append(Sighting(int(metadata["resourceVersion"]), received, answered, created, slim))
         if event["verb"] in CHANGES and slim["removed"]:
             thing.is_gone_at(received)
@@ -311,7 +311,7 @@ class _Looks:
     """From what is seen to the moment that is written down for it."""
 
     def __init__(self, looks: Iterable[Json], users: set[str]) -> None:
-        own = [look for look in looks if look["user"]["username"] in users and _is_wide(look["requestURI"])]
+        own = [look for look in looks if look["user"].get("username") in users and _is_wide(look["requestURI"])]
         self.lists = sorted(
             (look["received"], look["answered"])
             for look in own

@@ -164,7 +164,8 @@ def test_deadlocks_between_replicas_are_run_again(hub: Hub, replicas: tuple[Repl
         for thread in threads:
             thread.join()
     seen = replicas[0].retried + replicas[1].retried
-    assert seen["40P01"] == turns, "PostgreSQL ended one of two, each time"
+    # the one that was ended may meet the other a second time
+    assert seen["40P01"] >= turns, "PostgreSQL ended one of two, each time"
     for name in (first, second):
         row = hub.row(accounts, id=name)
         assert row.position == 2 * turns, "both did it, each once"
