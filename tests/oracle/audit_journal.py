@@ -311,7 +311,9 @@ class _Looks:
     """From what is seen to the moment that is written down for it."""
 
     def __init__(self, looks: Iterable[Json], users: set[str]) -> None:
-        own = [look for look in looks if look["user"].get("username") in users and _is_wide(look["requestURI"])]
+        own = [
+            look for look in looks if look["user"].get("username") in users and _is_wide(look["requestURI"])
+        ]
         self.lists = sorted(
             (look["received"], look["answered"])
             for look in own
