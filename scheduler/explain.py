@@ -38,7 +38,13 @@ LINES: Mapping[WaitReason, str] = {
 def explain(waiting: Waiting) -> str:
     """One line; a number that is missing shows as `?`."""
     shown = _Shown({name: _show(name, value) for name, value in waiting.numbers.items()})
-    return LINES[waiting.code].format_map(shown).rstrip()
+    line = LINES[waiting.code].format_map(shown).rstrip()
+    others = waiting.numbers.get("other_classes")
+    return (
+        f"{line}; nor can it start on any of the {others} other GPU classes that it accepts"
+        if others
+        else line
+    )
 
 
 class _Shown(dict[str, str]):

@@ -106,6 +106,7 @@ def job_of(job: wire.JobObject, held_back_until_ms: int | None, *, spared: bool 
         cancel_requested=job.cancel_requested_at is not None,
         restartable=job.restartable and not spared,
         preempted_at_ms=job.preempted_at,
+        fallbacks=tuple(name for name in job.gpu_classes if name != job.gpu_class),
     )
 
 

@@ -29,6 +29,10 @@ def submit(
     gpu_class: Annotated[
         str, typer.Option(help="GPU class or MIG profile; see `gpuhub class list`.")
     ] = "h100",
+    fallback: Annotated[
+        list[str] | None,
+        typer.Option(help="A further GPU class that it accepts; may be repeated, in order of preference."),
+    ] = None,
     walltime: Annotated[str, typer.Option(help="Time limit: 1h30m, 90m or 5400.")] = "1h",
     grant: Annotated[
         str | None, typer.Option(help="The grant that pays; default: the one that ends first.")
@@ -56,6 +60,7 @@ def submit(
         body = JobSubmission(
             name=name,
             gpu_class=gpu_class,
+            gpu_classes=(gpu_class, *fallback) if fallback else (),
             gpus_per_pod=gpus,
             pods=pods,
             walltime_s=_walltime_s(walltime),
@@ -109,7 +114,7 @@ def jobs(
             job.organization_id,
             job.name,
             _state_text(job),
-            f"{job.pods} x {job.gpus_per_pod} {job.gpu_class}",
+            f"{job.pods} x {job.gpus_per_pod} {_classes_text(job)}",
             duration_text(job.walltime_s),
             hours(job.charged_gpu_us),
             moment(job.submitted_at),
@@ -184,11 +189,15 @@ def _state_text(job: Job) -> str:
     return job.state.value if job.end_reason is None else f"{job.state.value}: {job.end_reason.value}"
 
 
+def _classes_text(job: Job) -> str:
+    return " or ".join(job.gpu_classes or (job.gpu_class,))
+
+
 def _job_view(job: JobDetail) -> RenderableType:
     head = [
         f"{job.id}  {job.name}  ({job.organization_id})",
         f"  state      {_state_text(job)}",
-        f"  asks for   {job.pods} x {job.gpus_per_pod} {job.gpu_class} "
+        f"  asks for   {job.pods} x {job.gpus_per_pod} {_classes_text(job)} "
         f" for at most {duration_text(job.walltime_s)} (costs at most {hours(job.cost_limit_gpu_us)} GPU-h)",
         f"  submitted  {moment(job.submitted_at)}"
         + (f", ended {moment(job.ended_at)}" if job.ended_at else "")

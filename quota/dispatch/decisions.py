@@ -20,6 +20,7 @@ from quota.fleet import service as fleet
 from quota.identity.freezing import check_not_frozen
 from quota.jobs import service as job_service
 from quota.jobs.caps import take_gpus
+from quota.jobs.choices import classes_of
 from quota.jobs.states import check_move
 from quota.jobs.tables import attempts, jobs, placements
 from quota.ledger import holds
@@ -149,7 +150,9 @@ def _item(tx: Tx, item: DecisionItem, stopped: frozenset[tuple[str, int]]) -> It
 
 def _start(tx: Tx, item: StartItem, stopped: frozenset[tuple[str, int]]) -> ItemResult:
     job = _startable_job(tx, item)
-    rate = tx.once(("rate", job.gpu_class), lambda: fleet.read_rate(tx.connection, job.gpu_class))
+    # what it is placed on is what it costs, whatever it would have liked best
+    gpu_class = item.pods[0].gpu_class
+    rate = tx.once(("rate", gpu_class), lambda: fleet.read_rate(tx.connection, gpu_class))
     gpus = job.pods * job.gpus_per_pod
     cost = amount_gpu_us(job.walltime_ms, gpus, rate.rate_thousandths)
     grant = _check_grant(tx, job, item)
@@ -198,17 +201,18 @@ def _startable_job(tx: Tx, item: StartItem) -> Row[Any]:
             job_id=job.id,
             left_ms=job.not_before_ms - tx.now_ms,
         )
-    asked = [(job.gpu_class, job.gpus_per_pod)] * job.pods
+    gpu_class, classes = item.pods[0].gpu_class, classes_of(job)
+    asked = [(gpu_class, job.gpus_per_pod)] * job.pods
     placed = [(pod.gpu_class, pod.count) for pod in item.pods]
     indexes = [pod.index for pod in item.pods]
-    if placed != asked or indexes != list(range(job.pods)):
+    if gpu_class not in classes or placed != asked or indexes != list(range(job.pods)):
         raise BadRequest(
             "the placement is not {pods} pods of {gpus_per_pod} {gpu_class} in order",
             pods=job.pods,
             gpus_per_pod=job.gpus_per_pod,
-            gpu_class=job.gpu_class,
+            gpu_class="/".join(classes),
         )
-    rely_on(tx, item.cluster, job.gpu_class, job.organization_id)
+    rely_on(tx, item.cluster, gpu_class, job.organization_id)
     check_not_frozen(tx, job.organization_id)
     return job
 

@@ -13,6 +13,7 @@ from sqlalchemy import BindParameter, ColumnElement, Connection, Row, and_, bind
 from quota.dispatch.policy import policy_object
 from quota.fleet.tables import clusters, gpu_classes, node_capacity, nodes, rates
 from quota.identity.tables import organizations
+from quota.jobs.choices import classes_of
 from quota.jobs.tables import attempts, jobs, placements
 from quota.ledger.tables import holds
 from quota.prepared import Prepared
@@ -308,6 +309,7 @@ def _jobs(connection: Connection, ids: Collection[str], now_ms: int) -> dict[str
             organization_id=row.organization_id,
             grant_id=row.grant_id,
             gpu_class=row.gpu_class,
+            gpu_classes=classes_of(row),
             gpus_per_pod=row.gpus_per_pod,
             pods=row.pods,
             walltime_ms=row.walltime_ms,

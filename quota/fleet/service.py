@@ -120,15 +120,15 @@ def put_gpu_class(tx: Tx, caller: Caller, body: NewGpuClass, if_match: str | Non
     return read_gpu_class(tx.connection, body.id)
 
 
-def read_rate(connection: Connection, gpu_class: str) -> Rate:
-    """The present rate of a class. Raises UnknownGpuClass with the classes there are."""
+def read_rate(connection: Connection, gpu_class: str, field: str = "gpu_class") -> Rate:
+    """The present rate of a class that `field` names. Raises UnknownGpuClass with the classes there are."""
     row = _RATE.one_or_none(connection, {"of_class": gpu_class})
     if row is None:
         known = connection.execute(select(gpu_classes.c.id).order_by(gpu_classes.c.id)).scalars().all()
         listed = ", ".join(known) or "none yet"
         raise UnknownGpuClass(
             "the hub has no GPU class {gpu_class}; it has: {listed}",
-            field="gpu_class",
+            field=field,
             gpu_class=gpu_class,
             listed=listed,
         )

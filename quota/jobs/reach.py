@@ -9,15 +9,17 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, and_, false, func, select, tuple_
 
 from quota.fleet.tables import clusters, node_capacity, nodes
+from quota.jobs.choices import accepts, classes_of
 from quota.jobs.tables import attempts, jobs, placements
 from quota.ledger.tables import holds
 from quota.schemas.scheduling import JobState
 from quota.schemas.switches import SHOWN_IDS, Affected, Reach
 
 _WAITS = jobs.c.state == JobState.QUEUED.value
+_SHAPE = (jobs.c.gpu_class, jobs.c.fallback_classes, jobs.c.gpus_per_pod, jobs.c.pods)
 
-Shape = tuple[str, int, int]
-"""GPU class, GPUs per pod, pods."""
+Shape = tuple[str, str, int, int]
+"""GPU class, the further ones that it accepts as they are stored, GPUs per pod, pods."""
 
 
 def of_organization(connection: Connection, organization_id: str) -> Reach:
@@ -32,9 +34,9 @@ def of_hub(connection: Connection) -> Reach:
 
 
 def of_class(connection: Connection, gpu_class: str) -> Reach:
-    """Everything of one GPU class."""
+    """What runs on a GPU class, and the waiting jobs that accept it."""
     running = holds.c.gpu_class == gpu_class
-    return _reach(connection, jobs.c.gpu_class == gpu_class, running)
+    return _reach(connection, accepts(gpu_class), running)
 
 
 def of_cluster(connection: Connection, cluster: str) -> Reach:
@@ -99,7 +101,7 @@ def _holding(*conditions: ColumnElement[bool]) -> Any:
 def _has_shape(shapes: Sequence[Shape]) -> ColumnElement[bool]:
     if not shapes:
         return false()
-    return tuple_(jobs.c.gpu_class, jobs.c.gpus_per_pod, jobs.c.pods).in_(shapes)
+    return tuple_(*_SHAPE).in_(shapes)
 
 
 def _shut_out(connection: Connection, cluster: str, node: str | None) -> list[Shape]:
@@ -110,9 +112,14 @@ def _shut_out(connection: Connection, cluster: str, node: str | None) -> list[Sh
         whole[row.gpu_class][row.cluster].append(row.total)
         if row.cluster != cluster or node not in (None, row.node):
             rest[row.gpu_class][row.cluster].append(row.total)
-    waiting = select(jobs.c.gpu_class, jobs.c.gpus_per_pod, jobs.c.pods).where(_WAITS).distinct()
-    shapes = [(row.gpu_class, row.gpus_per_pod, row.pods) for row in connection.execute(waiting)]
-    return sorted(shape for shape in shapes if _fits(shape, whole) and not _fits(shape, rest))
+    found = []
+    for row in connection.execute(select(*_SHAPE).where(_WAITS).distinct()):
+        size, classes = (row.gpus_per_pod, row.pods), classes_of(row)
+        if any(_fits(name, *size, whole) for name in classes) and not any(
+            _fits(name, *size, rest) for name in classes
+        ):
+            found.append((row.gpu_class, row.fallback_classes, *size))
+    return sorted(found)
 
 
 def _totals(cluster: str, node: str | None) -> Any:
@@ -134,7 +141,6 @@ def _totals(cluster: str, node: str | None) -> Any:
     )
 
 
-def _fits(shape: Shape, totals: dict[str, dict[str, list[int]]]) -> bool:
-    gpu_class, gpus_per_pod, pods = shape
+def _fits(gpu_class: str, gpus_per_pod: int, pods: int, totals: dict[str, dict[str, list[int]]]) -> bool:
     of_class = totals.get(gpu_class, {})
     return any(sum(total // gpus_per_pod for total in found) >= pods for found in of_class.values())

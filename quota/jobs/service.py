@@ -12,9 +12,11 @@ from quota.audit import service as audit
 from quota.db import Tx
 from quota.errors import BadRequest, GrantCapReached, InsufficientBalance, NeverFits, NoGrant, NotFound
 from quota.fleet import service as fleet
+from quota.fleet.rules import Rate
 from quota.identity import service as identity
 from quota.ids import new_id
 from quota.jobs import views
+from quota.jobs.choices import stored_fallbacks
 from quota.jobs.states import check_move
 from quota.jobs.tables import attempts, jobs
 from quota.ledger.rules import amount_gpu_us
@@ -41,15 +43,18 @@ _NEW_JOB = Prepared.insert(jobs, jobs.c.keys())
 
 
 def submit(tx: Tx, caller: Caller, body: JobSubmission) -> Job:
-    """Queue a job after checking that it could ever run and ever be paid. Nothing is held yet.
+    """Queue a job after checking that it could ever run and ever be paid, on one of its classes. Nothing is held yet.
+
+    What keeps it from all of them is told of the class that it prefers.
 
     Raises UnknownGpuClass, NeverFits, NoGrant, InsufficientBalance, NotFound, BadRequest.
     """
     organization_id = _organization_of(caller, body)
-    rate = fleet.read_rate(tx.connection, body.gpu_class)
-    _check_could_fit(tx.connection, body)
-    cost = amount_gpu_us(body.walltime_s * 1000, body.pods * body.gpus_per_pod, rate.rate_thousandths)
-    _check_could_pay(tx, organization_id, body, cost)
+    costs = [
+        amount_gpu_us(body.walltime_s * 1000, body.pods * body.gpus_per_pod, rate.rate_thousandths)
+        for rate in read_rates(tx.connection, body)
+    ]
+    _check_could_run(tx, organization_id, body, costs)
     spec = {
         "image": body.image,
         "command": list(body.command),
@@ -62,6 +67,7 @@ def submit(tx: Tx, caller: Caller, body: JobSubmission) -> Job:
         "organization_id": organization_id,
         "grant_id": body.grant_id,
         "gpu_class": body.gpu_class,
+        "fallback_classes": stored_fallbacks(body.accepted_classes),
         "gpus_per_pod": body.gpus_per_pod,
         "pods": body.pods,
         "walltime_ms": body.walltime_s * 1000,
@@ -82,7 +88,7 @@ def submit(tx: Tx, caller: Caller, body: JobSubmission) -> Job:
     _NEW_JOB.change(tx.connection, row)
     tx.touch("job", str(row["id"]))
     audit.record(tx, caller, "job.submit", str(row["id"]), detail={"organization_id": organization_id})
-    return views.fresh_job(row, rate, cost)
+    return views.fresh_job(row, body.accepted_classes, max(costs))
 
 
 def cancel(tx: Tx, caller: Caller, job_id: str, queue: Queue) -> Job:
@@ -172,8 +178,29 @@ def _organization_of(caller: Caller, body: JobSubmission) -> str:
     return body.organization_id
 
 
-def _check_could_fit(connection: Connection, body: JobSubmission) -> None:
-    pods = fleet.largest_gangs(connection, body.gpu_class, body.gpus_per_pod)
+def read_rates(connection: Connection, body: JobSubmission) -> list[Rate]:
+    """The present rate of every class that the job accepts. Raises UnknownGpuClass."""
+    first, *further = body.accepted_classes
+    rates = [fleet.read_rate(connection, first)]
+    return rates + [fleet.read_rate(connection, name, field="gpu_classes") for name in further]
+
+
+def _check_could_run(tx: Tx, organization_id: str, body: JobSubmission, costs_gpu_us: list[int]) -> None:
+    first: NeverFits | GrantCapReached | InsufficientBalance | None = None
+    for gpu_class, cost in zip(body.accepted_classes, costs_gpu_us, strict=True):
+        try:
+            _check_could_fit(tx.connection, body, gpu_class)
+            _check_could_pay(tx, organization_id, body, cost)
+        except (NeverFits, GrantCapReached, InsufficientBalance) as error:
+            first = first or error
+        else:
+            return
+    assert first is not None, "a job without a class"
+    raise first
+
+
+def _check_could_fit(connection: Connection, body: JobSubmission, gpu_class: str) -> None:
+    pods = fleet.largest_gangs(connection, gpu_class, body.gpus_per_pod)
     if pods >= body.pods:
         return
     field = "gpus_per_pod" if pods == 0 else "pods"
@@ -182,7 +209,7 @@ def _check_could_fit(connection: Connection, body: JobSubmission) -> None:
         field=field,
         needed_pods=body.pods,
         gpus_per_pod=body.gpus_per_pod,
-        gpu_class=body.gpu_class,
+        gpu_class=gpu_class,
         possible_pods=pods,
     )
 

@@ -12,6 +12,7 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    text,
 )
 
 from quota.db import metadata
@@ -31,6 +32,8 @@ jobs = Table(
     Column("organization_id", String(40), ForeignKey("organizations.id"), nullable=False),
     Column("grant_id", String(60), ForeignKey("grants.id")),
     Column("gpu_class", String(63), nullable=False),
+    # JSON, in order of preference: what it accepts besides gpu_class
+    Column("fallback_classes", String(300), nullable=False, server_default=text("'[]'")),
     Column("gpus_per_pod", Integer, nullable=False),
     Column("pods", Integer, nullable=False),
     Column("walltime_ms", BigInteger, nullable=False),

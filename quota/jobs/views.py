@@ -9,6 +9,7 @@ from sqlalchemy import Connection, Row, bindparam, func, select
 
 from quota.fleet import service as fleet
 from quota.fleet.rules import Rate
+from quota.jobs.choices import classes_of
 from quota.jobs.tables import attempts, placements
 from quota.ledger.rules import amount_gpu_us
 from quota.ledger.tables import accounts, holds, transfers
@@ -48,12 +49,15 @@ def job_views(connection: Connection, caller: Caller, rows: list[Row[Any]], queu
         for total in connection.execute(statement):
             charged[total.job_id] = int(total.charged)
             limits[total.job_id] = int(total.amount)
-    rates = {name: fleet.read_rate(connection, name) for name in {row.gpu_class for row in rows}}
+    accepted = {row.id: classes_of(row) for row in rows}
+    named = {name for classes in accepted.values() for name in classes}
+    rates = {name: fleet.read_rate(connection, name) for name in named}
     reasons = _reasons(connection, caller, rows, queue)
     return [
         _job(
             row,
-            rates[row.gpu_class],
+            accepted[row.id],
+            [rates[name] for name in accepted[row.id]],
             reasons.get(row.id),
             queue.position(row.id),
             charged.get(row.id, 0),
@@ -103,11 +107,19 @@ def _own_accounts(connection: Connection, caller: Caller, grant_ids: Collection[
 
 
 def _job(
-    row: Row[Any], rate: Rate, waiting: Waiting | None, position: int | None, charged: int, limit: int | None
+    row: Row[Any],
+    accepted: tuple[str, ...],
+    rates: list[Rate],
+    waiting: Waiting | None,
+    position: int | None,
+    charged: int,
+    limit: int | None,
 ) -> Job:
     cost = limit
-    if cost is None:
-        cost = amount_gpu_us(row.walltime_ms, row.pods * row.gpus_per_pod, rate.rate_thousandths)
+    if cost is None or (waiting is not None and len(rates) > 1):
+        # the next attempt may be on a dearer class than the last one
+        dearest = max(rate.rate_thousandths for rate in rates)
+        cost = max(limit or 0, amount_gpu_us(row.walltime_ms, row.pods * row.gpus_per_pod, dearest))
     return Job(
         id=row.id,
         name=row.name,
@@ -115,6 +127,7 @@ def _job(
         state=JobState(row.state),
         end_reason=None if row.end_reason is None else EndReason(row.end_reason),
         gpu_class=row.gpu_class,
+        gpu_classes=accepted,
         gpus_per_pod=row.gpus_per_pod,
         pods=row.pods,
         walltime_s=row.walltime_ms // 1000,
@@ -134,7 +147,7 @@ def _job(
     )
 
 
-def fresh_job(row: dict[str, Any], rate: Rate, cost: int) -> Job:
+def fresh_job(row: dict[str, Any], accepted: tuple[str, ...], cost: int) -> Job:
     return Job(
         **{
             name: row[name]
@@ -149,6 +162,7 @@ def fresh_job(row: dict[str, Any], rate: Rate, cost: int) -> Job:
                 "restartable",
             )
         },
+        gpu_classes=accepted,
         state=JobState.QUEUED,
         end_reason=None,
         walltime_s=row["walltime_ms"] // 1000,

@@ -127,6 +127,8 @@ class JobObject(Reply):
     organization_id: str
     grant_id: str | None
     gpu_class: str
+    gpu_classes: tuple[str, ...] = ()
+    """Every class that it accepts, in order of preference, `gpu_class` first."""
     gpus_per_pod: int
     pods: int
     walltime_ms: int

@@ -32,6 +32,7 @@ class Hole:
     """Where and from when on a job has room for all its walltime."""
 
     starts_at_ms: int
+    gpu_class: str
     cluster: str
     gpus_by_node: Mapping[str, int]
 
@@ -202,7 +203,7 @@ class Horizon:
         gpus_by_node: dict[str, int] = {}
         for _, name in found[: shape.pods]:
             gpus_by_node[name] = gpus_by_node.get(name, 0) + size
-        return Hole(at_ms, cluster, gpus_by_node)
+        return Hole(at_ms, shape.gpu_class, cluster, gpus_by_node)
 
     def _seat(self, reservation: Reservation, walltime_ms: int, sign: int) -> None:
         place = reservation.gpu_class, reservation.cluster
@@ -282,6 +283,7 @@ def moved(reservation: Reservation, hole: Hole) -> Reservation:
     """The same promise, elsewhere."""
     return replace(
         reservation,
+        gpu_class=hole.gpu_class,
         cluster=hole.cluster,
         starts_at_ms=hole.starts_at_ms,
         gpus_by_node=hole.gpus_by_node,

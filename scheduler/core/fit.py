@@ -32,6 +32,8 @@ class Shape(NamedTuple):
     """The job's own id when room is kept for it: it alone may use that room."""
     span_ms: int = 0
     """Its walltime, rounded up to one of `SPANS_MS`: how long it must not be in the way of a reservation."""
+    classes: tuple[str, ...] = ()
+    """All that the job accepts, in order of preference, if there are several: it has a shape for each."""
 
     @property
     def gpus(self) -> int:

@@ -25,6 +25,7 @@ def serve_lane(picks: Picks, lane: Lane) -> None:
             closed = picks.start(*turn, picks.take(turn[2].shape))
             here.difference_update(closed)
             live.difference_update(closed)
+            picks.look_again(closed)
 
 
 def _worst_behind_share(picks: Picks) -> float:

@@ -166,12 +166,13 @@ class Organization:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A request for `pods` pods that start together, each with GPUs of one class on one node."""
+    """A request for `pods` pods that start together, each on one node with GPUs of the same class."""
 
     id: str
     organization_id: str
     grant_id: str | None
     gpu_class: str
+    """The class that it prefers."""
     gpus_per_pod: int
     pods: int
     walltime_ms: int
@@ -185,6 +186,13 @@ class Job:
     """Whether it may be stopped for another and come again."""
     preempted_at_ms: tuple[int, ...] = ()
     """When it was preempted, at least within the last 24 hours."""
+    fallbacks: tuple[str, ...] = ()
+    """Further classes that it accepts, in order of preference; all its pods get one and the same."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Every class that it accepts, the preferred one first."""
+        return self.gpu_class, *self.fallbacks
 
     @property
     def gpus(self) -> int:

@@ -53,11 +53,20 @@ class Race(NamedTuple):
         longest_ms = 1 << 62
         if self.lane and not branch.is_below_floor:
             longest_ms = leaf.book.lane_ms(self.lane, self.worst_behind_share)
-        return [
-            heap[0]
-            for shape, heap in leaf.heads.items()
-            if (shape in self.live or (wide and shape in self.reservable)) and shape.span_ms <= longest_ms
-        ]
+        heads = list[tuple[Entry, Group]]()
+        for shape, heap in leaf.heads.items():
+            if (shape in self.live or (wide and shape in self.reservable)) and shape.span_ms <= longest_ms:
+                if not shape.classes:
+                    heads.append(heap[0])
+                elif found := [head for head in heap if self._is_choice(head[1])]:
+                    heads.append(min(found))
+        return heads
+
+    def _is_choice(self, group: Group) -> bool:
+        """Whether no class that its jobs prefer takes part: the first that fits, else the first to reserve."""
+        able = group.able
+        live = next((each for each in able if each.shape in self.live), None)
+        return group is (live or next((each for each in able if each.shape in self.reservable), None))
 
 
 class Usage:

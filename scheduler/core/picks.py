@@ -9,6 +9,7 @@ from scheduler.core.groups import Group, Leaf
 from scheduler.core.model import Job, Preempt, Reason, Start, WaitReason
 from scheduler.core.order import Branch, Tree
 from scheduler.core.placement import Room, place, pods_of
+from scheduler.core.reasons import with_others
 from scheduler.core.state import Knowledge
 
 FitKey = tuple[str, int, int, str]
@@ -32,6 +33,7 @@ class Picks:
         self.fitting: dict[
             str, dict[FitKey, list[Shape]]
         ] = {}  # by class: shapes that fit, reservations aside
+        self.has_choices = any(shape.classes for shape in known.by_shape)
         for job_id, room in self.keeps.items():
             self.horizon.pick(room.gpu_class, room.cluster, room.gpus_by_node, known.jobs[job_id].walltime_ms)
 
@@ -50,8 +52,7 @@ class Picks:
         known = self.known
         known.fleet.rollback()
         for group, book, path in self._picked:
-            group.taken = 0
-            group.told = None
+            group.give_back()
             book.charge(-group.cost_gpu_us, -group.rate)
             known.balances.charge(path, -group.cost_gpu_us)
             known.caps.charge(book.grant.id, -group.gpus)
@@ -62,16 +63,30 @@ class Picks:
 
     def may(self, shape: Shape) -> bool:
         """Whether a job that fits delays no reservation."""
-        if not self.horizon.seats or shape.kept_for in self.keeps:
+        if not self.horizon.seats or self._has_kept_room(shape):
             return True
         return self.horizon.allows(shape, self.reach.open_to(shape.gpu_class))
 
-    def hole(self, shape: Shape, job: Job) -> Hole | None:
-        return self.horizon.hole(shape, job.walltime_ms, self.reach.open_to(shape.gpu_class))
+    def hole(self, groups: Iterable[Group], job: Job) -> Hole | None:
+        """The earliest of these groups' classes, of equal ones the first."""
+        best: Hole | None = None
+        for shape in (group.shape for group in groups):
+            found = self.horizon.hole(shape, job.walltime_ms, self.reach.open_to(shape.gpu_class))
+            if found and (best is None or found.starts_at_ms < best.starts_at_ms):
+                best = found
+        return best
 
-    def use(self, gpu_class: str, hole: Hole) -> Room:
-        self.known.fleet.take(gpu_class, hole.cluster, hole.gpus_by_node)
-        return Room(gpu_class, hole.cluster, hole.gpus_by_node)
+    def use(self, job: Job, groups: Iterable[Group], hole: Hole) -> None:
+        """Start the job in a hole that begins now, whatever its turn."""
+        group = next(group for group in groups if group.shape.gpu_class == hole.gpu_class)
+        self.known.fleet.take(hole.gpu_class, hole.cluster, hole.gpus_by_node)
+        self.start_past(job, group, Room(hole.gpu_class, hole.cluster, hole.gpus_by_node))
+
+    def start_past(self, job: Job, group: Group, room: Room) -> None:
+        """Start the first job of a group, whatever its turn."""
+        assert group.book, f"started without a grant: {group.key}"
+        branch = self.tree.branch(group.book.grant.program_id, job.organization_id)
+        self.start(branch, branch.queue.leaves[group.book.grant.id], group, room)
 
     def start(self, branch: Branch, leaf: Leaf, group: Group, room: Room) -> list[Shape]:
         """Give the group's first job this room and charge it. Returns the shapes that fit no more."""
@@ -89,7 +104,7 @@ class Picks:
             )
         )
         self.horizon.pick(room.gpu_class, room.cluster, room.gpus_by_node, job.walltime_ms)
-        leaf.take(group)
+        branch.queue.take(group)
         self._picked.append((group, book, path))
         known.balances.charge(path, group.cost_gpu_us)
         known.caps.charge(book.grant.id, group.gpus)
@@ -108,7 +123,7 @@ class Picks:
         self.touched.update(concerned)
         for organization_id in concerned:
             self.tree.refresh(organization_id)
-        return self._close(branch.organization, job)
+        return self._close(branch.organization, job, room.gpu_class)
 
     def judge_anew(self, organization_id: str) -> None:
         """Its queue changed in the middle of the cycle."""
@@ -133,7 +148,8 @@ class Picks:
         assert room, f"{shape} fitted a moment ago"
         fleet.take(room.gpu_class, room.cluster, room.gpus_by_node)
         if kept:
-            used = room.gpus_by_node if room.cluster == kept.cluster else {}
+            same = (room.gpu_class, room.cluster) == (kept.gpu_class, kept.cluster)
+            used = room.gpus_by_node if same else {}
             over = {node: gpus - used.get(node, 0) for node, gpus in kept.gpus_by_node.items()}
             over = {node: gpus for node, gpus in over.items() if gpus > 0}
             fleet.take(kept.gpu_class, kept.cluster, over)
@@ -144,17 +160,31 @@ class Picks:
         return room
 
     def _limits(self, shape: Shape, clusters: Iterable[str]) -> Mapping[str, Mapping[str, int]] | None:
-        if not self.horizon.seats or shape.kept_for in self.keeps:
+        if not self.horizon.seats or self._has_kept_room(shape):
             return None
         return self.horizon.limits(shape, clusters)
+
+    def _has_kept_room(self, shape: Shape) -> bool:
+        """Whether room of this class is kept for it while others stop."""
+        kept = self.keeps.get(shape.kept_for)
+        return kept is not None and kept.gpu_class == shape.gpu_class
 
     def fit_now(self) -> set[Shape]:
         """The shapes that still fit, reservations aside."""
         return {s for by_key in self.fitting.values() for shapes in by_key.values() for s in shapes}
 
-    def _close(self, organization_id: str, job: Job) -> list[Shape]:
+    def look_again(self, lost: Iterable[Shape]) -> None:
+        """These take part no more: jobs that accept several classes may now be served by another one."""
+        if not self.has_choices:
+            return
+        groups = [group for s in lost if s.classes for group in self.known.by_shape.get(s, ())]
+        firsts = [self.known.jobs[g.entries[g.taken][2]] for g in groups if g.taken < len(g.entries)]
+        for organization_id in sorted({job.organization_id for job in firsts}):
+            self.tree.refresh(organization_id)
+
+    def _close(self, organization_id: str, job: Job, gpu_class: str) -> list[Shape]:
         """Take the shapes out of the race that fitted before the last pick and do not any more."""
-        by_key = self.fitting.get(job.gpu_class, {})
+        by_key = self.fitting.get(gpu_class, {})
         numbers: dict[str, int | str] = {
             "position": len(self.starts),
             "organization": organization_id,
@@ -164,5 +194,5 @@ class Picks:
         for key in [key for key, shapes in by_key.items() if not self.fits(shapes[0])]:
             closed += by_key.pop(key)
         for shape in closed:
-            self.behind[shape] = Reason(WaitReason.BEHIND_IN_ORDER, numbers)
+            self.behind[shape] = Reason(WaitReason.BEHIND_IN_ORDER, with_others(shape, numbers))
         return closed

@@ -1,6 +1,6 @@
 """Where a gang goes, and which room is kept for a job that others are being stopped for."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from scheduler.core.fit import Fleet, Shape, Shelf
@@ -46,30 +46,35 @@ def pods_of(room: Room, gpus_per_pod: int) -> tuple[PodPlacement, ...]:
     )
 
 
-def keep(job: Job, attempts: Iterable[Attempt], fleet: Fleet) -> Room | None:
-    """The free room that nobody but `job` may have while `attempts` stop for it.
+def keep(job: Job, classes: Iterable[str], attempts: Collection[Attempt], fleet: Fleet) -> Room | None:
+    """The free room that nobody but `job` may have while `attempts` stop for it, of the first of these classes.
 
     The job is laid out on what is free plus what is coming, victims' nodes first; what of that is free now is
     kept. Where it cannot be laid out whole, what its victims have freed already is kept.
     """
+    rooms = (_keep(job, gpu_class, attempts, fleet) for gpu_class in classes)
+    return next((room for room in rooms if room), None)
+
+
+def _keep(job: Job, gpu_class: str, attempts: Iterable[Attempt], fleet: Fleet) -> Room | None:
     coming: dict[str, dict[str, int]] = {}
     freed: dict[str, dict[str, int]] = {}
     for attempt in attempts:
         side = coming if attempt.capacity_held else freed
         on_nodes = side.setdefault(attempt.cluster, {})
         for pod in attempt.pods:
-            if pod.gpu_class == job.gpu_class:
+            if pod.gpu_class == gpu_class:
                 on_nodes[pod.node] = on_nodes.get(pod.node, 0) + pod.count
     named = {c: sum(coming.get(c, {}).values()) + sum(freed.get(c, {}).values()) for c in coming | freed}
-    shelves = fleet.shelves(job.gpu_class, sorted(named, key=lambda c: (-named[c], c)))
+    shelves = fleet.shelves(gpu_class, sorted(named, key=lambda c: (-named[c], c)))
     for cluster, shelf in shelves.items():
         room = _lay_out(job, shelf, coming.get(cluster, {}), freed.get(cluster, {}))
         if room:
-            return Room(job.gpu_class, cluster, room)
+            return Room(gpu_class, cluster, room)
     for cluster, shelf in shelves.items():
         left = {node: min(gpus, _free(shelf, node)) for node, gpus in sorted(freed.get(cluster, {}).items())}
         if any(left.values()):
-            return Room(job.gpu_class, cluster, {node: gpus for node, gpus in left.items() if gpus})
+            return Room(gpu_class, cluster, {node: gpus for node, gpus in left.items() if gpus})
     return None
 
 

@@ -1,6 +1,6 @@
 """Why a job that could pay for its start finds no room. One reason, the first that binds."""
 
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 from scheduler.core.fit import Fleet, Shape, Shelf
@@ -117,6 +117,11 @@ def _no_room(look: _Look, reach: Reach) -> Reason:
         WaitReason.NO_NODE_FITS,
         {"gpu_class": gpu_class, "gpus_per_pod": size, "pods": pods, "pods_fit": most},
     )
+
+
+def with_others(shape: Shape, numbers: Mapping[str, int | str]) -> Mapping[str, int | str]:
+    """Of a job that accepts several classes: none of so many others lets it start either."""
+    return {**numbers, "other_classes": len(shape.classes) - 1} if shape.classes else numbers
 
 
 def _paused(what: str, name: str) -> Reason:

@@ -204,11 +204,11 @@ class Knowledge:
         keeps: dict[str, Room] = {}
         waiting = [self.jobs[id] for id in self._stops_for if id in self.jobs and self.jobs[id].waits]
         for job in sorted(waiting, key=lambda j: (j.submitted_at_ms, j.id)):
-            if self.queues[job.organization_id].may_start_later(job):
-                room = keep(job, self._stops_for[job.id].values(), self.fleet)
-                if room:
-                    self.fleet.take(room.gpu_class, room.cluster, room.gpus_by_node)
-                    keeps[job.id] = room
+            classes = self.queues[job.organization_id].classes_later(job)
+            room = keep(job, classes, self._stops_for[job.id].values(), self.fleet)
+            if room:
+                self.fleet.take(room.gpu_class, room.cluster, room.gpus_by_node)
+                keeps[job.id] = room
         return keeps
 
     def organizations_on(self, grant_id: str, accounts: Sequence[str]) -> list[str]:
@@ -227,11 +227,11 @@ class Knowledge:
             self._requeue(job_id)
 
     def drop_reservations(self) -> None:
-        """Keep no room for jobs that do not wait, could not pay, or for which others are stopped."""
-        for job_id in list(self.reserved):
+        """Keep no room for jobs that do not wait, could not pay that class, or for which others are stopped."""
+        for job_id, reservation in list(self.reserved.items()):
             job = self.jobs.get(job_id)
             queue = self.queues.get(job.organization_id) if job and job.waits else None
-            payable = queue is not None and job is not None and queue.group_of(job) is not None
+            payable = reservation.gpu_class in queue.classes_kept(job) if queue and job else False
             if not payable or job_id in self._stops_for or not self.policy.reservations:
                 del self.reserved[job_id]
                 if job and job.waits:

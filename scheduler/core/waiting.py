@@ -34,7 +34,7 @@ class Queue:
         self.organization_id = organization_id
         self.gang_first_gpus = gang_first_gpus
         self.groups: dict[GroupKey, Group] = {}
-        self._cooling: dict[str, tuple[Job, GroupKey]] = {}
+        self._cooling: dict[str, tuple[Job, str]] = {}  # with whom room is kept for
         self.leaves: dict[str, Leaf] = {}
         self.tail: list[tuple[int, str]] = []  # the jobs that may not start for another reason than room
         self.until_ms = 0
@@ -48,11 +48,11 @@ class Queue:
 
     def add(self, job: Job, kept: bool, now_ms: int) -> None:
         """A job waits; `kept` when room is kept for it."""
-        key = _key(job, job.id if kept else "")
+        kept_for = job.id if kept else ""
         if job.not_before_ms is not None and job.not_before_ms > now_ms:
-            self._cooling[job.id] = job, key
+            self._cooling[job.id] = job, kept_for
         else:
-            self._enter(job, key)
+            self._enter(job, kept_for)
 
     def remove(self, job: Job) -> None:
         """A job waits no more (or is about to be added anew)."""
@@ -66,24 +66,37 @@ class Queue:
                 del group.entries[at]
                 return
 
-    def may_start_later(self, job: Job) -> bool:
-        """Whether only room, time or a cooldown keeps this job; its money is there."""
+    def classes_later(self, job: Job) -> Sequence[str]:
+        """The classes for which only room, time or a cooldown keeps this job; its money is there."""
         if self._frozen:
-            return False
-        return job.id in self._cooling or self.group_of(job) is not None
+            return ()
+        if job.id in self._cooling:
+            return job.classes
+        return self.classes_kept(job)
 
-    def find(self, job: Job) -> Group | None:
-        """The group of a job that could pay now and was not picked in this cycle."""
+    def find(self, job: Job) -> Sequence[Group]:
+        """Of a job that was not picked in this cycle: its groups that could pay now, in order of preference."""
         for kept_for in ("", job.id):
             group = self.groups.get(_key(job, kept_for))
-            if group and group.book and self._entry(job) in group.left:
-                return group
-        return None
+            if group and group.able and self._entry(job) in group.left:
+                return group.able
+        return ()
 
-    def group_of(self, job: Job) -> Group | None:
-        """The group of a job for which room is kept, if it could pay now."""
+    def classes_kept(self, job: Job) -> Sequence[str]:
+        """The classes that a job could pay now for which room is kept."""
         group = self.groups.get(_key(job, job.id))
-        return group if group and group.book and group.entries else None
+        return [each.shape.gpu_class for each in group.able] if group and group.entries else ()
+
+    def take(self, group: Group) -> None:
+        """The group's first job was picked."""
+        assert group.book, f"picked without a grant: {group.key}"
+        if not group.family:
+            self.leaves[group.book.grant.id].take(group)
+            return
+        group.take()
+        for each in group.family:
+            if each.book:
+                self.leaves[each.book.grant.id].step(each)
 
     def cooling(self) -> Iterator[tuple[str, Reason]]:
         """Why each job in cooldown waits."""
@@ -128,7 +141,7 @@ class Queue:
         for leaf in self.leaves.values():
             leaf.seal()
         self.tail = sorted(
-            [e[1:] for group in self.groups.values() if not group.book for e in group.left]
+            [e[1:] for group in self.groups.values() if not group.book and group.speaks for e in group.left]
             + [(job.submitted_at_ms, job.id) for job, _ in self._cooling.values()]
         )
 
@@ -171,20 +184,36 @@ class Queue:
     def _thaw(self, now_ms: int) -> None:
         """Let jobs whose cooldown is over wait like the others."""
         self.until_ms = NEVER_MS
-        for job, key in list(self._cooling.values()):
+        for job, kept_for in list(self._cooling.values()):
             assert job.not_before_ms is not None
             if job.not_before_ms <= now_ms:
                 del self._cooling[job.id]
-                self._enter(job, key)
+                self._enter(job, kept_for)
             else:
                 self.until_ms = min(self.until_ms, job.not_before_ms)
 
-    def _enter(self, job: Job, key: GroupKey) -> None:
+    def _enter(self, job: Job, kept_for: str) -> None:
+        key = _key(job, kept_for)
         group = self.groups.get(key)
         if group is None:
-            group = self.groups[key] = Group(key)
+            group = self._found(key)
         insort(group.entries, self._entry(job))
-        group.told = None
+        for each in group.family or (group,):
+            each.told = None
+
+    def _found(self, key: GroupKey) -> Group:
+        """A new group, with the others of its family."""
+        pinned, shape, walltime_ms = key
+        group = self.groups[key] = Group(key)
+        if shape.classes:
+            others = [Group((pinned, shape._replace(gpu_class=c), walltime_ms)) for c in shape.classes[1:]]
+            for each in others:
+                self.groups[each.key] = each
+                each.entries = group.entries
+            group.family = (group, *others)
+            for each in others:
+                each.family = group.family
+        return group
 
     def _entry(self, job: Job) -> Entry:
         goes_first = 0 < self.gang_first_gpus <= job.gpus
@@ -202,5 +231,7 @@ def _cost(group: Group) -> int:
 
 
 def _key(job: Job, kept_for: str) -> GroupKey:
-    shape = Shape(job.gpu_class, job.gpus_per_pod, job.pods, kept_for, span_of(job.walltime_ms))
+    """Of the group for the class that it prefers."""
+    classes = job.classes if job.fallbacks else ()
+    shape = Shape(job.gpu_class, job.gpus_per_pod, job.pods, kept_for, span_of(job.walltime_ms), classes)
     return job.grant_id, shape, job.walltime_ms

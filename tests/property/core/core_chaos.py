@@ -34,13 +34,21 @@ World = dict[tuple[Kind | None, str], Change]
 """The objects by kind and id; the policy stands under (None, "")."""
 
 ORGANIZATIONS = ("o1", "o2", "o3")
-CLASSES = ("h100", "mig")
+RATES = {"h100": 1000, "mig": 250, "a100": 480}
+CHOICES = (
+    *(("h100",),) * 8,
+    *(("mig",),) * 4,
+    ("h100", "mig"),
+    ("a100", "h100"),
+    ("mig", "a100", "h100"),
+)
+"""What a job accepts: most name one class only."""
 
 
 def a_random_world(rng: Random, stops: bool = False) -> World:
     """Few of everything, so that ties, shared accounts and full nodes are normal."""
     world: World = {}
-    for id in CLASSES:
+    for id in RATES:
         put(world, _class(rng, id))
     put(world, _policy(rng))
     for id in ("c1", "c2"):
@@ -107,7 +115,7 @@ def a_random_change(rng: Random, world: World, now_ms: int, stops: bool) -> Chan
     if roll < 17 and stops:
         return put(world, _attempt(rng, world, f"v{rng.randrange(3)}"))
     if roll < 18:
-        return put(world, rng.choice((_policy(rng), _class(rng, rng.choice(CLASSES)))))
+        return put(world, rng.choice((_policy(rng), _class(rng, rng.choice(sorted(RATES))))))
     kind, id = rng.choice(sorted((k, i) for k, i in world if k is not None))
     return put(world, Tombstone(kind, id))
 
@@ -179,12 +187,12 @@ def _policy(rng: Random) -> Policy:
 
 
 def _class(rng: Random, id: str) -> GpuClass:
-    return GpuClass(id, 1000 if id == "h100" else 250, rng.random() < 0.1)
+    return GpuClass(id, RATES[id], rng.random() < 0.1)
 
 
 def _node(rng: Random) -> Node:
     capacities = {}
-    for gpu_class in rng.choice((("h100",), ("h100",), ("mig",), CLASSES)):
+    for gpu_class in rng.choice((("h100",), ("h100",), ("mig",), ("h100", "mig"), ("h100", "a100"))):
         total = rng.choice((2, 4, 8))
         foreign = rng.choice((0, 0, 0, 1))
         capacities[gpu_class] = Capacity(total, foreign, rng.choice((0, 0, 0, 1, 2, total)))
@@ -248,11 +256,12 @@ def _account(rng: Random, id: str) -> Account:
 
 def _job(rng: Random, id: str, now_ms: int) -> Job:
     gpus, pods = rng.choice(((1, 1), (1, 1), (2, 1), (4, 1), (8, 1), (1, 3), (2, 3), (4, 2), (8, 2)))
+    gpu_class, *fallbacks = rng.choice(CHOICES)
     return Job(
         id,
         rng.choice(ORGANIZATIONS),
         rng.choice((None,) * 6 + ("g0", "g1")),
-        rng.choice(("h100", "h100", "mig")),
+        gpu_class,
         gpus,
         pods,
         rng.choice((1, 1, 2, 4, 30)) * HOUR_MS // rng.choice((1, 60)),
@@ -261,6 +270,7 @@ def _job(rng: Random, id: str, now_ms: int) -> Job:
         rng.randrange(3),
         rng.choice((None,) * 5 + (now_ms + rng.choice((-1, 1, 2000, 4000)),)),
         rng.random() < 0.05,
+        fallbacks=tuple(fallbacks),
     )
 
 

@@ -37,8 +37,11 @@ START_MS = 1_000 * HOUR_MS
 GPU_HOUR = HOUR_MS * 1000
 ALWAYS_MS = 1 << 62
 ORGANIZATIONS = ("o1", "o2", "o3")
-RATES = {"h100": 1000, "mig": 250}
+RATES = {"h100": 1000, "mig": 250, "a100": 480}
 SHAPES = ((1, 1), (1, 1), (2, 1), (4, 1), (8, 1), (1, 3), (4, 2), (8, 2), (4, 4), (8, 4))
+GANG_CHOICES = (("h100",),) * 3 + (("a100", "h100"), ("h100", "a100"))
+CHOICES = (*GANG_CHOICES, ("h100",), ("mig",), ("mig", "h100"), ("h100", "mig", "a100"))
+"""What a job accepts."""
 HOURS = (1, 1, 2, 4, 8, 24)
 """Walltimes that are whole steps of the core's rounding, so that what fits by the minute fits for the core."""
 
@@ -131,18 +134,20 @@ class Hub:
     def submit(self, organization: str | None = None, shape: tuple[int, int] | None = None) -> None:
         rng, self.submitted = self.rng, self.submitted + 1
         gpus, pods = shape or rng.choice(SHAPES)
+        gpu_class, *fallbacks = rng.choice(GANG_CHOICES if shape else CHOICES)
         self.put(
             Job(
                 id=f"j{self.submitted:03d}",
                 organization_id=organization or rng.choice(ORGANIZATIONS),
                 grant_id=None,
-                gpu_class="h100" if shape else rng.choice(("h100",) * 5 + ("mig",)),
+                gpu_class=gpu_class,
                 gpus_per_pod=gpus,
                 pods=pods,
                 walltime_ms=rng.choice(HOURS) * HOUR_MS - rng.choice((0, 0, 0, 1, 17 * MINUTE_MS)),
                 submitted_at_ms=self.now_ms - rng.choice((0, 0, 1, 2)) * HOUR_MS,
                 not_before_ms=rng.choice((None,) * 9 + (self.now_ms + HOUR_MS,)),
                 restartable=rng.random() < 0.7,
+                fallbacks=tuple(fallbacks),
             )
         )
 
@@ -333,8 +338,8 @@ def _node(rng: Random, cluster: str, name: str) -> Node:
     capacities: Mapping[str, Capacity] = {
         "h100": Capacity(rng.choice((4, 8, 8, 8)), rng.choice((0, 0, 0, 1)))
     }
-    if rng.random() < 0.2:
-        capacities = {**capacities, "mig": Capacity(8)}
+    if rng.random() < 0.3:
+        capacities = {**capacities, rng.choice(("mig", "a100")): Capacity(8)}
     return Node(cluster, name, rng.random() < 0.9, capacities)
 
 

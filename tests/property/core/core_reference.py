@@ -4,7 +4,7 @@ It knows nothing of room kept for a job that others stop for; worlds with such s
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from math import floor, fsum
 
@@ -68,13 +68,15 @@ def reference(objects: Iterable[Change], now_ms: int) -> Answer:
     paces = {id: _pace(hub, grant, waiting) for id, grant in hub.grants.items() if _runs(hub, grant)}
     hub.lags = {id: pace.lag_ms for id, pace in paces.items()}
     answer = Answer([], (), paces, {}, {})
-    fitted = {id for id in waiting if _place(hub, waiting[id])}
+    fitted = {
+        (id, each.gpu_class) for id, job in waiting.items() for each in choices(job) if _place(hub, each)
+    }
     while True:
         ranked = _ranked(hub, waiting)
-        turn = next(((job, _place(hub, job)) for job in ranked if _place(hub, job)), None)
-        if turn is None:
+        job = next((each for each in ranked if each is _choice(hub, waiting[each.id], ranked)), None)
+        if job is None:
             break
-        job, placement = turn
+        placement = _place(hub, job)
         assert placement is not None
         drawn = _draw(hub, job)
         assert isinstance(drawn, tuple)
@@ -90,19 +92,34 @@ def reference(objects: Iterable[Change], now_ms: int) -> Answer:
         for node, gpus in placement[1].items():
             key = (placement[0], node, job.gpu_class)
             hub.taken[key] = hub.taken.get(key, 0) + gpus
-    able = [job.id for job in ranked]
+    able = list(dict.fromkeys(job.id for job in ranked))
     rest = sorted((job.submitted_at_ms, id) for id, job in waiting.items() if id not in able)
     answer.order = (*able, *(id for _, id in rest))
-    lost = set()
+    firsts: dict[tuple[str, int, int], tuple[str, str]] = {}
+    for each in ranked:
+        firsts.setdefault((each.gpu_class, each.gpus_per_pod, each.pods), (each.id, each.gpu_class))
+    next_ones = set(firsts.values()) & fitted
     for id in answer.order:
         job = waiting[id]
-        shape = (job.gpu_class, job.gpus_per_pod, job.pods)
-        first = id in able and id in fitted and shape not in lost
-        lost |= {shape} if id in able else set()
-        answer.codes[id] = _code(hub, job, first)
+        # told is what keeps it from the first class that it could pay
+        told = next((c for c in choices(job) if not isinstance(_draw(hub, c), str)), choices(job)[0])
+        answer.codes[id] = _code(hub, told, (id, told.gpu_class) in next_ones)
         if answer.codes[id] in ("grant_cap", "grant_exhausted"):
-            answer.money[id] = _money_numbers(hub, job)
+            others = {"other_classes": len(job.fallbacks)} if job.fallbacks else {}
+            answer.money[id] = _money_numbers(hub, told) | others
     return answer
+
+
+def choices(job: Job) -> list[Job]:
+    """The same job as it would be if it accepted one class only, once for each, the preferred one first."""
+    return [replace(job, gpu_class=name, fallbacks=()) for name in (job.gpu_class, *job.fallbacks)]
+
+
+def _choice(hub: Hub, job: Job, ranked: list[Job]) -> Job | None:
+    """The first class that it can pay, and on which it fits."""
+    able = [each for each in ranked if each.id == job.id]
+    names = (job.gpu_class, *job.fallbacks)
+    return next((e for e in sorted(able, key=lambda e: names.index(e.gpu_class)) if _place(hub, e)), None)
 
 
 def _hub(objects: Iterable[Change], now_ms: int) -> Hub:
@@ -264,7 +281,7 @@ def _pace(hub: Hub, grant: Grant, waiting: dict[str, Job]) -> Pace:
     pace = grant.pace or Pace(0, grant.starts_at_ms)
     then = spent if pace.spent_gpu_us is None else pace.spent_gpu_us
     meanwhile = _in_term(grant, spent) - _in_term(grant, then)
-    draws = [(job.submitted_at_ms, _draw(hub, job)) for job in waiting.values()]
+    draws = [(job.submitted_at_ms, _draw(hub, each)) for job in waiting.values() for each in choices(job)]
     since = [submitted for submitted, draw in draws if not isinstance(draw, str) and draw[0] == grant.id]
     begin = max(pace.as_of_ms, grant.starts_at_ms)
     waited = max(0, hub.now_ms - max(min(since), begin)) if since else 0
@@ -310,9 +327,9 @@ def _held_by(grant: Grant, organization_id: str) -> int:
 
 
 def _ranked(hub: Hub, waiting: dict[str, Job]) -> list[Job]:
-    """The jobs that could pay, in order."""
-    draws = {id: _draw(hub, job) for id, job in waiting.items()}
-    able = [(waiting[id], hub.grants[draw[0]]) for id, draw in draws.items() if not isinstance(draw, str)]
+    """The jobs that could pay, in order, once for each class that they could pay."""
+    draws = [(each, _draw(hub, each)) for job in waiting.values() for each in choices(job)]
+    able = [(each, hub.grants[draw[0]]) for each, draw in draws if not isinstance(draw, str)]
     running = [grant for grant in hub.grants.values() if _runs(hub, grant)]
 
     def first(chosen: Callable[[Job, Grant], bool]) -> tuple[int, str]:

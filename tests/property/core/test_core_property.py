@@ -107,10 +107,16 @@ def faults_of(start: Start, world: World, now_ms: int) -> list[str]:
     nodes = [world[Kind.NODE, f"{start.cluster}/{pod.node}"] for pod in start.pods]
     assert isinstance(job, Job)
     assert isinstance(grant, Grant)
+    gpu_class = start.pods[0].gpu_class
+    kind = world.get((Kind.GPU_CLASS, gpu_class))
+    rate = kind.rate_thousandths if isinstance(kind, GpuClass) else None
     right = {
         "gang not whole": [(p.gpu_class, p.count) for p in start.pods]
-        == [(job.gpu_class, job.gpus_per_pod)] * job.pods,
-        "cluster out of reach": start.cluster in usable_clusters(world, job.gpu_class, now_ms),
+        == [(gpu_class, job.gpus_per_pod)] * job.pods,
+        "a class that it does not accept": gpu_class in (job.gpu_class, *job.fallbacks),
+        "not the cost of the class": rate is not None
+        and start.cost_gpu_us == job.walltime_ms * job.gpus_per_pod * job.pods * rate,
+        "cluster out of reach": start.cluster in usable_clusters(world, gpu_class, now_ms),
         "node out of reach": all(isinstance(node, Node) and node.schedulable for node in nodes),
         "no such path": start.account_path
         in [tuple(a.id for a in p.accounts) for p in grant.paths if p.organization_id == job.organization_id],
@@ -135,10 +141,14 @@ def with_room_left(world: World, plan: Plan, now_ms: int) -> list[str]:
         ):
             continue
         pods: Counter[str] = Counter()
-        usable = usable_clusters(world, job.gpu_class, now_ms)
+        # of several classes the one whose room it is told to wait for: for another it may lack the money
+        gpu_class = str(plan.reasons[job.id].numbers.get("gpu_class", job.gpu_class))
+        if job.fallbacks and "gpu_class" not in plan.reasons[job.id].numbers:
+            continue
+        usable = usable_clusters(world, gpu_class, now_ms)
         for node in world.values():
             if isinstance(node, Node) and node.cluster in usable and node.schedulable:
-                left = free.get((node.cluster, node.node, job.gpu_class), 0)
+                left = free.get((node.cluster, node.node, gpu_class), 0)
                 pods[node.cluster] += left // job.gpus_per_pod
         if any(count >= job.pods for count in pods.values()):
             found.append(job.id)
