@@ -14,7 +14,7 @@ from quota.errors import BadRequest, GrantCapReached, InsufficientBalance, Never
 from quota.fleet import service as fleet
 from quota.identity import service as identity
 from quota.ids import new_id
-from quota.jobs import views
+from quota.jobs import organization_caps, views
 from quota.jobs.states import check_move
 from quota.jobs.tables import attempts, jobs
 from quota.ledger.rules import amount_gpu_us
@@ -43,13 +43,15 @@ _NEW_JOB = Prepared.insert(jobs, jobs.c.keys())
 def submit(tx: Tx, caller: Caller, body: JobSubmission) -> Job:
     """Queue a job after checking that it could ever run and ever be paid. Nothing is held yet.
 
-    Raises UnknownGpuClass, NeverFits, NoGrant, InsufficientBalance, NotFound, BadRequest.
+    Raises UnknownGpuClass, NeverFits, NoGrant, InsufficientBalance, NotFound, BadRequest, JobTooLarge,
+    WalltimeTooLong, QueueFull.
     """
     organization_id = _organization_of(caller, body)
     rate = fleet.read_rate(tx.connection, body.gpu_class)
     _check_could_fit(tx.connection, body)
     cost = amount_gpu_us(body.walltime_s * 1000, body.pods * body.gpus_per_pod, rate.rate_thousandths)
     _check_could_pay(tx, organization_id, body, cost)
+    organization_caps.check_submission(tx, organization_id, body)
     spec = {
         "image": body.image,
         "command": list(body.command),
