@@ -12,6 +12,7 @@ _LINES = {
     WaitReason.GRANT_ENDS_FIRST: "the grant ends before the job's time limit; a shorter --walltime fits",
     WaitReason.GRANT_NOT_STARTED: "the grant's term has not begun",
     WaitReason.GRANT_CAP: "the grant already has as many GPUs in use as it may have at once",
+    WaitReason.ORGANIZATION_CAP: "the organization already has as many GPUs in use as it may have at once",
     WaitReason.PLACEMENT_PAUSED: "an operator paused the hub, its cluster or its GPU class",
     WaitReason.NO_GRANT: "no grant of the organization can pay for it",
     WaitReason.COOLDOWN: "its last attempt did not work out; it is tried again after a pause",

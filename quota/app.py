@@ -28,6 +28,7 @@ from quota.identity import routes as identity
 from quota.identity import trail_routes as trail
 from quota.identity.doorkeeper import Doorkeeper
 from quota.identity.lockout import Limits
+from quota.jobs import caps_routes as caps
 from quota.jobs import change_routes as job_changes
 from quota.jobs import routes as jobs
 from quota.jobs import switch_routes as switches
@@ -109,6 +110,7 @@ def create_app(settings: Settings, clock: Clock | None = None) -> FastAPI:
         job_logs,
         job_changes,
         switches,
+        caps,
         sharing,
         programs,
         grant_changes,

@@ -78,6 +78,18 @@ class NeverFits(BadRequest):
     code = "never_fits"
 
 
+class JobTooLarge(BadRequest):
+    """The job takes more GPUs than a job, or its organization, may have at once."""
+
+    code = "job_too_large"
+
+
+class WalltimeTooLong(BadRequest):
+    """The job asks for more time than a job may have."""
+
+    code = "walltime_too_long"
+
+
 class IdempotencyMismatch(HubError):
     """This Idempotency-Key was used with another request."""
 
@@ -202,6 +214,18 @@ class GrantCapReached(Conflict):
     """The grant already has as many GPUs in use as it may have at once."""
 
     code = "grant_cap"
+
+
+class OrganizationCapReached(Conflict):
+    """The organization already has as many GPUs in use as it may have at once."""
+
+    code = "organization_cap"
+
+
+class QueueFull(Conflict):
+    """As many jobs of the organization wait as may wait at once."""
+
+    code = "queue_full"
 
 
 class PreconditionFailed(HubError):

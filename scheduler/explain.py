@@ -31,6 +31,9 @@ LINES: Mapping[WaitReason, str] = {
     WaitReason.BEHIND_IN_ORDER: "job {job} of {organization} was ahead and took the room",
     WaitReason.PLACEMENT_PAUSED: "operators let nothing start on {what} {name}",
     WaitReason.GRANT_CAP: "needs {needed} GPUs, {in_use} of the {cap} that grant {grant} may use at once are in use",
+    WaitReason.ORGANIZATION_CAP: (
+        "needs {needed} GPUs, {in_use} of the {cap} that organization {organization} may use at once are in use"
+    ),
     WaitReason.START_REFUSED: "its start was refused ({code}); it is tried again at {until_ms}",
 }
 

@@ -71,6 +71,8 @@ def _change_of(item: wire.FeedItem, clock: Clock, moment: Moment) -> model.Chang
                 organization.frozen,
                 organization.decayed_usage_gpu_us,
                 organization.decayed_as_of,
+                organization.max_gpus,
+                organization.pool_thousandths,
             )
         case wire.FeedItem(kind="gpu_class", gpu_class=wire.GpuClassObject() as gpu_class):
             return model.GpuClass(gpu_class.id, gpu_class.rate_thousandths, gpu_class.paused)
@@ -136,6 +138,8 @@ def policy_of(policy: wire.PolicyObject, clock: Clock) -> Policy:
         promises_per_organization=share.promises_per_organization,
         lane=None if share.lane is None else _lane_of(share.lane),
         preemption=None if share.preemption is None else Preemption(**dict(share.preemption)),
+        organization_pool_thousandths=policy.organization_pool_thousandths,
+        organization_pool_from_gpus=policy.organization_pool_from_gpus,
     )
 
 
@@ -181,6 +185,7 @@ def _attempt_of(attempt: wire.AttemptObject, start_limit_ms: int) -> model.Attem
         started_at_ms=attempt.last_started_at,
         ends_at_ms=_ends_at_ms(attempt, start_limit_ms),
         walltime_ms=attempt.walltime_ms,
+        organization_id=attempt.organization_id,
     )
 
 

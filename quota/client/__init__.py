@@ -6,6 +6,7 @@ One method per operation of the API, named like its operationId. Sync, thread-sa
 from __future__ import annotations
 
 from quota.client.audit import AuditCalls
+from quota.client.caps import CapsCalls
 from quota.client.fleet import FleetCalls
 from quota.client.identity import IdentityCalls
 from quota.client.jobs import JobCalls
@@ -27,6 +28,7 @@ class QuotaClient(
     StatementCalls,
     FleetCalls,
     SwitchCalls,
+    CapsCalls,
     IdentityCalls,
     AuditCalls,
     ReconciliationCalls,

@@ -18,6 +18,7 @@ from quota.dispatch.preemptions import check_preemption, taken_to_save_every_ms
 from quota.errors import BadRequest, GrantNotActive, HubError, NotFound, WrongState
 from quota.fleet import service as fleet
 from quota.identity.freezing import check_not_frozen
+from quota.jobs import organization_caps
 from quota.jobs import service as job_service
 from quota.jobs.caps import take_gpus
 from quota.jobs.choices import classes_of
@@ -160,6 +161,7 @@ def _start(tx: Tx, item: StartItem, stopped: frozenset[tuple[str, int]]) -> Item
         tx, job.id, item.attempt, item.grant_id, item.account_path, cost, gpus, rate, actor=ACTOR
     )
     take_gpus(tx, item.grant_id, grant.max_gpus, gpus)
+    organization_caps.take_gpus(tx, job.organization_id, gpus)
     fleet.take_capacity(tx, item.cluster, item.pods)
     row = _attempt_row(tx, job, item, hold_id)
     if (item.job_id, item.attempt) in stopped:

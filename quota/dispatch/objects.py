@@ -12,6 +12,7 @@ from sqlalchemy import BindParameter, ColumnElement, Connection, Row, and_, bind
 
 from quota.dispatch.policy import policy_object
 from quota.fleet.tables import clusters, gpu_classes, node_capacity, nodes, rates
+from quota.identity.caps import stored_caps
 from quota.identity.tables import organizations
 from quota.jobs.choices import classes_of
 from quota.jobs.tables import attempts, jobs, placements
@@ -263,16 +264,20 @@ def _nodes(connection: Connection, ids: Collection[str]) -> dict[str, BaseModel]
 
 def _organizations(connection: Connection, ids: Collection[str]) -> dict[str, BaseModel]:
     rows = _ORGANIZATIONS.all(connection, {"ids": ids})
-    return {
-        row.id: built(
-            OrganizationObject,
-            id=row.id,
-            frozen=row.frozen,
-            decayed_usage_gpu_us=row.decayed_usage_gpu_us,
-            decayed_as_of=row.decayed_as_of_ms,
-        )
-        for row in rows
-    }
+    return {row.id: _organization(row) for row in rows}
+
+
+def _organization(row: Row[Any]) -> OrganizationObject:
+    caps = stored_caps(row.caps)
+    return built(
+        OrganizationObject,
+        id=row.id,
+        frozen=row.frozen,
+        decayed_usage_gpu_us=row.decayed_usage_gpu_us,
+        decayed_as_of=row.decayed_as_of_ms,
+        max_gpus=caps.max_gpus,
+        pool_thousandths=caps.pool_thousandths,
+    )
 
 
 def _grants(connection: Connection, ids: Collection[str], now_ms: int) -> dict[str, BaseModel]:

@@ -13,6 +13,7 @@ from quota.clock import Clock, wall_ms
 from quota.fleet.rules import Rate
 from quota.identity.tables import organizations
 from quota.ids import earliest_id
+from quota.jobs import organization_caps
 from quota.jobs.caps import gpus_in_use
 from quota.jobs.choices import accepts
 from quota.jobs.openings import FleetView
@@ -235,6 +236,7 @@ def _estimate(
     waiting = (
         _frozen(connection, organization_id)
         or _unpaid(ask, judged)
+        or _capped(connection, organization_id, ask)
         or fleet_view.closed(ask)
         or _no_room(connection, gpu_class, ask, room, queue, now_ms)
     )
@@ -286,6 +288,15 @@ def _unpaid(ask: Ask, judged: list[Judged]) -> Waiting | None:
     elif code is WaitReason.GRANT_NOT_STARTED:
         numbers |= {"starts_at_ms": purse.starts_at_ms}
     return Waiting(code=code, numbers=numbers)
+
+
+def _capped(connection: Connection, organization_id: str, ask: Ask) -> Waiting | None:
+    """A grant pays, but the organization has as many GPUs in use as it may."""
+    found = organization_caps.gpus_left(connection, organization_id)
+    if found is None or found[1] + ask.gpus <= found[0]:
+        return None
+    numbers: dict[str, int | str] = {"organization": organization_id, "cap": found[0], "in_use": found[1]}
+    return Waiting(code=WaitReason.ORGANIZATION_CAP, numbers=numbers | {"needed": ask.gpus})
 
 
 def _no_room(

@@ -40,7 +40,8 @@ def submit_job(
     would pay, when it could start; what a submission would be refused for, the quote is refused for too.
 
     409 `insufficient_balance` (what is left, what was needed), 409 `no_grant`, 422 `unknown_gpu_class`,
-    422 `never_fits`, 422 `idempotency_key_reused`, 409 `grant_cap`, 404 `not_found` for a grant or organization.
+    422 `never_fits`, 422 `job_too_large`, 422 `walltime_too_long`, 422 `idempotency_key_reused`, 409 `grant_cap`,
+    409 `queue_full`, 404 `not_found` for a grant or organization.
     """
     caller = caller_of(request)
     hub = hub_of(request)

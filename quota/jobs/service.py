@@ -15,7 +15,7 @@ from quota.fleet import service as fleet
 from quota.fleet.rules import Rate
 from quota.identity import service as identity
 from quota.ids import new_id
-from quota.jobs import views
+from quota.jobs import organization_caps, views
 from quota.jobs.choices import stored_fallbacks
 from quota.jobs.states import check_move
 from quota.jobs.tables import attempts, jobs
@@ -47,7 +47,8 @@ def submit(tx: Tx, caller: Caller, body: JobSubmission) -> Job:
 
     What keeps it from all of them is told of the class that it prefers.
 
-    Raises UnknownGpuClass, NeverFits, NoGrant, InsufficientBalance, NotFound, BadRequest.
+    Raises UnknownGpuClass, NeverFits, NoGrant, InsufficientBalance, NotFound, BadRequest, JobTooLarge,
+    WalltimeTooLong, QueueFull.
     """
     organization_id = _organization_of(caller, body)
     costs = [
@@ -55,6 +56,7 @@ def submit(tx: Tx, caller: Caller, body: JobSubmission) -> Job:
         for rate in read_rates(tx.connection, body)
     ]
     _check_could_run(tx, organization_id, body, costs)
+    organization_caps.check_submission(tx, organization_id, body)
     spec = {
         "image": body.image,
         "command": list(body.command),

@@ -56,6 +56,13 @@ jobs = Table(
 )
 Index("ix_jobs_organization_id_id", jobs.c.organization_id, jobs.c.id)
 Index("ix_jobs_state_id", jobs.c.state, jobs.c.id)
+# so that those that wait are counted at each submission without looking at others
+Index(
+    "ix_jobs_queued_organization_id",
+    jobs.c.organization_id,
+    sqlite_where=text("state = 'queued'"),
+    postgresql_where=text("state = 'queued'"),
+)
 
 attempts = Table(
     "attempts",
@@ -97,6 +104,7 @@ attempts = Table(
 Index("ix_attempts_open", attempts.c.cluster, attempts.c.settled)
 Index("ix_attempts_stop_for_job", attempts.c.stop_for_job)
 Index("ix_attempts_grant_id_capacity_held", attempts.c.grant_id, attempts.c.capacity_held)
+Index("ix_attempts_organization_id_capacity_held", attempts.c.organization_id, attempts.c.capacity_held)
 Index("ix_attempts_capacity_held", attempts.c.capacity_held, attempts.c.job_id)
 
 placements = Table(

@@ -97,6 +97,8 @@ class WaitReason(StrEnum):
     """An operator paused the hub, the clusters that could run it, or its GPU class."""
     GRANT_CAP = "grant_cap"
     """The grant already has as many GPUs in use as it may have at once."""
+    ORGANIZATION_CAP = "organization_cap"
+    """The organization already has as many GPUs in use as it may have at once."""
 
 
 # --- objects of snapshot and feed ---------------------------------------------------------------
@@ -230,6 +232,10 @@ class OrganizationObject(Reply):
     frozen: bool
     decayed_usage_gpu_us: float
     decayed_as_of: Instant
+    max_gpus: int | None = None
+    """How many GPUs its attempts may keep at once, whatever the pool."""
+    pool_thousandths: int | None = None
+    """Which part of the pool its attempts may keep at once; 1000: any; null: that of the policy."""
 
 
 class GpuClassObject(Reply):
@@ -282,6 +288,10 @@ class PolicyObject(Reply):
     abandonments_limit: int
     fair_share: FairShare = Field(default_factory=FairShare)
     """Who goes first, who may pass, and who is stopped for whom."""
+    organization_pool_thousandths: int = 1000
+    """Which part of the pool an organization may keep at once; 1000: any."""
+    organization_pool_from_gpus: int = 0
+    """A smaller pool is not divided in this way."""
 
 
 FeedKind = Literal["job", "attempt", "grant", "organization", "gpu_class", "node", "cluster", "policy"]

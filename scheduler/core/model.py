@@ -38,6 +38,8 @@ class WaitReason(StrEnum):
     """(grant, account, needed_gpu_us, left_gpu_us): the account that is short, "" when no path is open"""
     GRANT_CAP = "grant_cap"
     """(grant, cap, in_use, needed): GPUs; a job larger than the cap waits until people change it"""
+    ORGANIZATION_CAP = "organization_cap"
+    """(organization, cap, in_use, needed): GPUs, as for a grant; those that others are being stopped for are in use"""
     PLACEMENT_PAUSED = "placement_paused"
     """(what, name): "hub" with no name, or the "gpu_class" or "cluster" of this name"""
     BEHIND_IN_ORDER = "behind_in_order"
@@ -162,6 +164,10 @@ class Organization:
     frozen: bool = False
     decayed_usage_gpu_us: float = 0.0
     as_of_ms: int = 0
+    max_gpus: int | None = None
+    """How many GPUs its attempts may keep at once, whatever the pool."""
+    pool_thousandths: int | None = None
+    """Which part of the pool its attempts may keep at once; 1000: any; None: that of the policy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,6 +248,8 @@ class Attempt:
     """When it ends at the latest: its GPUs count as free from then on. None: nobody knows."""
     walltime_ms: int | None = None
     """What its cost is for. A stop moves its end and leaves this."""
+    organization_id: str = ""
+    """Whose it is; "": not known, and counted below nobody's cap."""
 
     @property
     def id(self) -> str:

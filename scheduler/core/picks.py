@@ -29,7 +29,7 @@ class Picks:
         self.behind: dict[Shape, Reason] = {}  # shapes that fitted until a pick of this cycle
         self.touched: set[str] = set()  # organizations whose queues or balances this cycle changed
         self.horizon = Horizon(known.profiles, known.fleet, known.now_ms)
-        self._picked: list[tuple[Group, GrantBook, tuple[str, ...]]] = []  # with the path
+        self._picked: list[tuple[Group, GrantBook, tuple[str, ...], str]] = []  # with path and organization
         self.fitting: dict[
             str, dict[FitKey, list[Shape]]
         ] = {}  # by class: shapes that fit, reservations aside
@@ -51,11 +51,12 @@ class Picks:
         """Undo the picks: only what comes back as changes has happened."""
         known = self.known
         known.fleet.rollback()
-        for group, book, path in self._picked:
+        known.served.clear()
+        for group, book, path, organization_id in self._picked:
             group.give_back()
             book.charge(-group.cost_gpu_us, -group.rate)
             known.balances.charge(path, -group.cost_gpu_us)
-            known.caps.charge(book.grant.id, -group.gpus)
+            known.caps.charge(book.grant.id, organization_id, -group.gpus)
         self.horizon.close()
         known.expect_nothing()
         known.gone = set()
@@ -105,15 +106,20 @@ class Picks:
         )
         self.horizon.pick(room.gpu_class, room.cluster, room.gpus_by_node, job.walltime_ms)
         branch.queue.take(group)
-        self._picked.append((group, book, path))
+        self._picked.append((group, book, path, branch.organization))
         known.balances.charge(path, group.cost_gpu_us)
-        known.caps.charge(book.grant.id, group.gpus)
+        known.caps.charge(book.grant.id, branch.organization, group.gpus)
+        if known.others_stop_for(job.id):
+            known.served.add(job.id)
+        may_be_capped = branch.queue.take_gpus(group.gpus)
         self.tree.pick(branch, book, group.cost_gpu_us, group.rate)
         concerned = known.organizations_on(book.grant.id, path)
         gpus_left = known.caps.left(book.grant)
         if len(concerned) > 1:
             for organization_id in concerned:
                 known.judge(organization_id)
+        elif may_be_capped:
+            known.judge(branch.organization)
         elif branch.queue.can_narrow:
             known.narrow(branch.organization)
         elif known.balances.on(path) < branch.queue.dearest_gpu_us or (

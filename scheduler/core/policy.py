@@ -114,6 +114,10 @@ class Policy:
     """So many of an organization's jobs keep theirs."""
     lane: Lane | None = None
     preemption: Preemption | None = None
+    organization_pool_thousandths: int = 1000
+    """An organization keeps at most this part of the pool, all GPUs of the nodes that take jobs; 1000: any."""
+    organization_pool_from_gpus: int = 0
+    """A smaller pool is not divided in this way."""
 
 
 class _Grant(TypedDict):

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import assert_never
 
 from scheduler.core.backfill import Place
+from scheduler.core.capping import Ceiling, Pool, cap_of
 from scheduler.core.entitlement import Balances, Caps, GrantBook, Remaining, usage_gpu_us
 from scheduler.core.fit import Fleet, Shape
 from scheduler.core.groups import Group
@@ -60,6 +61,8 @@ class Knowledge:
         self.queues: dict[str, Queue] = {}
         self.balances = Balances()
         self.caps = Caps()
+        self.pool = Pool()
+        self.served: set[str] = set()  # jobs that this cycle started in room that others stop for
         self.by_shape: dict[Shape, dict[Group, None]] = {}  # groups that could pay, an ordered set
         self.reasons: dict[str, Reason] = {}  # as last told, by job
         self.shape_reasons: dict[Shape, Reason] = {}  # as last told
@@ -81,6 +84,7 @@ class Knowledge:
         self.profiles: dict[Place, Profile] = {}
         self.reserved: dict[str, Reservation] = {}  # by job, in the order in which they were made
         self._expected: set[str] = set()  # jobs that this cycle stops others for
+        self._pool_moved = False
         self._remaining: dict[str, Remaining] = {}  # by grant
         self._running_on: dict[str, dict[str, Attempt]] = {}  # by grant: running, and nobody stops them
         self._apply: dict[type, Callable[..., None]] = {
@@ -102,6 +106,10 @@ class Knowledge:
         self.now_ms = now_ms
         for change in changes:
             self._apply[type(change)](change)
+        if self._pool_moved:
+            self._pool_moved = False
+            for organization_id in self.queues:
+                self._look_at_cap(organization_id)
         due = self.dirty | {id for id, queue in self.queues.items() if queue.until_ms <= now_ms}
         self.dirty = set()
         for organization_id in sorted(due):
@@ -125,6 +133,7 @@ class Knowledge:
             self.caps,
             self.policy.walltime_step_ms,
             self.now_ms,
+            self._ceiling(organization_id),
         )
         for group in queue.groups.values():
             self._list(group, group.book is not None)
@@ -132,6 +141,27 @@ class Knowledge:
             was, now = set(tail), set(queue.tail)
             self._tail_gone |= was - now
             self._tail_new += now - was
+
+    def _ceiling(self, organization_id: str) -> Ceiling | None:
+        """Its cap with what is in use below it; None while it has none."""
+        organization = self._organizations.get(organization_id)
+        cap = cap_of(organization, self.policy, self.pool) if organization else None
+        if cap is None:
+            return None
+        used = self.caps.used_by[organization_id]
+        return Ceiling(organization_id, cap, used, self._claims(organization_id))
+
+    def _claims(self, organization_id: str) -> dict[str, int]:
+        """Its waiting jobs for which others are stopped, longest waiting first, with their GPUs."""
+        found = [
+            job
+            for id in {*self._stops_for, *self._expected}
+            if (job := self.jobs.get(id))
+            and job.waits
+            and job.organization_id == organization_id
+            and id not in self.served
+        ]
+        return {job.id: job.gpus for job in sorted(found, key=lambda job: (job.submitted_at_ms, job.id))}
 
     def narrow(self, organization_id: str) -> None:
         """A pick took from an organization's balances alone: judge what it can no longer pay from where it would."""
@@ -298,6 +328,7 @@ class Knowledge:
 
     def _put_node(self, node: Node) -> None:
         self._empty_node(node.id)
+        self._pool_moved = self.pool.put(node) or self._pool_moved
         self.fleet.put(node)
         if node.schedulable:
             for gpu_class, capacity in node.capacities.items():
@@ -363,7 +394,7 @@ class Knowledge:
     def _put_organization(self, organization: Organization) -> None:
         before = self._organizations.get(organization.id)
         self._organizations[organization.id] = organization
-        if before is None or before.frozen != organization.frozen:
+        if before is None or _verdict_of(before) != _verdict_of(organization):
             self.dirty.add(organization.id)
 
     def _put_job(self, job: Job) -> None:
@@ -393,12 +424,26 @@ class Knowledge:
         self._forget_stop(attempt_id)
         self._look_at_caps(self.caps.drop(attempt_id))
 
-    def _look_at_caps(self, grant_ids: Iterable[str]) -> None:
-        """The GPUs in use on these grants changed."""
-        for grant_id in grant_ids:
+    def _look_at_caps(self, counted: Iterable[tuple[str, str, int]]) -> None:
+        """The GPUs in use on these grants and of these organizations changed."""
+        for grant_id, organization_id, _ in counted:
             book = self._books.get(grant_id)
             if book and book.grant.max_gpus is not None:
                 self.dirty.update(book.parties)
+            self._look_at_cap(organization_id)
+
+    def _look_at_cap(self, organization_id: str) -> None:
+        """What is left below this organization's cap changed: judge it anew if that may bind."""
+        queue, organization = self.queues.get(organization_id), self._organizations.get(organization_id)
+        if queue is None or organization is None:
+            return
+        cap = cap_of(organization, self.policy, self.pool)
+        if cap is None or queue.gpus_left is None:
+            had_none = queue.gpus_left is None
+            if (cap is None) != had_none:
+                self.dirty.add(organization_id)
+        elif queue.is_bound(cap - self.caps.used_by[organization_id]):
+            self.dirty.add(organization_id)
 
     def _forget_stop(self, attempt_id: str) -> None:
         attempt = self._attempts.pop(attempt_id, None)
@@ -460,6 +505,7 @@ class Knowledge:
                     self.dirty.update(self.queues)
             case Kind.NODE:
                 self._empty_node(id)
+                self._pool_moved = self.pool.drop(id) or self._pool_moved
                 self.fleet.drop(id)
             case Kind.CLUSTER:
                 self._clusters.pop(id, None)
@@ -486,6 +532,11 @@ class Knowledge:
         self._close(book)
         self.dirty.update(self.organizations_on(grant_id, book.accounts))
         del self._books[grant_id]
+
+
+def _verdict_of(organization: Organization) -> tuple[bool, int | None, int | None]:
+    """What may keep all its jobs from starting."""
+    return organization.frozen, organization.max_gpus, organization.pool_thousandths
 
 
 def _on_nodes(attempt: Attempt) -> Counter[tuple[str, str]]:

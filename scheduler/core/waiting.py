@@ -4,6 +4,7 @@ from bisect import bisect_left, insort
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 
+from scheduler.core.capping import Ceiling
 from scheduler.core.entitlement import Balances, Caps, GrantBook
 from scheduler.core.fit import Shape, span_of
 from scheduler.core.groups import Entry, Group, GroupKey, Leaf
@@ -22,7 +23,10 @@ class Queue:
         "_frozen",
         "dearest_gpu_us",
         "gang_first_gpus",
+        "gpus_left",
         "groups",
+        "has_claims",
+        "is_capped",
         "leaves",
         "organization_id",
         "tail",
@@ -38,9 +42,12 @@ class Queue:
         self.leaves: dict[str, Leaf] = {}
         self.tail: list[tuple[int, str]] = []  # the jobs that may not start for another reason than room
         self.until_ms = 0
-        # while the only path has this left, and the cap this many, no pick changes a verdict
+        # while the only path has this left, and the caps this many, no pick changes a verdict
         self.dearest_gpu_us = NEVER_US
         self.widest_gpus = 0
+        self.gpus_left: int | None = None  # below the organization's cap, when it was judged; None: no cap
+        self.is_capped = False  # some job could pay and waits for that
+        self.has_claims = False  # others are being stopped for some job
         self._by_path: dict[tuple[str, ...], list[Group]] | None = (
             None  # those that could pay, the dearest last
         )
@@ -112,38 +119,38 @@ class Queue:
         caps: Caps,
         step_ms: int,
         now_ms: int,
+        ceiling: Ceiling | None = None,
     ) -> None:
         """Give every group its grant or its reason; books are those open to it, whatever their term."""
         self._thaw(now_ms)
         before, self.leaves = self.leaves, {}
         self._frozen = None
+        self.gpus_left, self.widest_gpus, self.is_capped, self.has_claims = None, 0, False, False
         if organization is not None and organization.frozen:
             self._frozen = Reason(WaitReason.ORGANIZATION_FROZEN, {"organization": organization.id})
             for group in self.groups.values():
                 group.book, group.path, group.reason = None, (), self._frozen
         else:
             offers = Offers(self.organization_id, balances, caps)
-            judge = Judge(books if organization else (), rates, offers, step_ms, now_ms)
-            for group in self.groups.values():
-                judge.decide(group)
-                if group.book:
-                    self._leaf(group.book, before).put(group)
-            self.until_ms = min(judge.until_ms, self.until_ms)
-            able = [group for group in self.groups.values() if group.book]
-            self.dearest_gpu_us, self._by_path = NEVER_US, None
-            if judge.only_money:
-                self._by_path = defaultdict(list)
-                for group in sorted(able, key=_cost):
-                    self._by_path[group.path].append(group)
-            elif judge.one_path:
-                self.dearest_gpu_us = max((group.cost_gpu_us for group in able), default=0)
-                self.widest_gpus = max((group.gpus for group in able), default=0)
+            judge = Judge(books if organization else (), rates, offers, step_ms, now_ms, ceiling)
+            self._decide(judge, ceiling, before)
         for leaf in self.leaves.values():
             leaf.seal()
         self.tail = sorted(
             [e[1:] for group in self.groups.values() if not group.book and group.speaks for e in group.left]
             + [(job.submitted_at_ms, job.id) for job, _ in self._cooling.values()]
         )
+
+    def is_bound(self, gpus_left: int) -> bool:
+        """Whether a verdict may differ, or its numbers do, when so many are left below the organization's cap."""
+        return self.is_capped or self.has_claims or gpus_left < self.widest_gpus
+
+    def take_gpus(self, gpus: int) -> bool:
+        """Count a pick below the organization's cap. Returns whether a job that could start may no longer."""
+        if self.gpus_left is None:
+            return False
+        self.gpus_left -= gpus
+        return self.has_claims or self.gpus_left < self.widest_gpus
 
     @property
     def can_narrow(self) -> bool:
@@ -174,6 +181,40 @@ class Queue:
                 insort(self._by_path[group.path], group, key=_cost)
         self.until_ms = min(judge.until_ms, self.until_ms)
         return short
+
+    def _decide(self, judge: Judge, ceiling: Ceiling | None, before: Mapping[str, Leaf]) -> None:
+        """Judge every group, and note what the next picks must leave for all this to stay true."""
+        claims = self._claim(judge, ceiling) if ceiling and ceiling.claims else ()
+        for group in self.groups.values():
+            if group.shape.kept_for not in claims:
+                judge.decide(group)
+            if group.book:
+                self._leaf(group.book, before).put(group)
+        self.until_ms = min(judge.until_ms, self.until_ms)
+        able = [group for group in self.groups.values() if group.book]
+        self.dearest_gpu_us, self._by_path = NEVER_US, None
+        self.gpus_left = ceiling.left if ceiling else None
+        self.is_capped, self.has_claims = judge.is_capped, bool(claims)
+        if ceiling or judge.one_path:
+            self.widest_gpus = max((group.gpus for group in able), default=0)
+        if judge.only_money:
+            self._by_path = defaultdict(list)
+            for group in sorted(able, key=_cost):
+                self._by_path[group.path].append(group)
+        elif judge.one_path:
+            self.dearest_gpu_us = max((group.cost_gpu_us for group in able), default=0)
+
+    def _claim(self, judge: Judge, ceiling: Ceiling) -> Mapping[str, int]:
+        """Judge the jobs first that others are being stopped for, each counting before the next. Returns them."""
+        for job_id, gpus in ceiling.claims.items():
+            if job_id in self._cooling:
+                ceiling.keep(gpus if ceiling.left >= gpus else 0)
+            own = [g for g in self.groups.values() if g.shape.kept_for == job_id and g.entries]
+            for group in own:
+                judge.decide(group)
+            # once, whichever of the classes that it accepts it can pay
+            ceiling.keep(gpus if any(group.book for group in own) else 0)
+        return ceiling.claims
 
     def _leaf(self, book: GrantBook, before: Mapping[str, Leaf]) -> Leaf:
         leaf = self.leaves.get(book.grant.id)

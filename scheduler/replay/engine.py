@@ -281,6 +281,7 @@ class _Replay:
             started_at_ms=now_ms,
             ends_at_ms=now_ms + life.limit_ms,
             walltime_ms=life.limit_ms,
+            organization_id=life.trace.organization,
         )
         self.runs[start.job_id] = Run(life, attempt, now_ms, now_ms + overhead_ms)
         heappush(self.events, (now_ms + overhead_ms + life.left_ms, _Event.END, start.job_id, start.attempt))

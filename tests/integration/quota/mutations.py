@@ -263,6 +263,12 @@ REQUESTS: dict[str, Maker] = {
     "put_fair_share": lambda api: Request(
         api.operator, {"fair_share": {"gang_first_gpus": 1000 + next(_numbers)}, **REASON}
     ),
+    "put_caps": lambda api: Request(
+        api.operator, {"caps": {"queued_jobs": 100_000 + next(_numbers)}, **REASON}
+    ),
+    "put_organization_caps": lambda api: Request(
+        api.operator, {"caps": {"max_gpus": 99}, **REASON}, {"organization_id": _organization(api)}
+    ),
     "put_share": lambda api: Request(
         api.operator, {"gpu_hours": "2", **REASON}, {"grant_id": _grant(api).id, "organization_id": "beta"}
     ),

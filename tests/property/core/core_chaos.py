@@ -129,7 +129,7 @@ def accept(rng: Random, world: World, plan: Plan) -> list[Change]:
         job = world[Kind.JOB, start.job_id]
         assert isinstance(job, Job)
         changes.append(put(world, replace(job, state=JobState.STARTING, attempt=start.attempt)))
-        changes.append(put(world, _claimed(start)))
+        changes.append(put(world, _claimed(start, job.organization_id)))
         for pod in start.pods:
             node = world[Kind.NODE, f"{start.cluster}/{pod.node}"]
             assert isinstance(node, Node)
@@ -146,7 +146,7 @@ def accept(rng: Random, world: World, plan: Plan) -> list[Change]:
     return changes
 
 
-def _claimed(start: Start) -> Attempt:
+def _claimed(start: Start, organization_id: str) -> Attempt:
     return Attempt(
         start.job_id,
         start.attempt,
@@ -156,6 +156,7 @@ def _claimed(start: Start) -> Attempt:
         start.pods,
         start.cost_gpu_us,
         START_MS,
+        organization_id=organization_id,
     )
 
 
@@ -183,6 +184,8 @@ def _policy(rng: Random) -> Policy:
         cluster_unseen_ms=5000,
         lag_bound_share=rng.choice((0.1, 0.5)),
         placement_paused=rng.random() < 0.05,
+        organization_pool_thousandths=rng.choice((1000, 1000, 200, 500)),
+        organization_pool_from_gpus=rng.choice((0, 0, 12, 24)),
     )
 
 
@@ -201,7 +204,9 @@ def _node(rng: Random) -> Node:
 
 def _organization(rng: Random, id: str) -> Organization:
     usage = rng.choice((0.0, 0.0, 1e9, 3e9))
-    return Organization(id, rng.random() < 0.05, usage, START_MS - rng.choice((0, HOUR_MS)))
+    frozen, as_of_ms = rng.random() < 0.05, START_MS - rng.choice((0, HOUR_MS))
+    max_gpus, part = rng.choice((None, None, None, 0, 3, 7, 12)), rng.choice((None, None, None, 1000, 300))
+    return Organization(id, frozen, usage, as_of_ms, max_gpus, part)
 
 
 def _grant(rng: Random, id: str) -> Grant:
@@ -246,7 +251,8 @@ def _running(rng: Random, job_id: str) -> Attempt:
     """An attempt that keeps GPUs of a grant, or did."""
     pods = tuple(PodPlacement("n0", "h100", rng.choice((1, 2, 4))) for _ in range(rng.choice((1, 1, 2))))
     grant, state = f"g{rng.randrange(6)}", rng.choice((JobState.RUNNING, JobState.ENDED))
-    return Attempt(job_id, 1, grant, state, "c1", pods, 0, START_MS, None, rng.random() < 0.8)
+    held, mine = rng.random() < 0.8, rng.choice(ORGANIZATIONS)
+    return Attempt(job_id, 1, grant, state, "c1", pods, 0, START_MS, None, held, organization_id=mine)
 
 
 def _account(rng: Random, id: str) -> Account:
@@ -286,4 +292,5 @@ def _attempt(rng: Random, world: World, job_id: str) -> Attempt:
     state = JobState.STOPPING if held else JobState.ENDED
     stop = Stop("preempted", rng.choice((None, f"j{rng.randrange(12)}", f"j{rng.randrange(12)}")))
     grant = f"g{rng.randrange(6)}"
-    return Attempt(job_id, 1, grant, state, "c1", pods, 0, START_MS - HOUR_MS, stop, held)
+    claimed_ms, mine = START_MS - HOUR_MS, rng.choice(ORGANIZATIONS)
+    return Attempt(job_id, 1, grant, state, "c1", pods, 0, claimed_ms, stop, held, organization_id=mine)

@@ -65,6 +65,7 @@ def a_random_policy(rng: Random) -> Policy:
         promises_per_organization=rng.choice((1, 100)),
         lane=rng.choice((None, _lane(rng))),
         preemption=rng.choice((None, _preemption(rng))),
+        organization_pool_thousandths=rng.choice((1000,) * 6 + (500,)),
     )
 
 
@@ -83,7 +84,8 @@ def a_random_hub(rng: Random, policy: Policy | None = None, plain: bool = False)
         hub.put(_node(rng, rng.choice(("c1", "c1", "c1", "c2")), f"n{number}"))
     pressed = not plain and hub.policy.preemption is not None and rng.random() < 0.7
     for id in ORGANIZATIONS:
-        hub.put(Organization(id, False, rng.choice((0.0, 1e9, 4e10)), START_MS - HOUR_MS))
+        cap = None if plain else rng.choice((None,) * 6 + (16, 40))
+        hub.put(Organization(id, False, rng.choice((0.0, 1e9, 4e10)), START_MS - HOUR_MS, cap))
         for number in range(1 if plain else rng.choice((1, 1, 2))):
             grant = _grant(rng, f"g-{id}-{number}", id)
             if plain:
@@ -213,7 +215,7 @@ class Hub:
         self._change_job(job.id, state=JobState.RUNNING, attempt=start.attempt)
         attempt = Attempt(
             job.id, start.attempt, start.grant_id, JobState.RUNNING, start.cluster, start.pods, start.cost_gpu_us,
-            at_ms, started_at_ms=at_ms, ends_at_ms=ends_at_ms,
+            at_ms, started_at_ms=at_ms, ends_at_ms=ends_at_ms, organization_id=job.organization_id,
         )  # fmt: skip
         self.put(attempt)
         self.really_end[attempt.id] = ends_at_ms if self.punctual else self._some_end_ms(ends_at_ms)
@@ -247,7 +249,7 @@ class Hub:
     def disturb(self) -> None:
         """One of the things that may happen to a hub at any time."""
         rng = self.rng
-        roll = rng.randrange(13)
+        roll = rng.randrange(14)
         if roll < 8:
             self.submit()
         elif roll < 10:
@@ -261,6 +263,9 @@ class Hub:
             cluster = rng.choice(self.of(Cluster))
             self.put(replace(cluster, paused=not cluster.paused))
             self.disturbed = True
+        elif roll < 13:
+            organization = rng.choice(self.of(Organization))
+            self.put(replace(organization, max_gpus=rng.choice((None, None, 16, 40))))
         else:
             waiting = [job for job in self.of(Job) if job.waits]
             if waiting:

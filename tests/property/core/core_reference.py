@@ -6,7 +6,7 @@ It knows nothing of room kept for a job that others stop for; worlds with such s
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from math import floor, fsum
+from math import ceil, floor, fsum
 
 from scheduler.core.model import (
     Attempt,
@@ -36,7 +36,7 @@ class Answer:
     paces: dict[str, Pace]
     codes: dict[str, str]
     money: dict[str, dict[str, int | str]]
-    """The numbers beside GRANT_CAP and GRANT_EXHAUSTED."""
+    """The numbers beside GRANT_CAP, GRANT_EXHAUSTED and ORGANIZATION_CAP."""
 
 
 @dataclass
@@ -58,6 +58,8 @@ class Hub:
     """By grant and party."""
     given: dict[str, int] = field(default_factory=dict)
     """GPUs by grant."""
+    given_to: dict[str, int] = field(default_factory=dict)
+    """GPUs by organization."""
     lags: dict[str, int] = field(default_factory=dict)
 
 
@@ -87,6 +89,7 @@ def reference(objects: Iterable[Change], now_ms: int) -> Answer:
         spent_by = (grant_id, job.organization_id)
         hub.spent_on[spent_by] = hub.spent_on.get(spent_by, 0) + cost
         hub.given[grant_id] = hub.given.get(grant_id, 0) + job.gpus_per_pod * job.pods
+        hub.given_to[job.organization_id] = hub.given_to.get(job.organization_id, 0) + _gpus(job)
         for account in path:
             hub.charged[account] = hub.charged.get(account, 0) + cost
         for node, gpus in placement[1].items():
@@ -104,9 +107,13 @@ def reference(objects: Iterable[Change], now_ms: int) -> Answer:
         # told is what keeps it from the first class that it could pay
         told = next((c for c in choices(job) if not isinstance(_draw(hub, c), str)), choices(job)[0])
         answer.codes[id] = _code(hub, told, (id, told.gpu_class) in next_ones)
+        others = {"other_classes": len(job.fallbacks)} if job.fallbacks else {}
         if answer.codes[id] in ("grant_cap", "grant_exhausted"):
-            others = {"other_classes": len(job.fallbacks)} if job.fallbacks else {}
             answer.money[id] = _money_numbers(hub, told) | others
+        elif answer.codes[id] == "organization_cap":
+            cap, in_use = _ceiling(hub, job.organization_id)
+            numbers = {"organization": job.organization_id, "cap": cap, "in_use": in_use}
+            answer.money[id] = {**numbers, "needed": _gpus(job)} | others
     return answer
 
 
@@ -208,7 +215,8 @@ def _draw(hub: Hub, job: Job) -> tuple[str, tuple[str, ...]] | str:
             offers.append((grant.ends_at_ms, max(rooms), grant.id, good[0]))
         capped = capped or bool(good)
     if offers:
-        return min(offers)[2:]
+        cap, in_use = _ceiling(hub, job.organization_id)
+        return min(offers)[2:] if in_use + _gpus(job) <= cap else "organization_cap"
     if capped:
         return "grant_cap"
     if in_time:
@@ -220,6 +228,23 @@ def _draw(hub: Hub, job: Job) -> tuple[str, tuple[str, ...]] | str:
 
 def _gpus(job: Job) -> int:
     return job.gpus_per_pod * job.pods
+
+
+def _ceiling(hub: Hub, organization_id: str) -> tuple[int, int]:
+    """How many GPUs an organization may keep, and how many it does. Of a share of the pool one node is the least."""
+    organization, policy = hub.organizations[organization_id], hub.policy
+    nodes = [node for node in hub.nodes.values() if node.schedulable]
+    sizes = [capacity.total for node in nodes for capacity in node.capacities.values()]
+    part = organization.pool_thousandths
+    if part is None:
+        counts = sum(sizes) >= policy.organization_pool_from_gpus
+        part = policy.organization_pool_thousandths if counts else 1000
+    caps = [] if organization.max_gpus is None else [organization.max_gpus]
+    if part < 1000:
+        caps.append(max([ceil(Fraction(part * sum(sizes), 1000)), *sizes]))
+    mine = [a for a in hub.attempts.values() if a.organization_id == organization_id and a.capacity_held]
+    in_use = sum(pod.count for attempt in mine for pod in attempt.pods)
+    return min(caps, default=10**9), in_use + hub.given_to.get(organization_id, 0)
 
 
 def _money_numbers(hub: Hub, job: Job) -> dict[str, int | str]:

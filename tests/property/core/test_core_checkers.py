@@ -15,6 +15,7 @@ from scheduler.core.model import (
     Node,
     Plan,
     PodPlacement,
+    Preempt,
     Reason,
     WaitReason,
 )
@@ -173,3 +174,68 @@ def test_reference_sees_a_changed_hub() -> None:
     put(world, replace(node, schedulable=False))
     with pytest.raises(AssertionError):
         check_against_reference(world, plan, NOW_MS)
+
+
+def with_a_cap(max_gpus: int | None = None, pool: int | None = None) -> World:
+    world, _ = a_good_plan()
+    put(world, an_organization(max_gpus=max_gpus, pool=pool))
+    put(world, a_grant(hours=40))
+    return world
+
+
+@pytest.mark.parametrize(("max_gpus", "pool"), [(18, None), (None, 500), (18, 1000), (30, 500)])
+def test_organization_kept_below_its_cap_is_good(max_gpus: int | None, pool: int | None) -> None:
+    """Half of a pool of 36 are 18: schedulable nodes alone count, also those of a paused cluster, 8 + 8 + 8 + 8."""
+    world = with_a_cap(max_gpus, pool)
+    plan = decide(State(), world.values(), NOW_MS)[0]
+    assert faults(world, plan, NOW_MS) == []
+    check_against_reference(world, plan, NOW_MS)
+
+
+@pytest.mark.parametrize(("max_gpus", "pool"), [(17, None), (None, 500)])
+def test_start_over_an_organizations_cap_is_found(max_gpus: int | None, pool: int | None) -> None:
+    _, plan = a_good_plan()
+    assert faults(with_a_cap(max_gpus, pool), plan, NOW_MS) == ["over the cap of o1: 18"]
+
+
+def test_attempts_of_the_organization_count_for_the_checker() -> None:
+    _, plan = a_good_plan()
+    world = with_a_cap(20)
+    assert faults(world, plan, NOW_MS) == []
+    put(world, an_attempt(grant="elsewhere", gpus=3))
+    assert faults(world, plan, NOW_MS) == ["over the cap of o1: 21"]
+
+
+@pytest.mark.parametrize(
+    ("fault", "wrong"),
+    [
+        ("another's cap", {"organization": "o2"}),
+        ("not its cap", {"cap": 19}),
+        ("not what it needs", {"needed": 9}),
+        ("not what is in use", {"in_use": 17}),
+    ],
+)
+def test_wrong_number_beside_an_organizations_cap_is_found(fault: str, wrong: dict[str, int | str]) -> None:
+    world = with_a_cap(20)
+    plan = decide(State(), world.values(), NOW_MS)[0]
+    assert plan.reasons["big"].code is WaitReason.ORGANIZATION_CAP
+    numbers = {**plan.reasons["big"].numbers, **wrong}
+    reasons = {**plan.reasons, "big": Reason(WaitReason.ORGANIZATION_CAP, numbers)}
+    wrong_plan = replace(plan, reasons=reasons)
+    assert any(found.startswith(fault) for found in faults(world, wrong_plan, NOW_MS))
+    with pytest.raises(AssertionError):
+        check_against_reference(world, wrong_plan, NOW_MS)
+
+
+def test_job_that_no_cap_holds_is_found() -> None:
+    world = with_a_cap(20)
+    plan = decide(State(), world.values(), NOW_MS)[0]
+    put(world, an_organization(max_gpus=26))
+    assert any(found.startswith("below the cap: big") for found in faults(world, plan, NOW_MS))
+
+
+def test_others_stopped_for_a_gang_past_its_cap_is_found() -> None:
+    world = with_a_cap(18)
+    plan = decide(State(), world.values(), NOW_MS)[0]
+    good = replace(plan, stops=(Preempt("victim", 1, "big", NOW_MS),))
+    assert "stops others for o1 past its cap" in faults(world, good, NOW_MS)

@@ -22,6 +22,7 @@ from scheduler.core.model import (
 )
 from scheduler.core.policy import Policy
 from scheduler.core.state import State
+from tests.property.core.core_cap_faults import wrong_caps
 from tests.property.core.core_chaos import (
     START_MS,
     World,
@@ -76,7 +77,7 @@ def faults(world: World, plan: Plan, now_ms: int) -> list[str]:
     for grant in grants.values():
         for path in grant.paths:
             found += [f"overdrawn: {a.id}" for a in path.accounts if 0 < spent[a.id] > a.left_gpu_us]
-    found += over_cap(world, plan)
+    found += over_cap(world, plan) + wrong_caps(world, plan)
     waiting = Counter(j.id for j in world.values() if isinstance(j, Job) and j.waits)
     told = Counter(start.job_id for start in plan.starts) + Counter(plan.order)
     if told != waiting:

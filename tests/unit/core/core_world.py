@@ -97,18 +97,31 @@ def a_consortium(
 
 
 def an_attempt(
-    job: str = "running", grant: str = "g-o1", gpus: int = 4, held: bool = True, number: int = 1
+    job: str = "running",
+    grant: str = "g-o1",
+    gpus: int = 4,
+    held: bool = True,
+    number: int = 1,
+    organization: str = "o1",
 ) -> Attempt:
     """An attempt that runs, or ended and keeps its GPUs or not."""
     state = JobState.RUNNING if held else JobState.ENDED
     pods = (PodPlacement("n9", "h100", gpus),)
-    return Attempt(job, number, grant, state, "c1", pods, 0, NOW_MS - HOUR_MS, None, held)
+    claimed_ms = NOW_MS - HOUR_MS
+    return Attempt(
+        job, number, grant, state, "c1", pods, 0, claimed_ms, None, held, organization_id=organization
+    )
 
 
 def an_organization(
-    id: str = "o1", frozen: bool = False, usage: float = 0.0, as_of: int = NOW_MS
+    id: str = "o1",
+    frozen: bool = False,
+    usage: float = 0.0,
+    as_of: int = NOW_MS,
+    max_gpus: int | None = None,
+    pool: int | None = None,
 ) -> Organization:
-    return Organization(id, frozen, usage, as_of)
+    return Organization(id, frozen, usage, as_of, max_gpus, pool)
 
 
 def a_job(
