@@ -33,7 +33,7 @@ PROGRAMS = {
     "up": ("deploy.up", "Start the whole hub on this machine, or live through a trace."),
     "quota-start": ("deploy.quota_start", ""),
     "quota": ("quota.cli", "The quota service: serve, init, token."),
-    "scheduler": ("scheduler.cli", "The scheduler."),
+    "scheduler": ("deploy.snapshots", "The scheduler; a saved state of it, explained."),
     "agent": ("agents.cli", "A node's agent."),
     "simulate-devices": ("scheduler.simulator.devices_cli", ""),
     "simulate": ("scheduler.simulator.cli", "A simulated GPU cluster."),
