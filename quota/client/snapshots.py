@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from quota.client.transport import Sink, Transport
-from quota.schemas import snapshots
+from quota.schemas import snapshots, what_if
 
 PATIENCE_S = 120.0
 """A large hub's state is read in one transaction, and a queue is played before anything is answered."""
@@ -24,3 +24,17 @@ class SnapshotCalls(Transport):
         """
         params = {"pseudonyms": "true"} if pseudonyms else None
         return self._copy("/v1/scheduler/state", target, PATIENCE_S, params)
+
+    def ask_what_if(self, body: what_if.WhatIfRequest) -> what_if.WhatIfReply:
+        """What would be under other numbers (operators); nothing is changed."""
+        # a field that was not set is left out: null would ask for a change
+        content = body.model_dump_json(exclude_unset=True).encode()
+        headers = {"Content-Type": "application/json"}
+        return self._call(
+            "POST",
+            "/v1/what-if",
+            what_if.WhatIfReply,
+            content=content,
+            headers=headers,
+            patience_s=PATIENCE_S,
+        )

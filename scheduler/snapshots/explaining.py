@@ -180,7 +180,7 @@ def _grants(
         if pace is None:
             continue
         # the last account of each path is the grant's own; of several paths it is the same one
-        own = {path.accounts[-1].id: path.accounts[-1] for path in grant.paths}.values()
+        own = {path.accounts[-1].id: path.accounts[-1] for path in grant.paths if path.accounts}.values()
         parties = tuple(sorted({path.organization_id for path in grant.paths})) or (grant.organization_id,)
         ranked.append(
             RankedGrant(

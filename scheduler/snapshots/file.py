@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,11 @@ def read_state(path: Path) -> SchedulerState:
 
 def parse_state(data: bytes, source: str) -> SchedulerState:
     """The state in these bytes, packed or not; `source` is what errors call it. Raises BadSnapshot."""
-    document = _document(_unpacked(data, source), source)
+    return checked(_document(_unpacked(data, source), source), source)
+
+
+def checked(document: Mapping[str, Any], source: str) -> SchedulerState:
+    """The state that a JSON object is: of this format and a known version, and as it was saved. Raises BadSnapshot."""
     if document.get("format") != FORMAT:
         raise BadSnapshot(f'{source} is not a saved state: it does not say "format": "{FORMAT}"; {HOW}')
     version = document.get("version")
