@@ -56,7 +56,9 @@ async def ask(leader: Leader, question: bytes, limit_s: int, stopping: Event, is
     finally:
         asking.cancel()
         await asyncio.gather(asking, return_exceptions=True)
-    return _read(answer, limit_s)
+    if answer.status_code != 200:
+        _refused(answer.status_code, limit_s)
+    return _played(answer)
 
 
 async def _post(leader: Leader, question: bytes, limit_s: int) -> httpx2.Response:
@@ -71,10 +73,8 @@ async def _post(leader: Leader, question: bytes, limit_s: int) -> httpx2.Respons
         return await client.post(url, params={"limit_s": str(limit_s)}, content=question)
 
 
-def _read(answer: httpx2.Response, limit_s: int) -> WhatIfReply:
-    if answer.status_code == 200:
-        return _played(answer)
-    match answer.status_code:
+def _refused(status: int, limit_s: int) -> NoReturn:
+    match status:
         case 429:
             busy()
         case 504:

@@ -8,13 +8,16 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 GLANCE_S = 0.25
 """How often a question under way looks whether anybody still waits for its answer."""
 PASSED_ON = ("PATH", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "LANG", "LC_ALL", "TMPDIR")
 """Of the environment. The leader's own holds its token."""
+
+
+CHILD = (sys.executable, "-m", "scheduler.whatif.child")
 
 
 class TooManyQuestions(Exception):
@@ -32,9 +35,10 @@ class Unanswered(Exception):
 class WhatIfDesk:
     """Plays what the quota service asks."""
 
-    def __init__(self, admits: Callable[[str], bool], at_once: int = 1) -> None:
-        """`admits` says whether an Authorization header opens the door."""
+    def __init__(self, admits: Callable[[str], bool], at_once: int = 1, child: Sequence[str] = CHILD) -> None:
+        """`admits` says whether an Authorization header opens the door; `child` is the program that plays."""
         self.admits = admits
+        self._child = child
         self._places = threading.BoundedSemaphore(at_once)
         self._closing = threading.Event()
 
@@ -45,7 +49,7 @@ class WhatIfDesk:
         """
         with self._place():
             started = subprocess.Popen(
-                [sys.executable, "-m", "scheduler.whatif.child", str(math.ceil(limit_s))],
+                [*self._child, str(math.ceil(limit_s))],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 env={name: os.environ[name] for name in PASSED_ON if name in os.environ},

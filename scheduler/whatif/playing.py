@@ -10,7 +10,7 @@ from quota.schemas import what_if as wire
 from quota.schemas.scheduling import AccountBalance, FeedItem, GrantObject, JobObject, JobState
 from quota.schemas.snapshots import SchedulerState
 from scheduler.ahead.outlook import Outlook, Prospect
-from scheduler.ahead.play import Runs, look_ahead
+from scheduler.ahead.play import Runs, Tell, look_ahead
 from scheduler.core.model import Job
 from scheduler.core.policy import HOUR_MS
 from scheduler.snapshots.decision import translated
@@ -52,15 +52,37 @@ def future(
 ) -> wire.Future:
     """What the hub does with these objects from the moment of the state on. Raises BadSnapshot."""
     until_ms = state.taken_at + horizon.hours * HOUR_MS
-    outlook = look_ahead(
+    return summed(items, played(state, items, horizon, arrivals), until_ms)
+
+
+def played(
+    state: SchedulerState,
+    items: Sequence[FeedItem],
+    horizon: Horizon,
+    arrivals: Sequence[JobObject] = (),
+    tell: Tell | None = None,
+) -> Outlook:
+    """The same, job by job."""
+    until_ms = state.taken_at + horizon.hours * HOUR_MS
+    return look_ahead(
         translated(state, items),
         state.taken_at,
         _runs(state, items, horizon.runs_thousandths),
         horizon_ms=horizon.hours * HOUR_MS,
         arrivals=[job_of(job, None) for job in arrivals if job.submitted_at <= until_ms],
+        tell=tell,
     )
+
+
+def waiting_of(items: Iterable[FeedItem], outlook: Outlook) -> list[Prospect]:
+    """What becomes of those jobs that wait at the beginning or come later."""
     jobs = {item.job.id: item.job for item in items if item.job is not None}
-    waited = [each for each in outlook.jobs.values() if each.job_id not in jobs or _waits(jobs[each.job_id])]
+    return [each for each in outlook.jobs.values() if each.job_id not in jobs or _waits(jobs[each.job_id])]
+
+
+def summed(items: Sequence[FeedItem], outlook: Outlook, until_ms: int) -> wire.Future:
+    """An outlook in numbers; what has not started counts as waiting until `until_ms`."""
+    waited = waiting_of(items, outlook)
     grants = [item.grant for item in items if item.grant is not None]
     delivered = {grant.id: _delivered(grant, outlook, until_ms) for grant in grants}
     return wire.Future(

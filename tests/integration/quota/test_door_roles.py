@@ -52,6 +52,8 @@ ALLOWED: dict[str, set[str]] = {
     "list_placement": {"operator", "auditor"},
     "read_fair_share": {"operator", "auditor"},
     "put_fair_share": {"operator"},
+    "read_scheduler_state": {"operator", "auditor"},
+    "ask_what_if": {"operator"},
     "pause_hub": {"operator"},
     "pause_cluster": {"operator"},
     "pause_gpu_class": {"operator"},
