@@ -73,12 +73,12 @@ class LogLeader:
 
 
 @contextmanager
-def a_log_leader(hub: Hub, at_once: int = 64) -> Iterator[LogLeader]:
-    """Hold the hub's lease for as long as the block, and answer for its logs."""
+def a_log_leader(hub: Hub, at_once: int = 64, what_if: WhatIfDesk | None = None) -> Iterator[LogLeader]:
+    """Hold the hub's lease for as long as the block, and answer for its logs and what-if questions."""
     secret = ""
     cluster = HandCluster()
     desk = LogDesk({"sim": cluster}, lambda: secret, at_once)  # type: ignore[dict-item]
-    windows = Windows(bytes, lambda: Readiness(True, ""), list, desk, WhatIfDesk(desk.admits))
+    windows = Windows(bytes, lambda: Readiness(True, ""), list, desk, what_if or WhatIfDesk(desk.admits))
     with Door("127.0.0.1", 0, windows) as door:
         url = f"http://127.0.0.1:{door.port}"
         body = LeaseRequest(holder="scheduler-0", instance="instance-1", url=url, epoch=hub.epoch)
