@@ -33,11 +33,12 @@ PROGRAMS = {
     "up": ("deploy.up", "Start the whole hub on this machine, or live through a trace."),
     "quota-start": ("deploy.quota_start", ""),
     "quota": ("quota.cli", "The quota service: serve, init, token."),
-    "scheduler": ("scheduler.cli", "The scheduler."),
+    "scheduler": ("deploy.snapshots", "The scheduler; a saved state of it, explained."),
     "agent": ("agents.cli", "A node's agent."),
     "simulate-devices": ("scheduler.simulator.devices_cli", ""),
     "simulate": ("scheduler.simulator.cli", "A simulated GPU cluster."),
-    "replay": ("scheduler.replay.cli", "Play a trace through the scheduler in virtual time."),
+    "replay": ("deploy.replay", "Play a trace, or a saved state, through the scheduler in virtual time."),
+    "whatif": ("deploy.whatif", "What would become of queue and grants under other numbers."),
     "controlplane": ("deploy.controlplane.cli", "A real Kubernetes control plane with simulated nodes."),
 }
 """Each pulls in a web server, a database or numpy, which would make `gpuhub jobs` slow to start."""

@@ -20,6 +20,7 @@ from quota.crash import open_database
 from quota.dispatch import fair_share_routes as sharing
 from quota.dispatch import log_routes as job_logs
 from quota.dispatch import routes as dispatch
+from quota.dispatch import snapshot_routes as snapshots
 from quota.dispatch.ranking import StoredQueue
 from quota.door import Hub, HubRoute, access, answer, authenticate, hub_of, public
 from quota.errors import Forbidden
@@ -112,6 +113,7 @@ def create_app(settings: Settings, clock: Clock | None = None) -> FastAPI:
         switches,
         caps,
         sharing,
+        snapshots,
         programs,
         grant_changes,
         limits_routes,

@@ -14,7 +14,7 @@ import sys
 import zlib
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
-from threading import Event
+from threading import Event, Semaphore
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Header, Query, Request, Response
@@ -67,6 +67,8 @@ class Hub:
     throttle: Throttle
     seats: Seats
     """Of those who read logs."""
+    questions: Semaphore = field(default_factory=Semaphore)
+    """Of what-if questions this process asks one at a time: each reads the whole state."""
     stopping: Event = field(default_factory=Event)
     """Set when the process was asked to stop: long polls answer at once."""
 

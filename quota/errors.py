@@ -15,9 +15,9 @@ HubError
 ├── CursorExpired, LogsGone 410
 ├── PreconditionFailed 412   If-Match names another version
 ├── BodyTooLarge 413
-├── IdempotencyMismatch 422
-├── RateLimited, LockedOut, TooManyLogs 429   with `retry_after_s`, also sent as Retry-After
-└── NoLeader, ClusterUnreachable 503          the same
+├── IdempotencyMismatch, QuestionTooLong 422
+├── RateLimited, LockedOut, TooManyLogs, TooManyQuestions 429   with `retry_after_s`, also sent as Retry-After
+└── NoLeader, QuestionFailed, ClusterUnreachable 503          the same
 """
 
 from __future__ import annotations
@@ -300,10 +300,28 @@ class TooManyLogs(HubError):
     code, status = "too_many_logs", 429
 
 
+class TooManyQuestions(HubError):
+    """As many what-if questions are being played as may be at once."""
+
+    code, status = "too_many_questions", 429
+
+
+class QuestionTooLong(HubError):
+    """The what-if question was not played within its time."""
+
+    code, status = "question_too_long", 422
+
+
 class NoLeader(HubError):
-    """No scheduler leads at this moment, so nobody can read logs."""
+    """No scheduler leads at this moment, and only the one that leads can answer this."""
 
     code, status = "no_leader", 503
+
+
+class QuestionFailed(HubError):
+    """The scheduler could not play the what-if question."""
+
+    code, status = "question_failed", 503
 
 
 class ClusterUnreachable(HubError):

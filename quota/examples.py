@@ -138,6 +138,12 @@ WHOLE: Mapping[str, object] = {
     "GrantEdit": {"ends_at": "2027-05-22T15:00:00.000Z", "reason": "agreed at the review of 3 November"},
     "OrganizationChange": {"name": "Alpha Lab Seoul", "reason": "the firm has a new name"},
     "ProgramChange": {"name": "AX vouchers 2026/27", "reason": "agreed at the review of 3 November"},
+    "WhatIfRequest": {
+        "changes": [
+            {"kind": "fair_share", "changes": {"reservations": 4, "preemption": {"notice_ms": 900_000}}}
+        ],
+        "horizon_h": 168,
+    },
     "ReconcileDay": {"day": "2026-11-20"},
     "ShareMove": {
         "from_organization_id": "alpha-lab",

@@ -41,6 +41,8 @@ class Settings(BaseSettings):
     """Logs that one token may read at once, per process. Each holds a connection and two threads of the scheduler."""
     logs_at_once: Annotated[int, Field(ge=1)] = 48
     """The same for all tokens together; the scheduler's own limit is its `log_streams`."""
+    what_if_limit_s: Annotated[int, Field(ge=1, le=600)] = 60
+    """How long one what-if question may be played, by the scheduler that leads."""
     lockout_pair_failures: Annotated[int, Field(ge=1)] = 10
     """Failures of one address with one token's first characters within the window that lock this pair out."""
     lockout_address_failures: Annotated[int, Field(ge=1)] = 100

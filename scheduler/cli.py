@@ -28,6 +28,7 @@ from scheduler.logs import LogDesk
 from scheduler.metrics import Metrics
 from scheduler.run import Lines, Scheduler
 from scheduler.settings import Settings
+from scheduler.whatif.desk import WhatIfDesk
 
 LEASE_TIMEOUT_S = 4.0
 """Shorter than a renewal's period, so that an unanswered renewal leaves time for the next."""
@@ -118,7 +119,7 @@ def serve(settings: Settings, token: str, cluster_token: str) -> None:
         lines = Lines(line(LEASE_TIMEOUT_S), line(settings.call_timeout_s), line(settings.call_timeout_s))
         program = Scheduler(settings, Clock.from_text(settings.clock), lines, clusters, metrics, crash)
         desk = LogDesk(clusters, program.door_secret, settings.log_streams)
-        windows = Windows(metrics.text, program.readiness, program.waiting, desk)
+        windows = Windows(metrics.text, program.readiness, program.waiting, desk, WhatIfDesk(desk.admits))
         door = Door(settings.host, settings.port, windows)
         _log_to_stderr()
         program.register(settings.url or f"http://{settings.host}:{door.port}")

@@ -14,6 +14,7 @@ from quota.client.limits import LimitCalls
 from quota.client.programs import ProgramCalls
 from quota.client.reconciliation import ReconciliationCalls
 from quota.client.scheduling import SchedulingCalls
+from quota.client.snapshots import SnapshotCalls
 from quota.client.statements import StatementCalls
 from quota.client.switches import SwitchCalls
 from quota.client.transport import ServiceProblem, ServiceUnavailable
@@ -33,5 +34,6 @@ class QuotaClient(
     AuditCalls,
     ReconciliationCalls,
     SchedulingCalls,
+    SnapshotCalls,
 ):
     """Calls one quota service with one token."""

@@ -123,6 +123,8 @@ def _fleet(world: World) -> dict[str, Callable[[], Valid]]:
         "put_fair_share": _post(world, "put_fair_share", "operator"),
         "read_caps": _get("auditor"),
         "put_caps": _post(world, "put_caps", "operator"),
+        "read_scheduler_state": _get("auditor"),
+        "ask_what_if": _post(world, "ask_what_if", "operator"),
         "pause_hub": _post(world, "pause_hub", "operator", paused=True),
         "pause_cluster": _post(world, "pause_cluster", "operator", {"cluster": "sim"}, paused=True),
         "pause_gpu_class": _post(world, "pause_gpu_class", "operator", {"class_id": "a100"}, paused=True),

@@ -56,6 +56,8 @@ ALLOWED: dict[str, set[str]] = {
     "put_caps": {"operator"},
     "read_organization_caps": {"operator", "auditor", "member"},
     "put_organization_caps": {"operator"},
+    "read_scheduler_state": {"operator", "auditor"},
+    "ask_what_if": {"operator"},
     "pause_hub": {"operator"},
     "pause_cluster": {"operator"},
     "pause_gpu_class": {"operator"},
