@@ -167,7 +167,9 @@ def test_every_number_of_how_the_hub_shares_reaches_the_core() -> None:
             restart_ms=16,
         ),
     )
-    policy = policy_of(a_policy(fair_share=share), Clock())
+    pool = {"organization_pool_thousandths": 250, "organization_pool_from_gpus": 40}
+    policy = policy_of(a_policy(fair_share=share, **pool), Clock())
+    assert (policy.organization_pool_thousandths, policy.organization_pool_from_gpus) == (250, 40)
     assert policy.lane == Lane(2, 7 * 3_600_000, ((60_000, -0.025),), 1.5)
     assert policy.preemption == Preemption(2, 1, 10, 1, 11, 12, 13, 3, 14, 1500, 16)
     assert (policy.ranking, policy.hold_share) == (Ranking.DECAY, 0.25)
