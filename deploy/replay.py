@@ -136,7 +136,7 @@ def _sections(plays: Sequence[Play]) -> Iterable[tuple[str, list[Sequence[str]]]
     ):
         yield title, [*_by(futures, _sizes, "GPUs", show), *_by(futures, _organizations, "", show)]
     yield (
-        "grants: delivered of what was granted",
+        "delivered of the grants",
         [
             (name, *(f"{of.grants[name].delivered_thousandths / 10:.1f} %" for of in futures))
             for name in futures[0].grants
@@ -162,7 +162,9 @@ def _by(
     show: Callable[[Waits], str],
 ) -> list[Sequence[str]]:
     return [
-        (f"{name} {unit}".strip(), *(show(groups(of)[name]) for of in futures)) for name in groups(futures[0])
+        (f"{name} {unit}".strip(), *(show(groups(of)[name]) for of in futures))
+        for name, first in groups(futures[0]).items()
+        if first.jobs
     ]
 
 

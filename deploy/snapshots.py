@@ -15,7 +15,6 @@ from deploy.durations import duration_text
 from deploy.session import ToldGroup, UsageTrouble, service
 from deploy.show import JsonOption, console, hours, json_out, moment, table, with_hours
 from quota.client import ServiceUnavailable
-from quota.clock import HOUR_MS
 from scheduler import cli as program
 from scheduler.snapshots.decision import decide_on
 from scheduler.snapshots.explaining import Explanation, QueuedJob, explained
@@ -208,4 +207,4 @@ def _by_node(gpus: Mapping[str, int]) -> str:
 
 
 def _lag(lag_ms: int) -> str:
-    return f"{lag_ms / HOUR_MS:.1f} h"
+    return "0" if lag_ms == 0 else duration_text(lag_ms / 1000)

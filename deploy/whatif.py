@@ -6,6 +6,7 @@ import json
 import re
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -99,16 +100,18 @@ def whatif(
     with told():
         asked = [
             *(_of_file(changes) if changes else ()),
-            *([_checked(f"--policy {policy}", {"kind": "fair_share", "preset": policy})] if policy else ()),
+            *([_of_policy(policy)] if policy else ()),
             *(_of_nodes(text) for text in nodes or ()),
             *(_of_set(text) for text in change or ()),
         ]
         if not asked:
             raise UsageTrouble("say what would be otherwise: --set, --policy, --nodes or --changes")
         request = WhatIfRequest(
-            changes=tuple(asked), horizon_h=horizon_h(horizon), runs_thousandths=max(1, round(runs * 1000))
+            changes=tuple(each.change for each in asked),
+            horizon_h=horizon_h(horizon),
+            runs_thousandths=max(1, round(runs * 1000)),
         )
-        reply = _ask(file, request)
+        reply = _ask(file, request, [each.typed for each in asked])
         if as_json:
             json_out(reply)
         else:
@@ -126,20 +129,35 @@ def horizon_h(text: str) -> int:
     return found
 
 
-def _ask(file: Path | None, request: WhatIfRequest) -> WhatIfReply:
+def _ask(file: Path | None, request: WhatIfRequest, typed: Sequence[str]) -> WhatIfReply:
     if file is None:
         with service() as client:
             return client.ask_what_if(request)
     try:
         return what_if(read_state(file), request)
-    except (BadSnapshot, BadChange) as error:
+    except BadSnapshot as error:
         raise UsageTrouble(str(error)) from error
+    except BadChange as error:
+        where = error.field.removeprefix(f"changes.{error.number}").lstrip(".")
+        raise UsageTrouble(f"{typed[error.number]}: {where}: {error.detail}") from error
 
 
 # --- what was typed ---
 
 
-def _of_set(text: str) -> WhatIfChange:
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One change, and how it was typed."""
+
+    typed: str
+    change: WhatIfChange
+
+
+def _of_policy(name: str) -> Asked:
+    return _checked(f"--policy {name}", {"kind": "fair_share", "preset": name})
+
+
+def _of_set(text: str) -> Asked:
     target, sign, typed = text.partition("=")
     parts = target.split("/")
     given = f"--set {text}"
@@ -171,7 +189,7 @@ def _value(text: str) -> object:
         return text
 
 
-def _of_nodes(text: str) -> WhatIfChange:
+def _of_nodes(text: str) -> Asked:
     found = _NODES.fullmatch(text)
     if found is None:
         raise UsageTrouble(
@@ -182,7 +200,7 @@ def _of_nodes(text: str) -> WhatIfChange:
     return _checked(f"--nodes {text}", change)
 
 
-def _of_file(file: Path) -> Iterator[WhatIfChange]:
+def _of_file(file: Path) -> Iterator[Asked]:
     try:
         text = file.read_text(encoding="utf-8")
         document: Any = json.loads(text) if file.suffix == ".json" else tomllib.loads(text)
@@ -198,9 +216,9 @@ def _of_file(file: Path) -> Iterator[WhatIfChange]:
         yield _checked(f"--changes: {file}: changes.{number}", entry)
 
 
-def _checked(given: str, change: object) -> WhatIfChange:
+def _checked(given: str, change: object) -> Asked:
     try:
-        return _CHANGE.validate_json(json.dumps(change, default=str))
+        return Asked(given, _CHANGE.validate_json(json.dumps(change, default=str)))
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"][1:])
@@ -236,7 +254,8 @@ def _both(base: Mapping[str, T], changed: Mapping[str, T]) -> list[tuple[str, tu
 
 def _waits(title: str, what: str, pairs: Sequence[tuple[str, Waits, Waits]]) -> Table:
     columns = (what, ">jobs", ">start", ">mean wait", ">95 % wait at most", ">preemptions")
-    return table(title, columns, [(name, *_cells(base, changed)) for name, base, changed in pairs])
+    rows = [(name, *_cells(base, changed)) for name, base, changed in pairs if base.jobs or changed.jobs]
+    return table(title, columns, rows)
 
 
 def _cells(base: Waits, changed: Waits) -> tuple[str, ...]:

@@ -39,6 +39,7 @@ class BadChange(Exception):
     def __init__(self, number: int, field: str, detail: str) -> None:
         """`number` counts from 0, `field` is of the change."""
         self.field = f"changes.{number}.{field}" if field else f"changes.{number}"
+        self.number = number
         self.detail = detail
         super().__init__(f"{self.field}: {detail}")
 
