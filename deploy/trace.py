@@ -28,6 +28,7 @@ from deploy.trace_report import deliveries, ends, use, waits
 from deploy.traces import DAY_S, TraceJob, read_trace, window
 from quota.client import QuotaClient, ServiceUnavailable
 from quota.clock import HOUR_MS, Clock, wall_ms
+from quota.schemas.caps import CapsPut, HubCaps
 from quota.schemas.identity import NewOrganization
 from quota.schemas.jobs import Job, JobDetail
 from quota.schemas.programs import Award, Grant, NewProgram
@@ -35,6 +36,7 @@ from quota.schemas.scheduling import JobState
 
 PROGRAM = "trace"
 TERM_DAYS = 60
+UNCAPPED = HubCaps(organization_pool_thousandths=1000, queued_jobs=1_000_000)
 LEAD_WALL_S = 2.0
 """Between the last preparation and the first submission."""
 
@@ -132,6 +134,7 @@ def _prepare(hub: Hub, operator: QuotaClient, whole: Sequence[TraceJob], wish: T
     operator.create_program(
         NewProgram(id=PROGRAM, name="Trace", budget_gpu_hours=max(budget, sum(granted.values())))
     )
+    operator.put_caps(CapsPut(caps=UNCAPPED, reason="one organization of a trace may be half of its demand"))
     ends_at = operator.read_clock().now + TERM_DAYS * 24 * HOUR_MS
     for organization, gpu_hours in granted.items():
         with existing_is_fine():

@@ -148,7 +148,8 @@ def _cap(hub: HubCaps, own: OrganizationCaps, pool: Callable[[], Pool]) -> int |
     if part == NO_PART:
         return own.max_gpus
     found = pool()
-    if own.pool_thousandths is None and found.gpus < hub.organization_pool_from_gpus:
+    smallest = 1 if own.pool_thousandths is not None else max(1, hub.organization_pool_from_gpus)
+    if found.gpus < smallest:
         return own.max_gpus
     of_pool = found.part(part)
     return of_pool if own.max_gpus is None else min(own.max_gpus, of_pool)

@@ -56,13 +56,14 @@ def cap_of(organization: Organization, policy: Policy, pool: Pool) -> int | None
     """How many GPUs an organization may keep at once; None: no cap.
 
     The least of its own cap and its share of the pool, rounded up. A share is never less than the largest node has of
-    one class: a job on one node can always run. The hub's share binds pools of `organization_pool_from_gpus` and more.
+    one class: a job on one node can always run. The hub's share binds pools of `organization_pool_from_gpus` and more;
+    while no node takes jobs at all there is nothing to share.
     """
     share = organization.pool_thousandths
     if share is None:
         small = pool.gpus < policy.organization_pool_from_gpus
         share = 1000 if small else policy.organization_pool_thousandths
-    if share >= 1000:
+    if share >= 1000 or not pool.gpus:
         return organization.max_gpus
     of_pool = max(-(-pool.gpus * share // 1000), pool.largest)
     return of_pool if organization.max_gpus is None else min(organization.max_gpus, of_pool)

@@ -22,7 +22,7 @@ def caps_of(world: World) -> dict[str, int]:
         if part is None and sum(totals) >= policy.organization_pool_from_gpus:
             part = policy.organization_pool_thousandths
         limits = [] if each.max_gpus is None else [each.max_gpus]
-        if part is not None and part != 1000:
+        if part is not None and part != 1000 and sum(totals):
             whole, rest = divmod(sum(totals) * part, 1000)
             limits.append(max(whole + (rest > 0), *totals, 0))
         if limits:

@@ -240,7 +240,7 @@ def _ceiling(hub: Hub, organization_id: str) -> tuple[int, int]:
         counts = sum(sizes) >= policy.organization_pool_from_gpus
         part = policy.organization_pool_thousandths if counts else 1000
     caps = [] if organization.max_gpus is None else [organization.max_gpus]
-    if part < 1000:
+    if part < 1000 and sum(sizes) > 0:
         caps.append(max([ceil(Fraction(part * sum(sizes), 1000)), *sizes]))
     mine = [a for a in hub.attempts.values() if a.organization_id == organization_id and a.capacity_held]
     in_use = sum(pod.count for attempt in mine for pod in attempt.pods)

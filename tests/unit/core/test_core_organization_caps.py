@@ -146,6 +146,11 @@ def test_small_pool_is_not_divided() -> None:
     assert first_refused(policy, *POOL_OF_40, a_node("n6", gpus=1)) == 9
 
 
+def test_where_no_node_takes_jobs_that_is_told_and_no_cap() -> None:
+    down = [replace(node, schedulable=False) for node in POOL_OF_40]
+    assert plan_of(A_FIFTH, *down, a_job()).reasons["j1"].code is WaitReason.NODES_UNAVAILABLE
+
+
 def test_organization_may_have_another_share_or_none_or_a_lower_cap() -> None:
     assert first_refused(A_FIFTH, an_organization(pool=500), *POOL_OF_40) == 20
     assert first_refused(A_FIFTH, an_organization(pool=1000), *POOL_OF_40) == 40
