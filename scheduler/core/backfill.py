@@ -7,11 +7,11 @@ a node was lost, or an attempt did not end in time.
 
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from scheduler.core.fit import Fleet, Shape, Shelf
-from scheduler.core.model import Reservation
+from scheduler.core.model import RACK, Reservation
 from scheduler.core.profile import (
     NEVER_MS,
     OVERDUE_MS,
@@ -101,9 +101,10 @@ class Horizon:
             profile = self._profiles.get((shape.gpu_class, cluster))
             if shelf is None or profile is None:
                 continue
-            found = self._hole_in(cluster, shelf, profile, shape, walltime_ms)
-            if found and (best is None or found.starts_at_ms < best.starts_at_ms):
-                best = found
+            for _, domain in self._fleet.domains(shape, (cluster,)):
+                found = self._hole_in(cluster, shelf, domain, profile, shape, walltime_ms)
+                if found and (best is None or found.starts_at_ms < best.starts_at_ms):
+                    best = found
         return best
 
     def holds(self, reservation: Reservation, walltime_ms: int) -> bool:
@@ -136,16 +137,15 @@ class Horizon:
 
     def allows(self, shape: Shape, clusters: Iterable[str]) -> bool:
         """Whether it may start now and run its whole walltime without delaying a reservation."""
-        by_cluster = self._fleet.open.get(shape.gpu_class, {})
-        for cluster in clusters:
-            shelf = by_cluster.get(cluster)
-            if shelf is None:
-                continue
+        for cluster, shelf in self._fleet.domains(shape, clusters):
             fitting = shelf.fitting(shape.gpus_per_pod)
             if fitting < shape.pods:
                 continue
             screen = self.screen(shape.gpu_class, cluster)
-            if screen is None or fitting - screen.lost(shape.gpus_per_pod, shape.span_ms) >= shape.pods:
+            if screen is None:
+                return True
+            within = shelf.nodes if shape.within == RACK else None
+            if fitting - screen.lost(shape.gpus_per_pod, shape.span_ms, within) >= shape.pods:
                 return True
         return False
 
@@ -166,10 +166,17 @@ class Horizon:
         return min(near or seats, key=lambda seat: (seat.starts_at_ms, seat.made_at_ms, seat.number)).job_id
 
     def _hole_in(
-        self, cluster: str, shelf: Shelf, profile: Profile, shape: Shape, walltime_ms: int
+        self,
+        cluster: str,
+        shelf: Shelf,
+        domain: Shelf,
+        profile: Profile,
+        shape: Shape,
+        walltime_ms: int,
     ) -> Hole | None:
+        """On the nodes of `domain`: all those of the cluster (`shelf`), or of one rack."""
         size, now_ms = shape.gpus_per_pod, self.now_ms
-        if shelf.holding(size) < shape.pods:
+        if domain.holding(size) < shape.pods:
             return None
         place = shape.gpu_class, cluster
         taken = {
@@ -182,10 +189,12 @@ class Horizon:
         if not profile.nodes.keys() <= taken:
             slots = profile.slots(size, shelf.nodes)
             usual = [slot for slot in slots if slot[1] not in taken] if taken else slots
+            if domain is not shelf:
+                usual = [slot for slot in usual if slot[1] in domain.nodes]
         special = [
             (name, profile.nodes[name], self.taken(place, name))
             for name in sorted(taken)
-            if name in shelf.nodes
+            if name in domain.nodes
         ]
         at_ms = now_ms
         while True:
@@ -240,18 +249,19 @@ class Screen:
         """What stays free on each node for so long, reservations counted."""
         return self._least_in(self._begun(span_ms))
 
-    def lost(self, size: int, span_ms: int) -> int:
-        """How many pods of this size less than the free GPUs say can run for so long."""
+    def lost(self, size: int, span_ms: int, within: Container[str] | None = None) -> int:
+        """How many pods of this size less than the free GPUs say can run for so long, on these nodes or on all."""
         begun = self._begun(span_ms)
+        if within is not None:
+            return self._lost_on(size, [name for name in self._nodes if name in within], begun)
         found = self._lost.get((size, begun))
         if found is None:
-            nodes = self._shelf.nodes
-            found = sum(
-                nodes[name][0] // size - min(nodes[name][0], least) // size
-                for name, least in self._least_in(begun).items()
-            )
-            self._lost[size, begun] = found
+            found = self._lost[size, begun] = self._lost_on(size, self._nodes, begun)
         return found
+
+    def _lost_on(self, size: int, names: Iterable[str], begun: int) -> int:
+        nodes, least = self._shelf.nodes, self._least_in(begun)
+        return sum(nodes[n][0] // size - min(nodes[n][0], least[n]) // size for n in names)
 
     def look_again(self, nodes: Iterable[str]) -> None:
         """The room on these nodes changed."""

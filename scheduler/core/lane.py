@@ -22,7 +22,7 @@ def serve_lane(picks: Picks, lane: Lane) -> None:
         if here:
             picks.tree.start()
         while here and (turn := picks.tree.next(Race(here, lane=lane, worst_behind_share=worst))):
-            closed = picks.start(*turn, picks.take(turn[2].shape))
+            closed = picks.start(*turn, picks.take(turn[2]))
             here.difference_update(closed)
             live.difference_update(closed)
             picks.look_again(closed)

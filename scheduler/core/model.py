@@ -10,6 +10,9 @@ from enum import StrEnum
 
 from scheduler.core.policy import Policy
 
+NODE, RACK = "node", "rack"
+"""Within what all pods have to fit."""
+
 
 class JobState(StrEnum):
     """Where a job or an attempt is on its way. Only QUEUED jobs wait."""
@@ -56,7 +59,21 @@ class WaitReason(StrEnum):
     NO_FREE_GPU = "no_free_gpu"
     """(gpu_class, needed, free): fewer are free in all clusters together than the job needs"""
     NO_NODE_FITS = "no_node_fits"
-    """(gpu_class, gpus_per_pod, pods, pods_fit): enough are free, but scattered over nodes or clusters"""
+    """(gpu_class, gpus_per_pod, pods, pods_fit): enough are free, but scattered over nodes or clusters. `within`
+    besides where one "node" has to hold all pods (they then count as one), or one "rack"."""
+
+
+class Topology(StrEnum):
+    """How the pods of a gang lie to each other. What is required is part of whether they fit, the rest of where."""
+
+    ANY = "any"
+    SAME_NODE = "same_node"
+    SAME_RACK = "same_rack"
+    PREFER_SAME_NODE = "prefer_same_node"
+    """One node, else one rack, else anywhere."""
+    PREFER_SAME_RACK = "prefer_same_rack"
+    SPREAD = "spread"
+    """As evenly over nodes as the room allows: on distinct ones where there are enough."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +103,8 @@ class Node:
     node: str
     schedulable: bool
     capacities: Mapping[str, Capacity]
+    rack: str = ""
+    """Its name within the cluster; "" for a node of which no rack is known: it shares one with no other."""
 
     @property
     def id(self) -> str:
@@ -194,6 +213,17 @@ class Job:
     """When it was preempted, at least within the last 24 hours."""
     fallbacks: tuple[str, ...] = ()
     """Further classes that it accepts, in order of preference; all its pods get one and the same."""
+
+    topology: Topology = Topology.ANY
+
+    @property
+    def unit(self) -> tuple[int, int, str]:
+        """(GPUs, how many such, within what): what has to fit. All pods on one node are like one large pod."""
+        if self.pods > 1 and self.topology is Topology.SAME_NODE:
+            return self.gpus, 1, NODE
+        if self.pods > 1 and self.topology is Topology.SAME_RACK:
+            return self.gpus_per_pod, self.pods, RACK
+        return self.gpus_per_pod, self.pods, ""
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ def fill(picks: Picks) -> None:
     """Serve job after job, each pick counting before the next, until nothing that may start fits."""
     known, policy = picks.known, picks.known.policy
     for shape in known.by_shape:
-        picks.fitting.setdefault(shape.gpu_class, {}).setdefault(shape[:4], []).append(shape)
+        picks.fitting.setdefault(shape.gpu_class, {}).setdefault(shape[:5], []).append(shape)
     for by_key in picks.fitting.values():
         for shapes in by_key.values():
             shapes.sort(key=lambda shape: shape.span_ms)

@@ -8,11 +8,11 @@ from scheduler.core.fit import Shape
 from scheduler.core.groups import Group, Leaf
 from scheduler.core.model import Job, Preempt, Reason, Start, WaitReason
 from scheduler.core.order import Branch, Tree
-from scheduler.core.placement import Room, place, pods_of
+from scheduler.core.placement import Room, choose_room, pods_of
 from scheduler.core.reasons import with_others
 from scheduler.core.state import Knowledge
 
-FitKey = tuple[str, int, int, str]
+FitKey = tuple[str, int, int, str, str]
 """Shapes that differ in their span only fit or fail together, reservations aside."""
 
 
@@ -91,7 +91,7 @@ class Picks:
 
     def start(self, branch: Branch, leaf: Leaf, group: Group, room: Room) -> list[Shape]:
         """Give the group's first job this room and charge it. Returns the shapes that fit no more."""
-        known, shape, book, path = self.known, group.shape, leaf.book, group.path
+        known, book, path = self.known, leaf.book, group.path
         job = known.jobs[group.entries[group.taken][2]]
         self.starts.append(
             Start(
@@ -100,7 +100,7 @@ class Picks:
                 grant_id=book.grant.id,
                 account_path=path,
                 cluster=room.cluster,
-                pods=pods_of(room, shape.gpus_per_pod),
+                pods=pods_of(room, job.gpus_per_pod),
                 cost_gpu_us=group.cost_gpu_us,
             )
         )
@@ -137,20 +137,20 @@ class Picks:
         self.known.judge(organization_id)
         self.tree.refresh(organization_id)
 
-    def take(self, shape: Shape) -> Room:
-        """The room of this shape's next job, which needs no reservation any more.
+    def take(self, group: Group) -> Room:
+        """The room of this group's next job, which needs no reservation any more.
 
         Kept room that it leaves over stays kept for this cycle.
         """
+        shape, topology = group.shape, self.known.jobs[group.entries[group.taken][2]].topology
         self.horizon.rise(shape.kept_for)
         fleet, kept = self.known.fleet, self.keeps.get(shape.kept_for)
         clusters = self.reach.open_to(shape.gpu_class)
         if kept:
             fleet.take(kept.gpu_class, kept.cluster, kept.gpus_by_node, sign=-1)
-        shelves = fleet.shelves(shape.gpu_class, clusters)
-        room = place(shape, shelves, self._limits(shape, clusters))
+        room = choose_room(shape, topology, fleet, clusters, self._limits(shape, clusters))
         # in the lane it may take reserved room where there is no other
-        room = room or place(shape, shelves)
+        room = room or choose_room(shape, topology, fleet, clusters)
         assert room, f"{shape} fitted a moment ago"
         fleet.take(room.gpu_class, room.cluster, room.gpus_by_node)
         if kept:

@@ -134,7 +134,7 @@ def serve_all(picks: Picks, loose: set[Shape]) -> None:
         before = set(live) if policy.reservations or picks.has_choices else live
         gave_up = horizon.seats.get(shape.kept_for)
         if shape in live:
-            live.difference_update(picks.start(branch, leaf, group, picks.take(shape)))
+            live.difference_update(picks.start(branch, leaf, group, picks.take(group)))
         elif (reserved := _reserve(picks, group)) is None:
             reservable.discard(shape)
             picks.look_again((shape,))

@@ -18,9 +18,7 @@ def preempt(picks: Picks, rule: Preemption) -> None:
         return
     pool = Pool(picks.known, picks.tree.books, rule)
     at_once = rule.gangs_at_once - picks.known.stopped_for()
-    beaten: dict[
-        tuple[str, int, int], int
-    ] = {}  # shapes that no eviction suffices, with the lag of who tried
+    beaten: dict[Shape, int] = {}  # shapes that no eviction suffices, with the lag of who tried
     for leaf in picks.tree.order():
         if leaf.book.rank_lag_ms <= 0 or leaf.heads.keys().isdisjoint(shapes):
             continue
@@ -35,7 +33,7 @@ def preempt(picks: Picks, rule: Preemption) -> None:
                 continue
             for group in groups:
                 assert group.book is not None
-                key, lag_ms = group.shape[:3], group.book.rank_lag_ms
+                key, lag_ms = group.shape._replace(kept_for="", span_ms=0, classes=()), group.book.rank_lag_ms
                 if at_once > 0 and lag_ms > beaten.get(key, -NEVER_MS):
                     if _stop_for(picks, group, job, pool, rule):
                         at_once -= 1
@@ -52,7 +50,7 @@ def _may_press(group: Group) -> bool:
 def _start_past(picks: Picks, group: Group, job: Job) -> None:
     """Nobody has to be stopped for it: it may pass the reservations of those who are less behind."""
     if group.entries[group.taken][2] == job.id:
-        picks.start_past(job, group, picks.take(group.shape))
+        picks.start_past(job, group, picks.take(group))
 
 
 def _gangs(picks: Picks, leaf: Leaf, shapes: set[Shape], count: int) -> list[Job]:
@@ -72,7 +70,8 @@ def _stop_for(picks: Picks, group: Group, job: Job, pool: Pool, rule: Preemption
     free = sum(shelf.free for shelf in shelves.values())
     if free + sum(victim.gpus for victim in victims) < job.gpus:
         return False
-    eviction = choose(group.shape, shelves, victims, {})
+    domains = fleet.domains(group.shape, picks.reach.open_to(gpu_class))
+    eviction = choose(group.shape, domains, victims, {})
     if eviction is None:
         return False
     pool.drop(eviction.victims)

@@ -25,7 +25,7 @@ class Teller:
 
     def __init__(self, cycle: Picks) -> None:
         self._cycle, self._known = cycle, cycle.known
-        self._explained: dict[tuple[str, int, int, str], Reason] = {}
+        self._explained: dict[FitKey, Reason] = {}
 
     def tell(self, judged: Iterable[str]) -> Told:
         """After the picks. `judged`: the organizations whose verdicts may have changed before them."""
@@ -73,13 +73,13 @@ class Teller:
                 _say(known.reasons, changed, group, known.shape_reasons[group.shape])
         missing = dict[FitKey, set[Shape]]()
         for shape in behind:
-            missing.setdefault(shape[:4], set()).add(shape)
+            missing.setdefault(shape[:5], set()).add(shape)
         for leaf in leaves:
             if not missing:
                 break
-            for key in missing.keys() & {shape[:4] for shape in leaf.heads}:
+            for key in missing.keys() & {shape[:5] for shape in leaf.heads}:
                 # of jobs that need the same room only the first was next, whatever their walltimes
-                (_, _, job_id), group = min(heap[0] for s, heap in leaf.heads.items() if s[:4] == key)
+                (_, _, job_id), group = min(heap[0] for s, heap in leaf.heads.items() if s[:5] == key)
                 if group.shape in missing.pop(key) and group.speaks:
                     group.told = None
                     known.behind[job_id] = group, behind[group.shape]
@@ -131,13 +131,13 @@ class Teller:
         return None
 
     def _explain(self, shape: Shape) -> Reason:
-        reason = self._explained.get(shape[:4])
+        reason = self._explained.get(shape[:5])
         if reason is None:
             cycle = self._cycle
             fleet, kept = self._known.fleet, cycle.keeps.get(shape.kept_for)
             if kept:
                 fleet.take(kept.gpu_class, kept.cluster, kept.gpus_by_node, sign=-1)
-            reason = self._explained[shape[:4]] = explain(shape, fleet, cycle.reach)
+            reason = self._explained[shape[:5]] = explain(shape, fleet, cycle.reach)
             if kept:
                 fleet.take(kept.gpu_class, kept.cluster, kept.gpus_by_node)
         return reason

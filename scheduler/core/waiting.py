@@ -274,5 +274,6 @@ def _cost(group: Group) -> int:
 def _key(job: Job, kept_for: str) -> GroupKey:
     """Of the group for the class that it prefers."""
     classes = job.classes if job.fallbacks else ()
-    shape = Shape(job.gpu_class, job.gpus_per_pod, job.pods, kept_for, span_of(job.walltime_ms), classes)
+    size, pods, within = job.unit
+    shape = Shape(job.gpu_class, size, pods, kept_for, within, span_of(job.walltime_ms), classes)
     return job.grant_id, shape, job.walltime_ms

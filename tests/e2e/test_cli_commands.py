@@ -68,6 +68,18 @@ def test_the_same_key_is_the_same_job(up: Up) -> None:
     assert "idempotency_key_reused" in other.stderr
 
 
+def test_a_job_may_fall_back_on_another_class(up: Up) -> None:
+    choices = ("--gpu-class", "a100", "--fallback", "h100", "--gpus", "8")
+    quoted = up.run("submit", "choosy", *choices, "--dry-run", *QUICK)
+    assert "GPU classes in order of preference" in quoted.stdout
+    assert re.search(r"a100 .*\n.*h100 ", quoted.stdout)
+    job_id = up.ask("submit", "choosy", *choices, *QUICK)["id"]
+    shown = up.run("job", job_id).stdout
+    assert "1 x 8 a100 or h100" in shown
+    wrong = up.run("submit", "wrong", "--gpu-class", "a100", "--fallback", "a100", *QUICK)
+    assert (wrong.returncode, "twice" in wrong.stderr) == (2, True)
+
+
 def test_a_job_that_waits_says_why_and_can_be_cancelled(up: Up) -> None:
     wide = up.ask("submit", "wide", "--gpus", "8", "--pods", "4", *QUICK)
 

@@ -24,6 +24,7 @@ from scheduler.core.model import (
     Start,
     Stop,
     Tombstone,
+    Topology,
 )
 from scheduler.core.policy import Policy
 
@@ -43,6 +44,7 @@ CHOICES = (
     ("mig", "a100", "h100"),
 )
 """What a job accepts: most name one class only."""
+TOPOLOGIES = (*(Topology.ANY,) * 5, *Topology)
 
 
 def a_random_world(rng: Random, stops: bool = False) -> World:
@@ -199,7 +201,8 @@ def _node(rng: Random) -> Node:
         total = rng.choice((2, 4, 8))
         foreign = rng.choice((0, 0, 0, 1))
         capacities[gpu_class] = Capacity(total, foreign, rng.choice((0, 0, 0, 1, 2, total)))
-    return Node(rng.choice(("c1", "c2")), f"n{rng.randrange(4)}", rng.random() < 0.85, capacities)
+    rack = rng.choice(("", "r1", "r1", "r2"))
+    return Node(rng.choice(("c1", "c2")), f"n{rng.randrange(4)}", rng.random() < 0.85, capacities, rack)
 
 
 def _organization(rng: Random, id: str) -> Organization:
@@ -277,6 +280,7 @@ def _job(rng: Random, id: str, now_ms: int) -> Job:
         rng.choice((None,) * 5 + (now_ms + rng.choice((-1, 1, 2000, 4000)),)),
         rng.random() < 0.05,
         fallbacks=tuple(fallbacks),
+        topology=rng.choice(TOPOLOGIES),
     )
 
 

@@ -21,7 +21,8 @@ from scheduler.core.model import (
 from scheduler.core.policy import DAY_MS, HOUR_MS, Lane, Preemption
 from tests.property.core.core_choices import of_class, payable
 from tests.property.core.core_promises import HOURS, Hub
-from tests.property.core.test_core_property import faults, free_after, usable_clusters
+from tests.property.core.test_core_property import faults, free_after, together, usable_clusters
+from tests.property.core.test_core_property import has_room as has_room_on
 
 OVERDUE_MS = 60_000
 ROOM = {
@@ -86,14 +87,10 @@ def gathering(hub: Hub, plan: Plan) -> set[str]:
 
 
 def fits(hub: Hub, job: Job, free: Free) -> bool:
-    """Whether one usable cluster has room for all pods."""
-    pods: Counter[str] = Counter()
+    """Whether one usable cluster has room for all pods, as near to each other as they have to be."""
     usable = usable_clusters(hub.world, job.gpu_class, hub.now_ms)
-    for node in hub.of(Node):
-        if node.cluster in usable and node.schedulable:
-            here = free.get((node.cluster, node.node, job.gpu_class), 0)
-            pods[node.cluster] += max(0, here) // job.gpus_per_pod
-    return any(count >= job.pods for count in pods.values())
+    nodes = [node for node in hub.of(Node) if node.cluster in usable and node.schedulable]
+    return has_room_on(job, [(node, free.get((node.cluster, node.node, job.gpu_class), 0)) for node in nodes])
 
 
 def spared(hub: Hub, plan: Plan, job: Job, from_ms: int | None = None) -> Free:
@@ -160,6 +157,9 @@ def wrong_reservations(hub: Hub, plan: Plan) -> list[str]:
         able = payable(hub, plan, job)
         if of_class(job, each.gpu_class) is None or sum(each.gpus_by_node.values()) != job.gpus:
             found.append(f"not the size of {job.id}: {each}")
+        nodes = [hub.world[Kind.NODE, f"{each.cluster}/{node}"] for node in each.gpus_by_node]
+        if not together(job, [node for node in nodes if isinstance(node, Node)]):
+            found.append(f"not together as required: {each}")
         if job.gpus < policy.reservation_gpus:
             found.append(f"too small for a reservation: {job.id}")
         # what a later start of the same plan left without the money is taken away by the next one

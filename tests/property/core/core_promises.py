@@ -30,7 +30,7 @@ from scheduler.core.model import (
     Tombstone,
 )
 from scheduler.core.policy import DAY_MS, HOUR_MS, MINUTE_MS, PRESETS, Lane, Policy, Preemption, Ranking
-from tests.property.core.core_chaos import World, put
+from tests.property.core.core_chaos import TOPOLOGIES, World, put
 
 Kept = TypeVar("Kept", Node, Cluster, Grant, Job, Attempt)
 START_MS = 1_000 * HOUR_MS
@@ -150,6 +150,7 @@ class Hub:
                 not_before_ms=rng.choice((None,) * 9 + (self.now_ms + HOUR_MS,)),
                 restartable=rng.random() < 0.7,
                 fallbacks=tuple(fallbacks),
+                topology=rng.choice(TOPOLOGIES),
             )
         )
 
@@ -345,7 +346,7 @@ def _node(rng: Random, cluster: str, name: str) -> Node:
     }
     if rng.random() < 0.3:
         capacities = {**capacities, rng.choice(("mig", "a100")): Capacity(8)}
-    return Node(cluster, name, rng.random() < 0.9, capacities)
+    return Node(cluster, name, rng.random() < 0.9, capacities, rng.choice(("", "r1", "r1", "r2")))
 
 
 def _grant(rng: Random, id: str, organization: str) -> Grant:

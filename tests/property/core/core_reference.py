@@ -98,9 +98,9 @@ def reference(objects: Iterable[Change], now_ms: int) -> Answer:
     able = list(dict.fromkeys(job.id for job in ranked))
     rest = sorted((job.submitted_at_ms, id) for id, job in waiting.items() if id not in able)
     answer.order = (*able, *(id for _, id in rest))
-    firsts: dict[tuple[str, int, int], tuple[str, str]] = {}
+    firsts: dict[tuple[str, int, int, str], tuple[str, str]] = {}
     for each in ranked:
-        firsts.setdefault((each.gpu_class, each.gpus_per_pod, each.pods), (each.id, each.gpu_class))
+        firsts.setdefault((each.gpu_class, *_unit(each)), (each.id, each.gpu_class))
     next_ones = set(firsts.values()) & fitted
     for id in answer.order:
         job = waiting[id]
@@ -224,6 +224,15 @@ def _draw(hub: Hub, job: Job) -> tuple[str, tuple[str, ...]] | str:
     if any(_runs(hub, g) for g in grants):
         return "grant_ends_first"
     return "grant_not_started" if any(g.starts_at_ms > hub.now_ms for g in grants) else "no_grant"
+
+
+def _unit(job: Job) -> tuple[int, int, str]:
+    """What has to fit: so many GPUs, so often, within what."""
+    if job.pods == 1 or not job.topology.value.startswith("same"):
+        return job.gpus_per_pod, job.pods, ""
+    return (
+        (_gpus(job), 1, "node") if job.topology.value == "same_node" else (job.gpus_per_pod, job.pods, "rack")
+    )
 
 
 def _gpus(job: Job) -> int:
@@ -410,29 +419,70 @@ def _is_paused(hub: Hub, job: Job) -> bool:
 
 
 def _place(hub: Hub, job: Job) -> Placement | None:
-    """Pod by pod onto the fullest node that has room; among clusters the one least torn open."""
+    """Within what it requires, or the narrowest that it prefers and that has room."""
     if _is_paused(hub, job):
         return None
+    for within in WISHES[job.topology.value] if job.pods > 1 else ("",):
+        found = _places(hub, job, within)
+        if found:
+            return min(found)[1]
+    return None
+
+
+WISHES = {
+    "any": ("",),
+    "spread": ("",),
+    "same_node": ("node",),
+    "same_rack": ("rack",),
+    "prefer_same_node": ("node", "rack", ""),
+    "prefer_same_rack": ("rack", ""),
+}
+
+
+def domains(nodes: Iterable[Node], within: str) -> dict[tuple[str, str], list[Node]]:
+    """The nodes by (cluster, "") or by (cluster, rack), those of no rack left out."""
+    found: dict[tuple[str, str], list[Node]] = {}
+    for node in sorted(nodes, key=lambda node: (node.cluster, node.rack)):
+        if within != "rack" or node.rack:
+            found.setdefault((node.cluster, node.rack if within == "rack" else ""), []).append(node)
+    return found
+
+
+def _places(hub: Hub, job: Job, within: str) -> list[tuple[tuple[int, int, int, str, str], Placement]]:
+    """Pod by pod onto the fullest node that has room, or that has the fewest of them; the least torn open first."""
+    size, pods = (_gpus(job), 1) if within == "node" else (job.gpus_per_pod, job.pods)
+    usable = [n for n in hub.nodes.values() if n.cluster in _clusters(hub) and n.schedulable]
     found = []
-    for cluster in _clusters(hub):
-        mine = [n for n in hub.nodes.values() if n.cluster == cluster and n.schedulable]
-        state = {n.node: _free(hub, n, job.gpu_class) for n in mine}
-        before, chosen = dict(state), dict[str, int]()
-        for _ in range(job.pods):
+    for (cluster, rack), nodes in domains(usable, within).items():
+        before = {n.node: _free(hub, n, job.gpu_class) for n in nodes}
+        state, chosen = dict(before), dict[str, int]()
+        spread = job.topology.value == "spread"
+        for _ in range(pods):
             fit = [
-                (free == total and free > job.gpus_per_pod, free, free == total, name)
-                for name, (free, total) in state.items()
-                if free >= job.gpus_per_pod
+                (
+                    chosen.get(name, 0) if spread else 0,
+                    *_fullness(before if spread else state, name, size),
+                    name,
+                )
+                for name, (free, _) in state.items()
+                if free >= size
             ]
             if not fit:
                 break
-            name = min(fit)[3]
-            chosen[name] = chosen.get(name, 0) + job.gpus_per_pod
-            state[name] = state[name][0] - job.gpus_per_pod, state[name][1]
+            name = min(fit)[-1]
+            chosen[name] = chosen.get(name, 0) + size
+            state[name] = state[name][0] - size, state[name][1]
         else:
             broken = sum(before[n][0] == before[n][1] and state[n][0] > 0 for n in chosen)
-            found.append(((broken, sum(state[n][0] for n in chosen), cluster), (cluster, chosen)))
-    return min(found)[1] if found else None
+            most = max(chosen.values()) if spread else 0
+            left = sum(state[n][0] for n in chosen)
+            found.append(((most, broken, left, cluster, rack), (cluster, chosen)))
+    return found
+
+
+def _fullness(state: dict[str, tuple[int, int]], name: str, size: int) -> tuple[bool, int, bool]:
+    free, total = state[name]
+    return free == total and free > size, free, free == total
 
 
 def _code(hub: Hub, job: Job, lost_room: bool) -> str:
@@ -443,22 +493,18 @@ def _code(hub: Hub, job: Job, lost_room: bool) -> str:
         return "behind_in_order"
     if _is_paused(hub, job):
         return "placement_paused"
-    g, pods, seen = job.gpus_per_pod, job.pods, _seen(hub)
+    g, pods, within = _unit(job)
+    seen = _seen(hub)
     live, dark = set(_clusters(hub)), {n.cluster for n in hub.nodes.values()} - seen
 
     def most(clusters: set[str], part: int, also_shut: bool) -> int:
-        """Pods that fit in the best of these clusters; part 0 = what is free, 1 = were all empty."""
-        return max(
-            (
-                sum(
-                    _free(hub, n, job.gpu_class)[part] // g
-                    for n in hub.nodes.values()
-                    if n.cluster == cluster and (n.schedulable or also_shut)
-                )
-                for cluster in clusters
-            ),
-            default=0,
+        """Pods that fit in the best of these clusters or their racks; part 0 = what is free, 1 = were all empty."""
+        mine = [n for n in hub.nodes.values() if n.cluster in clusters and (n.schedulable or also_shut)]
+        sums = (
+            sum(_free(hub, n, job.gpu_class)[part] // g for n in each)
+            for each in domains(mine, within).values()
         )
+        return max(sums, default=0)
 
     paused = seen - live
     never = most(live, 1, False) < pods

@@ -1,6 +1,7 @@
 """What holds for every plan, whatever the hub looks like."""
 
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from random import Random
 
 from hypothesis import given, settings
@@ -18,6 +19,7 @@ from scheduler.core.model import (
     Node,
     Plan,
     Start,
+    Topology,
     WaitReason,
 )
 from scheduler.core.policy import Policy
@@ -117,6 +119,7 @@ def faults_of(start: Start, world: World, now_ms: int) -> list[str]:
         "a class that it does not accept": gpu_class in (job.gpu_class, *job.fallbacks),
         "not the cost of the class": rate is not None
         and start.cost_gpu_us == job.walltime_ms * job.gpus_per_pod * job.pods * rate,
+        "not together as required": together(job, [node for node in nodes if isinstance(node, Node)]),
         "cluster out of reach": start.cluster in usable_clusters(world, gpu_class, now_ms),
         "node out of reach": all(isinstance(node, Node) and node.schedulable for node in nodes),
         "no such path": start.account_path
@@ -141,19 +144,38 @@ def with_room_left(world: World, plan: Plan, now_ms: int) -> list[str]:
             or plan.reasons[job.id].code not in room_codes
         ):
             continue
-        pods: Counter[str] = Counter()
         # of several classes the one whose room it is told to wait for: for another it may lack the money
         gpu_class = str(plan.reasons[job.id].numbers.get("gpu_class", job.gpu_class))
         if job.fallbacks and "gpu_class" not in plan.reasons[job.id].numbers:
             continue
         usable = usable_clusters(world, gpu_class, now_ms)
-        for node in world.values():
-            if isinstance(node, Node) and node.cluster in usable and node.schedulable:
-                left = free.get((node.cluster, node.node, gpu_class), 0)
-                pods[node.cluster] += left // job.gpus_per_pod
-        if any(count >= job.pods for count in pods.values()):
+        nodes = [n for n in world.values() if isinstance(n, Node) and n.cluster in usable and n.schedulable]
+        if has_room(job, [(node, free.get((node.cluster, node.node, gpu_class), 0)) for node in nodes]):
             found.append(job.id)
     return found
+
+
+def has_room(job: Job, free: Iterable[tuple[Node, int]]) -> bool:
+    """Whether all pods fit in one cluster, on one node or in one rack of it if that is required."""
+    size, pods = job.gpus_per_pod, job.pods
+    if job.topology is Topology.SAME_NODE:
+        return any(left >= size * pods for _, left in free)
+    counts: Counter[tuple[str, str]] = Counter()
+    in_rack = job.topology is Topology.SAME_RACK and pods > 1
+    for node, left in free:
+        if node.rack or not in_rack:
+            counts[node.cluster, node.rack if in_rack else ""] += max(0, left) // size
+    return any(count >= pods for count in counts.values())
+
+
+def together(job: Job, nodes: Sequence[Node]) -> bool:
+    """Whether these nodes, one per pod or each once, are as near to each other as the job requires."""
+    ids, racks = {node.id for node in nodes}, {node.rack for node in nodes}
+    if job.pods == 1:
+        return True
+    if job.topology is Topology.SAME_NODE:
+        return len(ids) == 1
+    return job.topology is not Topology.SAME_RACK or (len(racks) == 1 and racks != {""})
 
 
 @settings(max_examples=150, deadline=None)

@@ -137,6 +137,7 @@ def a_job(
     attempt: int = 0,
     not_before: int | None = None,
     cancel: bool = False,
+    fallbacks: tuple[str, ...] = (),
 ) -> Job:
     walltime_ms = int(hours * HOUR_MS)
     return Job(
@@ -152,6 +153,7 @@ def a_job(
         attempt,
         not_before,
         cancel,
+        fallbacks=fallbacks,
     )
 
 
