@@ -123,7 +123,19 @@ class Teller:
             reason = self._explained[shape[:4]] = explain(shape, fleet, cycle.reach)
             if kept:
                 fleet.take(kept.gpu_class, kept.cluster, kept.gpus_by_node)
+            elif reason.code in (WaitReason.NO_FREE_GPU, WaitReason.NO_NODE_FITS):
+                reason = self._explained[shape[:4]] = self._with_room(shape, reason)
         return reason
+
+    def _with_room(self, shape: Shape, reason: Reason) -> Reason:
+        """The same with the moment at which running attempts have made room at the latest, if that is in sight."""
+        cycle = self._cycle
+        room = cycle.horizon.room_back(shape, cycle.reach.open_to(shape.gpu_class))
+        if room is None:
+            return reason
+        at_ms, attempt_id = room
+        job_id, _, _ = attempt_id.rpartition("-")
+        return Reason(reason.code, {**reason.numbers, "room_at_ms": at_ms, "ending_job": job_id})
 
 
 def _say(reasons: dict[str, Reason], changed: dict[str, Reason], group: Group, reason: Reason) -> None:
