@@ -158,7 +158,7 @@ WAITS: Mapping[WaitReason, Wording] = {
             Say("needs {needed} {gpu_class}, which are not free now"),
         ),
         (
-            Say("room is kept for it from {starts_at_ms} on, or sooner if others end sooner"),
+            Say("room is kept for it from {starts_at_ms}, or sooner if others end sooner"),
             Say("room is kept for it"),
         ),
     ),
