@@ -365,5 +365,7 @@ def test_a_malformed_trace_is_one_line(tmp_path: Path) -> None:
     ]
     done = subprocess.run(line, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert done.stderr == f"gpuhub up: {trace}:3: gpus 'none' is not a number of zero or more\n"
+    assert done.stderr == (
+        f"gpuhub up: {trace}:3: gpus: 'none' is no number of GPUs; give a whole number from 1 to 1000000\n"
+    )
     assert not (tmp_path / "data").exists()
