@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 from sqlalchemy import Connection
 
 from quota.schemas.scheduling import Waiting, WaitReason
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a job stands among those that the ranking knows; 1 = next."""
+
+    position: int
+    of: int
+    own_position: int
+    """Among the jobs of its organization."""
+    own_of: int
 
 
 class Queue(Protocol):
@@ -22,6 +34,10 @@ class Queue(Protocol):
 
     def position(self, job_id: str) -> int | None:
         """Place in the hub's queue, 1 = next; None if unranked."""
+        ...
+
+    def place(self, job_id: str) -> Place | None:
+        """Place in the hub's queue and in its organization's; None if unranked."""
         ...
 
     def code(self, job_id: str) -> WaitReason | None:

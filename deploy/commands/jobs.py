@@ -12,13 +12,21 @@ from rich.text import Text
 from deploy.commands.follow import follow_job
 from deploy.commands.switches import show_quote
 from deploy.durations import duration_s, duration_text
-from deploy.session import Exit, UsageTrouble, service
+from deploy.session import Exit, Language, UsageTrouble, service
 from deploy.show import JsonOption, console, hours, json_out, moment, table
 from deploy.waiting import waiting_line
 from quota.schemas.jobs import Attempt, Job, JobDetail, JobSubmission
 from quota.schemas.scheduling import EndReason, JobState
 
 Json = Annotated[bool, JsonOption]
+Lang = Annotated[
+    Language | None,
+    typer.Option(
+        "--lang",
+        help="What sentences are told in; default GPUHUB_LANGUAGE, else the locale's.",
+        show_default=False,
+    ),
+]
 
 
 def submit(
@@ -53,10 +61,11 @@ def submit(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show cost, grant and wait, and submit nothing.")
     ] = False,
+    lang: Lang = None,
     as_json: Json = False,
 ) -> None:
     """Submit a job: `gpuhub submit train --gpus 4 --walltime 2h -- python train.py`."""
-    with service() as client:
+    with service(lang) as client:
         body = JobSubmission(
             name=name,
             gpu_class=gpu_class,
@@ -93,10 +102,11 @@ def jobs(
     state: Annotated[JobState | None, typer.Option(help="Only jobs in this state.")] = None,
     organization: Annotated[str | None, typer.Option(help="Operators: only this organization's.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=10_000, help="How many, newest first.")] = 20,
+    lang: Lang = None,
     as_json: Json = False,
 ) -> None:
     """List jobs, newest first."""
-    with service() as client:
+    with service(lang) as client:
         found: list[Job] = []
         before: str | None = None
         while len(found) < limit:
@@ -136,11 +146,15 @@ def jobs(
     console().print(
         table("", columns, rows) if rows else "no jobs; submit one with `gpuhub submit NAME -- COMMAND`"
     )
+    for waits in (job for job in found if job.waiting is not None):
+        console().print(f"{waits.id} waits: {waiting_line(waits)}", markup=False, soft_wrap=True)
 
 
-def job(job_id: Annotated[str, typer.Argument(help="The job's id.")], as_json: Json = False) -> None:
+def job(
+    job_id: Annotated[str, typer.Argument(help="The job's id.")], lang: Lang = None, as_json: Json = False
+) -> None:
     """Show one job: its attempts, where it runs, what it was charged and why it waits."""
-    with service() as client:
+    with service(lang) as client:
         found = client.read_job(job_id)
     if as_json:
         json_out(found)
@@ -196,7 +210,7 @@ def _classes_text(job: Job) -> str:
 def _job_view(job: JobDetail) -> RenderableType:
     head = [
         f"{job.id}  {job.name}  ({job.organization_id})",
-        f"  state      {_state_text(job)}",
+        f"  state      {_state_text(job)}" + (f" ({job.end_text})" if job.end_text else ""),
         f"  asks for   {job.pods} x {job.gpus_per_pod} {_classes_text(job)} "
         f" for at most {duration_text(job.walltime_s)} (costs at most {hours(job.cost_limit_gpu_us)} GPU-h)",
         f"  submitted  {moment(job.submitted_at)}"
@@ -205,7 +219,7 @@ def _job_view(job: JobDetail) -> RenderableType:
         f"  charged    {hours(job.charged_gpu_us)} GPU-h of the reference GPU",
     ]
     if job.waiting is not None and job.state is JobState.QUEUED:
-        head.append(f"  waits      {waiting_line(job.waiting, job.position)}")
+        head.append(f"  waits      {waiting_line(job)}")
     parts: list[RenderableType] = [Text("\n".join(head))]
     parts.extend(
         Text(f"\nattempt {attempt.attempt}\n" + "\n".join(_attempt_lines(attempt, job)))
@@ -224,6 +238,8 @@ def _attempt_lines(attempt: Attempt, job: JobDetail) -> list[str]:
         f"  ran        {moment(attempt.last_started_at)} to {moment(attempt.ended_at)}" + _ran_text(attempt),
         f"  charge     {_charge_text(attempt)}",
     ]
+    if attempt.stop_text is not None:
+        lines.append(f"  notice     {attempt.stop_text}")
     if attempt.extensions:
         given = ", ".join(
             f"{duration_text(entry.walltime_s)} on {moment(entry.at)} ({entry.reason})"

@@ -12,7 +12,7 @@ from deploy.durations import duration_text
 from deploy.moments import moment_ms
 from deploy.session import UsageTrouble, service
 from deploy.show import AUDITORS, OPERATORS, JsonOption, console, hours, json_out, moment, table, won
-from deploy.waiting import waiting_line
+from deploy.waiting import reason_text
 from quota.client import QuotaClient
 from quota.schemas.quotes import ClassQuote, GrantQuote, Quote
 from quota.schemas.switches import (
@@ -170,10 +170,9 @@ def show_quote(found: Quote) -> None:
         out.print(f"what follows is for {found.gpu_class}", markup=False)
     columns = ("grant", "could pay", ">left", ">GPUs left", "ends (KST)", ">limit that fits")
     out.print(table("grants in the order in which they are asked", columns, map(_grant_cells, found.grants)))
-    reason = "" if wait.waiting is None else f" ({waiting_line(wait.waiting)})"
-    lines = [
-        f"starts {wait.starts.value}{reason}; place {wait.position or wait.position_at_worst} in the queue"
-    ]
+    reason = reason_text(wait.waiting, wait.waiting_text)
+    starts = wait.starts.value + (f" ({reason})" if reason else "")
+    lines = [f"starts {starts}; place {wait.position or wait.position_at_worst} in the queue"]
     if wait.room_at_the_latest is not None and wait.room_at_the_latest > found.as_of:
         lines.append(f"room at the latest by {moment(wait.room_at_the_latest)} KST if nothing goes before it")
     if wait.start_by is not None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import threading
 import zlib
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 from pydantic import TypeAdapter
 from sqlalchemy import Connection, bindparam, insert, select, update
@@ -13,10 +16,14 @@ from quota.db import Tx
 from quota.dispatch import lease
 from quota.dispatch.tables import ranking
 from quota.errors import RankingBaseUnknown
+from quota.jobs.tables import jobs
 from quota.programs.tables import grants
+from quota.queue import Place
 from quota.schemas.scheduling import RankingDocument, RankingReply, Reservation, Waiting, WaitReason
 
 _RESERVATIONS: TypeAdapter[tuple[Reservation, ...]] = TypeAdapter(tuple[Reservation, ...])
+
+_JOBS_AT_ONCE = 500
 
 _PACE = (
     update(grants)
@@ -70,13 +77,49 @@ def read_reservations(connection: Connection) -> tuple[Reservation, ...]:
     return () if stored is None else _RESERVATIONS.validate_json(stored)
 
 
+@dataclass(frozen=True, slots=True)
+class _Ranks:
+    """One ranking's order as places; replaced as a whole, because others read it meanwhile."""
+
+    positions: Mapping[str, int]
+    own: Mapping[str, int]
+    """Places among the jobs of the same organization."""
+    organizations: Mapping[str, str]
+    """By job; a job never changes its own."""
+    lengths: Mapping[str, int]
+    """Ranked jobs by organization."""
+
+    def place(self, job_id: str) -> Place | None:
+        if job_id not in self.positions:
+            return None
+        own_of = self.lengths[self.organizations.get(job_id, "")]
+        return Place(self.positions[job_id], len(self.positions), self.own[job_id], own_of)
+
+
+def _ranks(connection: Connection, order: list[str], organizations: Mapping[str, str]) -> _Ranks:
+    """The places of an order; `organizations` are those known, only the others are read."""
+    known = {job_id: organizations[job_id] for job_id in order if job_id in organizations}
+    new = [job_id for job_id in order if job_id not in known]
+    for first in range(0, len(new), _JOBS_AT_ONCE):
+        some = jobs.c.id.in_(new[first : first + _JOBS_AT_ONCE])
+        for row in connection.execute(select(jobs.c.id, jobs.c.organization_id).where(some)):
+            known[row.id] = row.organization_id
+    own, lengths = dict[str, int](), Counter[str]()
+    for job_id in order:
+        organization_id = known.get(job_id, "")
+        lengths[organization_id] += 1
+        own[job_id] = lengths[organization_id]
+    positions = {job_id: place for place, job_id in enumerate(order, 1)}
+    return _Ranks(positions, own, known, lengths)
+
+
 class StoredQueue:
     """The stored ranking, unpacked once per cycle and process."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._version: tuple[int, int] | None = None
-        self._positions: dict[str, int] = {}
+        self._ranks = _Ranks({}, {}, {}, {})
         self._reasons: dict[str, dict[str, object]] = {}
 
     def refresh(self, connection: Connection) -> None:
@@ -89,7 +132,7 @@ class StoredQueue:
         with self._lock:
             full = connection.execute(select(ranking).where(ranking.c.id == 1)).one()
             document = json.loads(zlib.decompress(full.body))
-            self._positions = {job_id: place for place, job_id in enumerate(document["order"], 1)}
+            self._ranks = _ranks(connection, document["order"], self._ranks.organizations)
             self._reasons = document["reasons"]
             self._version = (full.cycle, full.at_ms)
 
@@ -99,7 +142,11 @@ class StoredQueue:
 
     def position(self, job_id: str) -> int | None:
         """Place in the hub's queue, 1 = next; None if unranked."""
-        return self._positions.get(job_id)
+        return self._ranks.positions.get(job_id)
+
+    def place(self, job_id: str) -> Place | None:
+        """Place in the hub's queue and in its organization's; None if unranked."""
+        return self._ranks.place(job_id)
 
     def code(self, job_id: str) -> WaitReason | None:
         """The code alone of why a job waits, or None if no cycle has said."""

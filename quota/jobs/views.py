@@ -10,17 +10,21 @@ from sqlalchemy import Connection, Row, bindparam, func, select
 from quota.fleet import service as fleet
 from quota.fleet.rules import Rate
 from quota.jobs.choices import classes_of
-from quota.jobs.tables import attempts, placements
+from quota.jobs.tables import attempts, jobs, placements
 from quota.ledger.rules import amount_gpu_us
 from quota.ledger.tables import accounts, holds, transfers
-from quota.queue import Queue
+from quota.queue import Place, Queue
 from quota.schemas.identity import Caller, Role
 from quota.schemas.jobs import Attempt, Extension, Job
 from quota.schemas.ledger import TransferType
 from quota.schemas.scheduling import EndReason, JobState, PodPlacement, StopReason, Waiting, WaitReason
 
-TOLD_TEXTS = frozenset({"gpu_class", "grant_id", "grant", "until", "starts_at", "ends_at"})
+TOLD_TEXTS = frozenset({"gpu_class", "grant_id", "grant", "until", "starts_at", "ends_at", "what", "code"})
 """Texts of a wait reason that a tenant may read; others could name somebody else."""
+JOB_TEXTS = frozenset({"job", "ending_job"})
+"""Texts that name a job: a tenant reads them of its own jobs."""
+OTHERS_NUMBERS = frozenset({"lag_thousandths"})
+"""Numbers about the organization that a wait reason names: a tenant reads them of its own."""
 SUMS = frozenset({"in_use", "left_gpu_us"})
 """Numbers of a wait reason that sum over all parties of a grant, unless they are of a party's own share."""
 _EXTENSIONS = (
@@ -59,7 +63,7 @@ def job_views(connection: Connection, caller: Caller, rows: list[Row[Any]], queu
             accepted[row.id],
             [rates[name] for name in accepted[row.id]],
             reasons.get(row.id),
-            queue.position(row.id),
+            queue.place(row.id),
             charged.get(row.id, 0),
             limits.get(row.id),
         )
@@ -79,6 +83,10 @@ def _reasons(
     if caller.role is not Role.MEMBER:
         return reasons
     own = _own_accounts(connection, caller, {waiting.numbers.get("grant") for waiting in reasons.values()})
+    own |= _own_jobs(
+        connection, caller, {waiting.numbers.get(name) for waiting in reasons.values() for name in JOB_TEXTS}
+    )
+    own |= {str(caller.organization_id)}
     return {
         job_id: waiting.model_copy(update={"numbers": _told(waiting, own)})
         for job_id, waiting in reasons.items()
@@ -86,13 +94,20 @@ def _reasons(
 
 
 def _told(waiting: Waiting, own: Collection[object]) -> dict[str, int | str]:
-    """Without what others do. `own` are the caller's grants and its shares' accounts."""
+    """Without what others do. `own` are the caller's organization, jobs, grants and its shares' accounts."""
     numbers = waiting.numbers
     summed = "grant" in numbers and not {numbers["grant"], numbers.get("account")} & set(own)
+    hidden = SUMS if summed else frozenset()
+    if numbers.get("organization") not in own:
+        hidden |= OTHERS_NUMBERS
+    texts = set(TOLD_TEXTS)
+    texts |= {name for name in (*JOB_TEXTS, "organization") if numbers.get(name) in own}
+    if numbers.get("what") == "gpu_class":
+        texts.add("name")
     return {
         name: value
         for name, value in numbers.items()
-        if not (summed and name in SUMS) and (isinstance(value, int) or name in TOLD_TEXTS)
+        if name not in hidden and (isinstance(value, int) or name in texts)
     }
 
 
@@ -106,15 +121,25 @@ def _own_accounts(connection: Connection, caller: Caller, grant_ids: Collection[
     return frozenset(row.grant_id if row.kind == "grant" else row.id for row in connection.execute(mine))
 
 
+def _own_jobs(connection: Connection, caller: Caller, job_ids: Collection[object]) -> frozenset[str]:
+    """Of these jobs the caller's own."""
+    named = [job_id for job_id in job_ids if job_id is not None]
+    if not named:
+        return frozenset()
+    mine = select(jobs.c.id).where(jobs.c.organization_id == caller.organization_id, jobs.c.id.in_(named))
+    return frozenset(connection.execute(mine).scalars())
+
+
 def _job(
     row: Row[Any],
     accepted: tuple[str, ...],
     rates: list[Rate],
     waiting: Waiting | None,
-    position: int | None,
+    place: Place | None,
     charged: int,
     limit: int | None,
 ) -> Job:
+    place = None if waiting is None else place
     cost = limit
     if cost is None or (waiting is not None and len(rates) > 1):
         # the next attempt may be on a dearer class than the last one
@@ -141,7 +166,10 @@ def _job(
         cost_limit_gpu_hours=cost,
         attempt=row.attempt,
         waiting=waiting,
-        position=None if waiting is None else position,
+        position=None if place is None else place.position,
+        queue_length=None if place is None else place.of,
+        own_position=None if place is None else place.own_position,
+        own_queue_length=None if place is None else place.own_of,
         charged_gpu_us=charged,
         charged_gpu_hours=charged,
     )

@@ -124,6 +124,10 @@ class Attempt(Reply):
     end_reason: EndReason | None
     stop_reason: StopReason | None
     stop_at: Instant | None
+    end_text: str | None = None
+    """Why it ended, as a sentence in the language of the request."""
+    stop_text: str | None = None
+    """Why and when it is stopped; null once it ended."""
 
 
 class MeasuredGpu(Reply):
@@ -162,8 +166,19 @@ class Job(Reply):
     attempt: int
     waiting: Waiting | None
     """Why it waits, with numbers; null once it does not."""
+    waiting_text: str | None = None
+    """The same as a sentence, in the language of the request."""
     position: int | None
     """Place in the hub's queue, 1 = next; null once it does not wait."""
+    queue_length: int | None = None
+    """How many jobs are ranked in the hub."""
+    own_position: int | None = None
+    """Place among the waiting jobs of its organization."""
+    own_queue_length: int | None = None
+    place_text: str | None = None
+    """The four numbers before as a sentence, in the language of the request."""
+    end_text: str | None = None
+    """Why it ended, as a sentence in the language of the request."""
     charged_gpu_us: GpuUs
     """Settled less refunded, over all attempts."""
     charged_gpu_hours: GpuHoursOut

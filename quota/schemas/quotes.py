@@ -84,6 +84,8 @@ class WaitEstimate(Reply):
     starts: StartOutlook
     waiting: Waiting | None
     """Why it would wait; null when it would not."""
+    waiting_text: str | None = None
+    """The same as a sentence, in the language of the request."""
     position: int | None
     """Its place behind the last ranked job of its organization; null when that has none waiting."""
     position_at_worst: int

@@ -81,6 +81,22 @@ class Horizon:
             self._taken[place].pop(node, None)
         self._screens.pop(place, None)
 
+    def room_back(self, shape: Shape, clusters: Iterable[str]) -> tuple[int, str] | None:
+        """(moment, attempt): whose end at the latest leaves enough free in one cluster, reservations aside."""
+        best: tuple[int, str] | None = None
+        for cluster in clusters:
+            place = shape.gpu_class, cluster
+            shelf = self._fleet.open.get(shape.gpu_class, {}).get(cluster)
+            profile = self._profiles.get(place)
+            if shelf is None or profile is None or shelf.holding(shape.gpus_per_pod) < shape.pods:
+                continue
+            on_nodes = self._picks.get(place, {})
+            picked = {node: sum(gpus for _, _, gpus in taken) for node, taken in on_nodes.items() if taken}
+            found = profile.room_back(shape.gpus_per_pod, shape.pods, shelf.nodes, picked)
+            if found and (best is None or found < best):
+                best = found
+        return best
+
     def taken(self, place: Place, node: str) -> Taken:
         """What picks and reservations take of a node."""
         found = self._taken[place].get(node)

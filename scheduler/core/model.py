@@ -46,8 +46,9 @@ class WaitReason(StrEnum):
     PLACEMENT_PAUSED = "placement_paused"
     """(what, name): "hub" with no name, or the "gpu_class" or "cluster" of this name"""
     BEHIND_IN_ORDER = "behind_in_order"
-    """(position, organization, job): the start of this plan, counted from 1, that took the room. Told to the first
-    job in order of each shape only: for the jobs behind it, it is not that start that keeps them waiting."""
+    """(position, organization, job, lag_thousandths): the start of this plan, counted from 1, that took the room, and
+    how far the grant that pays for it ranks behind its pace, in thousandths of its term. Told to the first job in
+    order of each shape only: for the jobs behind it, it is not that start that keeps them waiting."""
     ROOM_RESERVED = "room_reserved"
     """(job): the one for which the room is kept, now or from a moment before this job could end"""
     RESERVED = "reserved"
@@ -57,10 +58,11 @@ class WaitReason(StrEnum):
     NODES_UNAVAILABLE = "nodes_unavailable"
     """(gpu_class, gpus)"""
     NO_FREE_GPU = "no_free_gpu"
-    """(gpu_class, needed, free): fewer are free in all clusters together than the job needs"""
+    """(gpu_class, needed, free, [room_at_ms, ending_job]): fewer are free in all clusters together than the job needs.
+    The last two where they are known: by when running jobs have made room at the latest, and whose end does so"""
     NO_NODE_FITS = "no_node_fits"
-    """(gpu_class, gpus_per_pod, pods, pods_fit): enough are free, but scattered over nodes or clusters. `within`
-    besides where one "node" has to hold all pods (they then count as one), or one "rack"."""
+    """(gpu_class, gpus_per_pod, pods, pods_fit, [room_at_ms, ending_job]): enough are free, but scattered over nodes
+    or clusters. `within` besides where one "node" has to hold all pods (they then count as one), or one "rack"."""
 
 
 class Topology(StrEnum):

@@ -105,6 +105,7 @@ class Picks:
             )
         )
         self.horizon.pick(room.gpu_class, room.cluster, room.gpus_by_node, job.walltime_ms)
+        lag_thousandths = book.rank_lag_ms * 1000 // book.term_ms  # before the pick counts
         branch.queue.take(group)
         self._picked.append((group, book, path, branch.organization))
         known.balances.charge(path, group.cost_gpu_us)
@@ -129,7 +130,7 @@ class Picks:
         self.touched.update(concerned)
         for organization_id in concerned:
             self.tree.refresh(organization_id)
-        return self._close(branch.organization, job, room.gpu_class)
+        return self._close(branch.organization, job, room.gpu_class, lag_thousandths)
 
     def judge_anew(self, organization_id: str) -> None:
         """Its queue changed in the middle of the cycle."""
@@ -188,13 +189,14 @@ class Picks:
         for organization_id in sorted({job.organization_id for job in firsts}):
             self.tree.refresh(organization_id)
 
-    def _close(self, organization_id: str, job: Job, gpu_class: str) -> list[Shape]:
+    def _close(self, organization_id: str, job: Job, gpu_class: str, lag_thousandths: int) -> list[Shape]:
         """Take the shapes out of the race that fitted before the last pick and do not any more."""
         by_key = self.fitting.get(gpu_class, {})
         numbers: dict[str, int | str] = {
             "position": len(self.starts),
             "organization": organization_id,
             "job": job.id,
+            "lag_thousandths": lag_thousandths,
         }
         closed = list[Shape]()
         for key in [key for key, shapes in by_key.items() if not self.fits(shapes[0])]:

@@ -6,7 +6,7 @@ from itertools import chain
 
 from scheduler.core.fit import Shape
 from scheduler.core.groups import Group, Leaf
-from scheduler.core.model import Reason, WaitReason
+from scheduler.core.model import RACK, Reason, WaitReason
 from scheduler.core.picks import FitKey, Picks
 from scheduler.core.reasons import explain, with_others
 from scheduler.core.waiting import Queue
@@ -140,7 +140,19 @@ class Teller:
             reason = self._explained[shape[:5]] = explain(shape, fleet, cycle.reach)
             if kept:
                 fleet.take(kept.gpu_class, kept.cluster, kept.gpus_by_node)
+            elif reason.code in (WaitReason.NO_FREE_GPU, WaitReason.NO_NODE_FITS) and shape.within != RACK:
+                reason = self._explained[shape[:5]] = self._with_room(shape, reason)
         return reason
+
+    def _with_room(self, shape: Shape, reason: Reason) -> Reason:
+        """The same with the moment at which running attempts have made room at the latest, if that is in sight."""
+        cycle = self._cycle
+        room = cycle.horizon.room_back(shape, cycle.reach.open_to(shape.gpu_class))
+        if room is None:
+            return reason
+        at_ms, attempt_id = room
+        job_id, _, _ = attempt_id.rpartition("-")
+        return Reason(reason.code, {**reason.numbers, "room_at_ms": at_ms, "ending_job": job_id})
 
 
 def _say(reasons: dict[str, Reason], changed: dict[str, Reason], group: Group, reason: Reason) -> None:

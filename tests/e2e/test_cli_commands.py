@@ -90,8 +90,9 @@ def test_a_job_that_waits_says_why_and_can_be_cancelled(up: Up) -> None:
     found = until(with_reason, "a scheduling cycle says why it waits")
     assert found["waiting"]["numbers"]
     shown = up.run("job", wide["id"])
+    shown_in_one_line = " ".join(shown.stdout.split())
     assert re.search(
-        r"waits +" + found["waiting"]["code"] + r": .*\(.*\d.*\); place \d+ in the queue", shown.stdout
+        r" waits \w.* \(\d+\w\w of \d+ in the hub, \d+\w\w of \d+ of its organization\)", shown_in_one_line
     )
     assert up.run("cancel", wide["id"]).returncode == 0
     assert up.ask("job", wide["id"])["end_reason"] == "cancelled"
