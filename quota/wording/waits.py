@@ -183,7 +183,7 @@ WAITS: Mapping[WaitReason, Wording] = {
             Say("room is kept for it"),
         ),
     ),
-    WaitReason.BEHIND_IN_ORDER: _of(
+    WaitReason.BEHIND_IN_ORDER: _of_class(
         "position organization job lag_thousandths gpu_class waiting",
         (
             Say("{waiting} waiting jobs for {gpu_class} may go first"),

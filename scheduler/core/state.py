@@ -442,8 +442,11 @@ class Knowledge:
             had_none = queue.gpus_left is None
             if (cap is None) != had_none:
                 self.dirty.add(organization_id)
-        elif queue.is_bound(cap - self.caps.used_by[organization_id]):
-            self.dirty.add(organization_id)
+        else:
+            left = cap - self.caps.used_by[organization_id]
+            if queue.is_bound(left):
+                self.dirty.add(organization_id)
+            queue.gpus_left = left  # what the next pick counts from, judged anew or not
 
     def _forget_stop(self, attempt_id: str) -> None:
         attempt = self._attempts.pop(attempt_id, None)

@@ -70,7 +70,7 @@ def test_going_on_equals_beginning_anew_in_any_order(seed: int, policies: bool) 
 def test_there_was_something_to_promise() -> None:
     """The worlds above are not empty: this much happens in a few of them."""
     seen: Counter[str] = Counter()
-    for seed in range(60):
+    for seed in range(80):
         hub = a_random_hub(Random(seed))
         for plan, _ in live(hub, cycles=15):
             seen["reserved"] += len(plan.reservations)
