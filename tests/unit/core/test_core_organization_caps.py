@@ -265,3 +265,11 @@ def test_of_two_gangs_for_which_others_stop_the_cap_lets_the_older_one_go() -> N
     plan = plan_of(an_organization(max_gpus=15), *world)
     assert plan.reasons["old"].code is WaitReason.NO_FREE_GPU
     assert plan.reasons["new"] == capped(15, 8, 8)
+
+
+def test_what_comes_to_be_in_use_counts_for_the_next_pick_also_where_it_changed_no_verdict() -> None:
+    jobs = [a_job(f"j{i}", gpus=4, submitted=i) for i in range(2)]
+    _, state = decide(State(), a_world(an_organization(max_gpus=8), *jobs), NOW_MS)
+    plan, _ = decide(state, [an_attempt(gpus=3), *NODES], NOW_MS + 1)
+    assert started(plan) == ["j0"]
+    assert plan.reasons["j1"] == capped(8, 7, 4)
