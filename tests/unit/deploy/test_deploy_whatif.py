@@ -77,7 +77,9 @@ def test_a_what_if_shows_both_and_the_difference(state: Path) -> None:
     lines = _lines(_whatif(state, "--nodes", "h100=+1", "--horizon", "10h"))
     assert lines[0] == ["1", "nodes", "with", "8", "h100", "more", "in", "cluster", "sim"]
     # one of the two at once, the other when it has ended: one, one and two hours
-    assert ["all", "3", "3", *["2h", "40m", "->", "1h", "20m", "(-1h", "20m)"]] in [line[:10] for line in lines]
+    assert ["all", "3", "3", *["2h", "40m", "->", "1h", "20m", "(-1h", "20m)"]] in [
+        line[:10] for line in lines
+    ]
     assert not any(line[:1] == ["32+"] for line in lines)
 
 
