@@ -5,10 +5,11 @@ A future is played in virtual time by the scheduler's own core. `difference` is 
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from quota.schemas.fair_share import FairShare
 from quota.schemas.values import (
     ClassId,
     Flag,
@@ -60,12 +61,12 @@ class FairShareWhatIf(Request):
     kind: Literal["fair_share"]
     preset: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,40}$")] | None = None
     """A policy by its name, as `gpuhub replay` knows them; null: as the hub shares now."""
-    changes: Annotated[dict[str, Any], Field(max_length=100)] = Field(default_factory=dict)
-    """Fields of a `FairShare`; of `lane` and `preemption` what is not named stays, null turns them off."""
+    changes: FairShare | None = None
+    """What is not named stays as it is, also of `lane` and `preemption`; null turns these off."""
 
     @model_validator(mode="after")
     def _changes_something(self) -> FairShareWhatIf:
-        if self.preset is None and not self.changes:
+        if self.preset is None and (self.changes is None or not self.changes.model_fields_set):
             raise wrong("name preset, changes or both")
         return self
 
