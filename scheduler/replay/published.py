@@ -42,10 +42,10 @@ SHARING = frozenset({"Muri-S", "Muri-L"})
 """These interleave jobs on one GPU."""
 
 _CAVEATS = (
-    "Theirs: SRTF, SRSF and Tiresias-L stop and resume any job whenever one comes or ends, for 4 to 46 s each; SRTF, SRSF",
-    "and Muri-S know every run time; * interleaves jobs on one GPU. Ours: a job keeps its GPUs to its end; the core knows",
-    "limits (run times rounded up to 1, 4, 12, 24, 72, 168 h, longer ones as they are) and is to be fair to organizations,",
-    "of which this trace names one.",
+    "Theirs: SRTF, SRSF and Tiresias-L stop and resume any job whenever one comes or ends, for 4 to 46 s each;",
+    "SRTF, SRSF and Muri-S know every run time; * interleaves jobs on one GPU. Ours: a job keeps its GPUs to its",
+    "end unless another organization's gang preempts it; the core knows limits (run times rounded up to 1, 4, 12,",
+    "24, 72, 168 h, longer ones as they are) and is to be fair to organizations, of which this trace names one.",
 )
 
 
