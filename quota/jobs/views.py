@@ -17,9 +17,17 @@ from quota.queue import Queue
 from quota.schemas.identity import Caller, Role
 from quota.schemas.jobs import Attempt, Extension, Job
 from quota.schemas.ledger import TransferType
-from quota.schemas.scheduling import EndReason, JobState, PodPlacement, StopReason, Waiting, WaitReason
+from quota.schemas.scheduling import (
+    EndReason,
+    JobState,
+    PodPlacement,
+    StopReason,
+    Topology,
+    Waiting,
+    WaitReason,
+)
 
-TOLD_TEXTS = frozenset({"gpu_class", "grant_id", "grant", "until", "starts_at", "ends_at"})
+TOLD_TEXTS = frozenset({"gpu_class", "within", "grant_id", "grant", "until", "starts_at", "ends_at"})
 """Texts of a wait reason that a tenant may read; others could name somebody else."""
 SUMS = frozenset({"in_use", "left_gpu_us"})
 """Numbers of a wait reason that sum over all parties of a grant, unless they are of a party's own share."""
@@ -130,6 +138,7 @@ def _job(
         gpu_classes=accepted,
         gpus_per_pod=row.gpus_per_pod,
         pods=row.pods,
+        topology=Topology(row.topology),
         walltime_s=row.walltime_ms // 1000,
         grace_s=row.grace_ms // 1000,
         grant_id=row.grant_id,
@@ -158,6 +167,7 @@ def fresh_job(row: dict[str, Any], accepted: tuple[str, ...], cost: int) -> Job:
                 "gpu_class",
                 "gpus_per_pod",
                 "pods",
+                "topology",
                 "grant_id",
                 "restartable",
             )
