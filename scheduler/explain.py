@@ -42,6 +42,8 @@ def explain(waiting: Waiting) -> str:
     """One line; a number that is missing shows as `?`."""
     shown = _Shown({name: _show(name, value) for name, value in waiting.numbers.items()})
     line = LINES[waiting.code].format_map(shown).rstrip()
+    within = {"node": "on one node", "rack": "in one rack"}.get(str(waiting.numbers.get("within")))
+    line += f"; all of it has to be {within}" if within else ""
     others = waiting.numbers.get("other_classes")
     return (
         f"{line}; nor can it start on any of the {others} other GPU classes that it accepts"

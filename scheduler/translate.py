@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 from quota.clock import Clock
 from quota.schemas import fair_share
 from quota.schemas import scheduling as wire
-from quota.schemas.values import ClassId, NodeName
+from quota.schemas.values import ClassId, NodeName, RackName
 from scheduler.clusters.port import NodeStatus, ObjectSpec, ObjectStatus
 from scheduler.clusters.port import PodPlacement as ClusterPodPlacement
 from scheduler.core import model
@@ -19,6 +19,7 @@ from scheduler.core.policy import HOUR_MS, Lane, Policy, Preemption, Ranking
 
 _NODE_NAME: TypeAdapter[str] = TypeAdapter(NodeName)
 _CLASS_ID: TypeAdapter[str] = TypeAdapter(ClassId)
+_RACK_NAME: TypeAdapter[str] = TypeAdapter(RackName)
 
 
 # --- from quota to the core -----------------------------------------------------------------------
@@ -109,6 +110,7 @@ def job_of(job: wire.JobObject, held_back_until_ms: int | None, *, spared: bool 
         restartable=job.restartable and not spared,
         preempted_at_ms=job.preempted_at,
         fallbacks=tuple(name for name in job.gpu_classes if name != job.gpu_class),
+        topology=model.Topology(job.topology),
     )
 
 
@@ -236,6 +238,7 @@ def _node_of(node: wire.NodeObject) -> model.Node:
             capacity.gpu_class: model.Capacity(capacity.total, capacity.foreign, capacity.used)
             for capacity in node.capacities
         },
+        node.rack or "",
     )
 
 
@@ -345,6 +348,14 @@ def node_reports(nodes: Iterable[NodeStatus]) -> tuple[tuple[wire.NodeReport, ..
     return tuple(sorted(taken, key=lambda report: report.node)), tuple(left_out)
 
 
+def _rack(name: str) -> str | None:
+    """A name that quota would not take is no rack: the node works all the same."""
+    try:
+        return _RACK_NAME.validate_python(name)
+    except ValidationError:
+        return None
+
+
 def _node_report(node: NodeStatus) -> wire.NodeReport | None:
     foreign = dict(node.foreign)
     try:
@@ -359,6 +370,7 @@ def _node_report(node: NodeStatus) -> wire.NodeReport | None:
                 )
                 for gpu_class, total in sorted(node.classes)
             ),
+            rack=_rack(node.rack),
         )
     except ValidationError:
         return None

@@ -16,7 +16,7 @@ from deploy.session import Exit, Language, UsageTrouble, service
 from deploy.show import JsonOption, console, hours, json_out, moment, table
 from deploy.waiting import waiting_line
 from quota.schemas.jobs import Attempt, Job, JobDetail, JobSubmission
-from quota.schemas.scheduling import EndReason, JobState
+from quota.schemas.scheduling import EndReason, JobState, Topology
 
 Json = Annotated[bool, JsonOption]
 Lang = Annotated[
@@ -41,6 +41,9 @@ def submit(
         list[str] | None,
         typer.Option(help="A further GPU class that it accepts; may be repeated, in order of preference."),
     ] = None,
+    topology: Annotated[
+        Topology, typer.Option(help="How its pods have to lie to each other, or should.")
+    ] = Topology.ANY,
     walltime: Annotated[str, typer.Option(help="Time limit: 1h30m, 90m or 5400.")] = "1h",
     grant: Annotated[
         str | None, typer.Option(help="The grant that pays; default: the one that ends first.")
@@ -72,6 +75,7 @@ def submit(
             gpu_classes=(gpu_class, *fallback) if fallback else (),
             gpus_per_pod=gpus,
             pods=pods,
+            topology=topology,
             walltime_s=_walltime_s(walltime),
             grant_id=grant,
             restartable=restartable,
@@ -204,7 +208,8 @@ def _state_text(job: Job) -> str:
 
 
 def _classes_text(job: Job) -> str:
-    return " or ".join(job.gpu_classes or (job.gpu_class,))
+    lie = "" if job.topology is Topology.ANY else f" ({job.topology.value.replace('_', ' ')})"
+    return " or ".join(job.gpu_classes or (job.gpu_class,)) + lie
 
 
 def _job_view(job: JobDetail) -> RenderableType:

@@ -21,7 +21,7 @@ from quota.identity.freezing import check_not_frozen
 from quota.jobs import organization_caps
 from quota.jobs import service as job_service
 from quota.jobs.caps import take_gpus
-from quota.jobs.choices import classes_of
+from quota.jobs.choices import classes_of, unit_of
 from quota.jobs.states import check_move
 from quota.jobs.tables import attempts, jobs, placements
 from quota.ledger import holds
@@ -39,6 +39,7 @@ from quota.schemas.scheduling import (
     StartItem,
     StopItem,
     StopReason,
+    Topology,
 )
 from quota.schemas.values import built
 
@@ -214,9 +215,25 @@ def _startable_job(tx: Tx, item: StartItem) -> Row[Any]:
             gpus_per_pod=job.gpus_per_pod,
             gpu_class="/".join(classes),
         )
+    _check_topology(tx, job, item)
     rely_on(tx, item.cluster, gpu_class, job.organization_id)
     check_not_frozen(tx, job.organization_id)
     return job
+
+
+def _check_topology(tx: Tx, job: Row[Any], item: StartItem) -> None:
+    """A gang that has to be on one node or in one rack is, as the nodes are now."""
+    unit = unit_of(Topology(job.topology), job.gpus_per_pod, job.pods)
+    names = {pod.node for pod in item.pods}
+    if not unit.is_bound or len(names) == 1:
+        return
+    racks = fleet.racks_of(tx.connection, item.cluster, names) if unit.in_rack else {None}
+    if len(racks) > 1 or None in racks:
+        raise WrongState(
+            "the nodes of job {job_id} lie not as its topology {topology} has it",
+            job_id=job.id,
+            topology=job.topology,
+        )
 
 
 def _check_grant(tx: Tx, job: Row[Any], item: StartItem) -> Row[Any]:

@@ -36,6 +36,7 @@ from quota.schemas.scheduling import (
     PodPlacement,
     StopReason,
     StopRecord,
+    Topology,
 )
 from quota.schemas.values import built
 
@@ -246,6 +247,7 @@ def _nodes(connection: Connection, ids: Collection[str]) -> dict[str, BaseModel]
             cluster=rows[0].cluster,
             node=rows[0].node,
             schedulable=rows[0].schedulable and not rows[0].cordoned,
+            rack=rows[0].rack,
             capacities=tuple(
                 built(
                     NodeCapacityObject,
@@ -317,6 +319,7 @@ def _jobs(connection: Connection, ids: Collection[str], now_ms: int) -> dict[str
             gpu_classes=classes_of(row),
             gpus_per_pod=row.gpus_per_pod,
             pods=row.pods,
+            topology=Topology(row.topology),
             walltime_ms=row.walltime_ms,
             grace_ms=row.grace_ms,
             restartable=row.restartable,

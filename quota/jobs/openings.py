@@ -22,7 +22,7 @@ from quota.jobs.tables import attempts, placements
 from quota.schemas.scheduling import JobState, Waiting, WaitReason
 
 _OPEN_NODES = (
-    select(node_capacity, clusters.c.paused, clusters.c.observed_through_ms)
+    select(node_capacity, nodes.c.rack, clusters.c.paused, clusters.c.observed_through_ms)
     .join(nodes, and_(nodes.c.cluster == node_capacity.c.cluster, nodes.c.node == node_capacity.c.node))
     .join(clusters, clusters.c.id == nodes.c.cluster)
     .where(
@@ -32,11 +32,12 @@ _OPEN_NODES = (
     )
 )
 _OCCUPIED = (
-    select(attempts, placements.c.node, placements.c.gpus)
+    select(attempts, placements.c.node, placements.c.gpus, nodes.c.rack)
     .join(
         placements,
         and_(placements.c.job_id == attempts.c.job_id, placements.c.attempt == attempts.c.attempt),
     )
+    .join(nodes, and_(nodes.c.cluster == placements.c.cluster, nodes.c.node == placements.c.node))
     .where(attempts.c.capacity_held.is_(True), placements.c.gpu_class == bindparam("of_class"))
 )
 
@@ -57,7 +58,7 @@ class FleetView:
                 target = self._paused[row.cluster]
             elif row.observed_through_ms is None or row.observed_through_ms < seen_since:
                 target = self._unseen[row.cluster]
-            target[(row.cluster, row.node)] = row.total - row.foreign_used - row.used
+            target[(row.cluster, row.node, row.rack)] = row.total - row.foreign_used - row.used
 
     def room_at_ms(self, ask: Ask) -> int | None:
         """Now, or when running attempts must have made room."""
@@ -66,7 +67,11 @@ class FleetView:
         start_limit_ms = START_LIMIT_WALL_S * 1000 * self._speed
         rows = self._connection.execute(_OCCUPIED, {"of_class": self._gpu_class})
         occupied = [
-            Occupied((row.cluster, row.node), row.gpus, _times(row).until_ms(start_limit_ms, self._now_ms))
+            Occupied(
+                (row.cluster, row.node, row.rack),
+                row.gpus,
+                _times(row).until_ms(start_limit_ms, self._now_ms),
+            )
             for row in rows
         ]
         return room_at_ms(ask, self._free, occupied, self._now_ms)

@@ -15,7 +15,7 @@ from quota.identity.tables import organizations
 from quota.ids import earliest_id
 from quota.jobs import organization_caps
 from quota.jobs.caps import gpus_in_use
-from quota.jobs.choices import accepts
+from quota.jobs.choices import accepts, unit_of
 from quota.jobs.openings import FleetView
 from quota.jobs.outlook import (
     Ask,
@@ -130,7 +130,8 @@ def _option(
 ) -> _Option:
     walltime_ms, gpus = body.walltime_s * 1000, body.pods * body.gpus_per_pod
     cost = amount_gpu_us(walltime_ms, gpus, rate.rate_thousandths)
-    ask = Ask(body.pods, body.gpus_per_pod, walltime_ms, cost)
+    unit = unit_of(body.topology, body.gpus_per_pod, body.pods)
+    ask = Ask(unit.pods, unit.gpus_per_pod, walltime_ms, cost, in_rack=unit.in_rack)
     judged = judge(ask, purses, now_ms)
     chosen = next((one for one in judged if one.verdict is GrantVerdict.CHOSEN), None)
     estimate = _estimate(connection, organization_id, rate.gpu_class, ask, judged, queue, clock, now_ms)

@@ -16,7 +16,7 @@ from quota.fleet.rules import Rate
 from quota.identity import service as identity
 from quota.ids import new_id
 from quota.jobs import organization_caps, views
-from quota.jobs.choices import stored_fallbacks
+from quota.jobs.choices import stored_fallbacks, unit_of
 from quota.jobs.states import check_move
 from quota.jobs.tables import attempts, jobs
 from quota.ledger.rules import amount_gpu_us
@@ -72,6 +72,7 @@ def submit(tx: Tx, caller: Caller, body: JobSubmission) -> Job:
         "fallback_classes": stored_fallbacks(body.accepted_classes),
         "gpus_per_pod": body.gpus_per_pod,
         "pods": body.pods,
+        "topology": body.topology.value,
         "walltime_ms": body.walltime_s * 1000,
         "grace_ms": body.grace_s * 1000,
         "restartable": body.restartable,
@@ -202,9 +203,19 @@ def _check_could_run(tx: Tx, organization_id: str, body: JobSubmission, costs_gp
 
 
 def _check_could_fit(connection: Connection, body: JobSubmission, gpu_class: str) -> None:
-    pods = fleet.largest_gangs(connection, gpu_class, body.gpus_per_pod)
-    if pods >= body.pods:
+    together = unit_of(body.topology, body.gpus_per_pod, body.pods)
+    pods = fleet.largest_gangs(connection, gpu_class, together.gpus_per_pod, in_rack=together.in_rack)
+    if pods >= together.pods:
         return
+    if together.is_bound:
+        raise NeverFits(
+            "{needed_pods} pods of {gpus_per_pod} {gpu_class} never fit together as topology {topology} has it",
+            field="topology",
+            needed_pods=body.pods,
+            gpus_per_pod=body.gpus_per_pod,
+            gpu_class=gpu_class,
+            topology=body.topology.value,
+        )
     field = "gpus_per_pod" if pods == 0 else "pods"
     raise NeverFits(
         "{needed_pods} pods of {gpus_per_pod} {gpu_class} never fit: an empty cluster takes {possible_pods} such pods",

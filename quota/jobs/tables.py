@@ -36,6 +36,7 @@ jobs = Table(
     Column("fallback_classes", String(300), nullable=False, server_default=text("'[]'")),
     Column("gpus_per_pod", Integer, nullable=False),
     Column("pods", Integer, nullable=False),
+    Column("topology", String(20), nullable=False, server_default=text("'any'")),
     Column("walltime_ms", BigInteger, nullable=False),
     Column("grace_ms", BigInteger, nullable=False),
     Column("restartable", Boolean, nullable=False),

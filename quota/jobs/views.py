@@ -17,9 +17,19 @@ from quota.queue import Place, Queue
 from quota.schemas.identity import Caller, Role
 from quota.schemas.jobs import Attempt, Extension, Job
 from quota.schemas.ledger import TransferType
-from quota.schemas.scheduling import EndReason, JobState, PodPlacement, StopReason, Waiting, WaitReason
+from quota.schemas.scheduling import (
+    EndReason,
+    JobState,
+    PodPlacement,
+    StopReason,
+    Topology,
+    Waiting,
+    WaitReason,
+)
 
-TOLD_TEXTS = frozenset({"gpu_class", "grant_id", "grant", "until", "starts_at", "ends_at", "what", "code"})
+TOLD_TEXTS = frozenset(
+    {"gpu_class", "within", "grant_id", "grant", "until", "starts_at", "ends_at", "what", "code"}
+)
 """Texts of a wait reason that a tenant may read; others could name somebody else."""
 JOB_TEXTS = frozenset({"job", "ending_job"})
 """Texts that name a job: a tenant reads them of its own jobs."""
@@ -155,6 +165,7 @@ def _job(
         gpu_classes=accepted,
         gpus_per_pod=row.gpus_per_pod,
         pods=row.pods,
+        topology=Topology(row.topology),
         walltime_s=row.walltime_ms // 1000,
         grace_s=row.grace_ms // 1000,
         grant_id=row.grant_id,
@@ -186,6 +197,7 @@ def fresh_job(row: dict[str, Any], accepted: tuple[str, ...], cost: int) -> Job:
                 "gpu_class",
                 "gpus_per_pod",
                 "pods",
+                "topology",
                 "grant_id",
                 "restartable",
             )

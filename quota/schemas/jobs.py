@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field, model_validator
 
-from quota.schemas.scheduling import EndReason, JobState, PodPlacement, StopReason, Waiting
+from quota.schemas.scheduling import EndReason, JobState, PodPlacement, StopReason, Topology, Waiting
 from quota.schemas.values import ClassId, GpuHoursOut, GpuUs, Id, Instant, Name, Reply, Request, wrong
 
 BIGGEST_WALLTIME_S = 30 * 24 * 3600
@@ -54,6 +54,8 @@ class JobSubmission(Request):
     attempt get GPUs of one class, and its cost is by that class's rate."""
     gpus_per_pod: Annotated[int, Field(strict=True, ge=1, le=1024)] = 1
     pods: Annotated[int, Field(strict=True, ge=1, le=4096)] = 1
+    topology: Annotated[Topology, Field(exclude_if=lambda topology: topology is Topology.ANY)] = Topology.ANY
+    """How its pods lie to each other; for a single pod it says nothing."""
     walltime_s: Annotated[int, Field(strict=True, ge=1, le=BIGGEST_WALLTIME_S)]
     grace_s: Annotated[int, Field(strict=True, ge=0, le=3600)] = 30
     """How long the job may take to stop when asked."""
@@ -153,6 +155,7 @@ class Job(Reply):
     """Every class that it accepts, in order of preference, `gpu_class` first."""
     gpus_per_pod: int
     pods: int
+    topology: Topology = Topology.ANY
     walltime_s: int
     grace_s: int
     grant_id: str | None

@@ -24,6 +24,7 @@ from quota.schemas.values import (
     Name,
     NodeName,
     Numbers,
+    RackName,
     Reply,
     Request,
     Sequence,
@@ -101,6 +102,20 @@ class WaitReason(StrEnum):
     """The organization already has as many GPUs in use as it may have at once."""
 
 
+class Topology(StrEnum):
+    """How the pods of a gang lie to each other. What is required is waited for; what is preferred is taken if there."""
+
+    ANY = "any"
+    SAME_NODE = "same_node"
+    SAME_RACK = "same_rack"
+    """Nodes whose rack is not known are in none."""
+    PREFER_SAME_NODE = "prefer_same_node"
+    """One node, else one rack, else anywhere."""
+    PREFER_SAME_RACK = "prefer_same_rack"
+    SPREAD = "spread"
+    """As evenly over nodes as there is room: on distinct ones where there are enough."""
+
+
 # --- objects of snapshot and feed ---------------------------------------------------------------
 
 
@@ -133,6 +148,7 @@ class JobObject(Reply):
     """Every class that it accepts, in order of preference, `gpu_class` first."""
     gpus_per_pod: int
     pods: int
+    topology: Topology = Topology.ANY
     walltime_ms: int
     grace_ms: int
     restartable: bool
@@ -264,6 +280,8 @@ class NodeObject(Reply):
     node: str
     schedulable: bool
     capacities: tuple[NodeCapacityObject, ...]
+    rack: str | None = None
+    """As its cluster reports it; null: none is known."""
 
 
 class ClusterObject(Reply):
@@ -460,6 +478,8 @@ class NodeReport(Request):
     node: NodeName
     schedulable: bool
     classes: Annotated[tuple[ClassCount, ...], Field(max_length=64)]
+    rack: Annotated[RackName | None, Field(exclude_if=lambda rack: rack is None)] = None
+    """The rack that it is in, by a name of its cluster's; null: none is known."""
 
 
 class StartedItem(Request):

@@ -173,12 +173,20 @@ WAITS: Mapping[WaitReason, Wording] = {
         ),
     ),
     WaitReason.RESERVED: _of(
-        "starts_at_ms gpu_class needed free",
+        "starts_at_ms gpu_class needed free within",
         (
             Say("needs {needed} {gpu_class}, {free} free now"),
             Say("needs {needed} {gpu_class}, which are not free now"),
         ),
         (
+            Say(
+                "room on one node is kept for it from {starts_at_ms}, or sooner if others end sooner",
+                {"within": "node"},
+            ),
+            Say(
+                "room in one rack is kept for it from {starts_at_ms}, or sooner if others end sooner",
+                {"within": "rack"},
+            ),
             Say("room is kept for it from {starts_at_ms}, or sooner if others end sooner"),
             Say("room is kept for it"),
         ),

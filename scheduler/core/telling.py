@@ -125,6 +125,8 @@ class Teller:
                 "needed": shape.gpus,
                 "free": sum(shelf.free for shelf in shelves.values()),
             }
+            if shape.within:
+                numbers["within"] = shape.within
             return Reason(WaitReason.RESERVED, numbers)
         if cycle.horizon.seats and cycle.fits(shape):
             return Reason(WaitReason.ROOM_RESERVED, {"job": cycle.horizon.in_the_way(shape)})

@@ -80,6 +80,16 @@ def test_a_job_may_fall_back_on_another_class(up: Up) -> None:
     assert (wrong.returncode, "twice" in wrong.stderr) == (2, True)
 
 
+def test_a_gang_may_have_to_be_on_one_node(up: Up) -> None:
+    gang = ("--gpu-class", "a100", "--gpus", "2", "--pods", "3", "--topology", "same_node")
+    job_id = up.ask("submit", "near", *gang, *QUICK)["id"]
+    assert "3 x 2 a100 (same node)" in up.run("job", job_id).stdout
+    ended = until(lambda: (found := up.ask("job", job_id))["ended_at"] and found, "it has run")
+    assert len({pod["node"] for pod in ended["attempts"][0]["pods"]}) == 1
+    never = up.run("submit", "never", "--gpus", "8", "--pods", "2", "--topology", "same_rack", *QUICK)
+    assert (never.returncode, "never_fits" in never.stderr) == (1, True)
+
+
 def test_a_job_that_waits_says_why_and_can_be_cancelled(up: Up) -> None:
     wide = up.ask("submit", "wide", "--gpus", "8", "--pods", "4", *QUICK)
 

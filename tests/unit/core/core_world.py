@@ -20,6 +20,7 @@ from scheduler.core.model import (
     Plan,
     PodPlacement,
     Stop,
+    Topology,
 )
 from scheduler.core.state import State
 
@@ -48,8 +49,9 @@ def a_node(
     gpu_class: str = "h100",
     schedulable: bool = True,
     more: Mapping[str, Capacity] | None = None,
+    rack: str = "",
 ) -> Node:
-    return Node(cluster, name, schedulable, {gpu_class: Capacity(gpus, foreign, used), **(more or {})})
+    return Node(cluster, name, schedulable, {gpu_class: Capacity(gpus, foreign, used), **(more or {})}, rack)
 
 
 def an_account(id: str = "acc", hours: float = 10_000, held: float = 0, used: float = 0) -> Account:
@@ -138,6 +140,7 @@ def a_job(
     not_before: int | None = None,
     cancel: bool = False,
     fallbacks: tuple[str, ...] = (),
+    topology: Topology = Topology.ANY,
 ) -> Job:
     walltime_ms = int(hours * HOUR_MS)
     return Job(
@@ -154,6 +157,7 @@ def a_job(
         not_before,
         cancel,
         fallbacks=fallbacks,
+        topology=topology,
     )
 
 

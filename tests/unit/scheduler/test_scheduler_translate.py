@@ -125,6 +125,12 @@ def test_node_that_quota_cannot_name_is_left_out() -> None:
     assert left_out == ("Not A Node",)
 
 
+def test_a_racks_name_that_quota_cannot_take_is_left_out() -> None:
+    nodes = [NodeStatus(f"n{i}", True, 0, (), (), rack) for i, rack in enumerate(("B_1.a", "", "b/1"))]
+    reports, left_out = node_reports(nodes)
+    assert ([report.rack for report in reports], left_out) == (["B_1.a", None, None], ())
+
+
 # --- how the hub shares -----------------------------------------------------------------------------
 
 

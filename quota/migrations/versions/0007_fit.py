@@ -1,6 +1,6 @@
-"""The further GPU classes that a job accepts
+"""What a job accepts: further GPU classes, how its pods lie to each other; and the racks of nodes
 
-An old program goes on beside it: it submits jobs without any, and starts none on them.
+An old program goes on beside it: it submits jobs that accept one class and lie anywhere.
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ depends_on = None
 def upgrade() -> None:
     fallbacks = sa.Column("fallback_classes", sa.String(300), server_default=sa.text("'[]'"), nullable=False)
     op.add_column("jobs", fallbacks)
+    topology = sa.Column("topology", sa.String(20), server_default=sa.text("'any'"), nullable=False)
+    op.add_column("jobs", topology)
+    op.add_column("nodes", sa.Column("rack", sa.String(63), nullable=True))
 
 
 def downgrade() -> None:
