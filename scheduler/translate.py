@@ -15,7 +15,7 @@ from quota.schemas.values import ClassId, NodeName, RackName
 from scheduler.clusters.port import NodeStatus, ObjectSpec, ObjectStatus
 from scheduler.clusters.port import PodPlacement as ClusterPodPlacement
 from scheduler.core import model
-from scheduler.core.policy import HOUR_MS, Lane, Policy, Preemption, Ranking
+from scheduler.core.policy import HOUR_MS, Entitlement, Lane, Policy, Preemption, Ranking
 
 _NODE_NAME: TypeAdapter[str] = TypeAdapter(NodeName)
 _CLASS_ID: TypeAdapter[str] = TypeAdapter(ClassId)
@@ -140,6 +140,11 @@ def policy_of(policy: wire.PolicyObject, clock: Clock) -> Policy:
         promises_per_organization=share.promises_per_organization,
         lane=None if share.lane is None else _lane_of(share.lane),
         preemption=None if share.preemption is None else Preemption(**dict(share.preemption)),
+        entitlements=tuple(
+            Entitlement(id, each.weight_thousandths, each.reserved_thousandths)
+            for id, each in sorted(share.programs.items())
+        ),
+        organization_weights=tuple(sorted(share.organization_weights.items())),
         organization_pool_thousandths=policy.organization_pool_thousandths,
         organization_pool_from_gpus=policy.organization_pool_from_gpus,
     )

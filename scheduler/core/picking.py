@@ -1,6 +1,6 @@
-"""The picks of one cycle, stage by stage: lane, preemption, promised room, and everything that fits around it."""
+"""The picks of one cycle, stage by stage: parts of the pool, lane, preemption, promised room, and what fits beside."""
 
-from scheduler.core.lane import serve_lane
+from scheduler.core.lane import serve_lane, serve_owed
 from scheduler.core.picks import Picks
 from scheduler.core.reserving import seat, serve_all
 from scheduler.core.stopping import preempt
@@ -9,15 +9,11 @@ from scheduler.core.stopping import preempt
 def fill(picks: Picks) -> None:
     """Serve job after job, each pick counting before the next, until nothing that may start fits."""
     known, policy = picks.known, picks.known.policy
-    for shape in known.by_shape:
-        picks.fitting.setdefault(shape.gpu_class, {}).setdefault(shape[:5], []).append(shape)
-    for by_key in picks.fitting.values():
-        for shapes in by_key.values():
-            shapes.sort(key=lambda shape: shape.span_ms)
-        for key in [key for key, shapes in by_key.items() if not picks.fits(shapes[0])]:
-            del by_key[key]
+    _find_fitting(picks)
     for job_id, reservation in known.reserved.items():
         picks.horizon.sit(reservation, known.jobs[job_id].walltime_ms)
+    if picks.tree.owes:
+        serve_owed(picks)
     if policy.lane:
         serve_lane(picks, policy.lane)
     if policy.preemption:
@@ -27,3 +23,14 @@ def fill(picks: Picks) -> None:
         serve_all(picks, seat(picks))
     for organization_id in picks.touched:
         known.judge(organization_id)
+
+
+def _find_fitting(picks: Picks) -> None:
+    """The shapes that fit on what is free before the first pick."""
+    for shape in picks.known.by_shape:
+        picks.fitting.setdefault(shape.gpu_class, {}).setdefault(shape[:5], []).append(shape)
+    for by_key in picks.fitting.values():
+        for shapes in by_key.values():
+            shapes.sort(key=lambda shape: shape.span_ms)
+        for key in [key for key, shapes in by_key.items() if not picks.fits(shapes[0])]:
+            del by_key[key]

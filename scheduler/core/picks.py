@@ -113,7 +113,7 @@ class Picks:
         if known.others_stop_for(job.id):
             known.served.add(job.id)
         may_be_capped = branch.queue.take_gpus(group.gpus)
-        self.tree.pick(branch, book, group.cost_gpu_us, group.rate)
+        self.tree.pick(branch, book, group.cost_gpu_us, group.rate, group.gpus)
         concerned = known.organizations_on(book.grant.id, path)
         gpus_left = known.caps.left(book.grant)
         if len(concerned) > 1:

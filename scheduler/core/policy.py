@@ -77,6 +77,17 @@ class Preemption:
 
 
 @dataclass(frozen=True, slots=True)
+class Entitlement:
+    """What a programme is entitled to beside its grants."""
+
+    program_id: str
+    weight_thousandths: int = 1000
+    """What its lag counts in the order; see `order.weighed`."""
+    reserved_thousandths: int = 0
+    """While it keeps less than this part of the pool, its jobs go before everybody else's; 0: they never do."""
+
+
+@dataclass(frozen=True, slots=True)
 class Policy:
     """How the core weighs history, lag, room and silence. Business milliseconds throughout."""
 
@@ -118,6 +129,10 @@ class Policy:
     """An organization keeps at most this part of the pool, all GPUs of the nodes that take jobs; 1000: any."""
     organization_pool_from_gpus: int = 0
     """A smaller pool is not divided in this way."""
+    entitlements: tuple[Entitlement, ...] = ()
+    """Of the programmes that weigh more or less than others, or have a part of the pool reserved."""
+    organization_weights: tuple[tuple[str, int], ...] = ()
+    """(organization, thousandths): what its lag counts in the order; see `order.weighed`. Of the others 1000."""
 
 
 class _Grant(TypedDict):

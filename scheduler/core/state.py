@@ -26,7 +26,7 @@ from scheduler.core.model import (
     Reservations,
     Tombstone,
 )
-from scheduler.core.order import Floor, Tree, Usage
+from scheduler.core.order import PLAIN, Floor, Standing, Tree, Usage
 from scheduler.core.placement import Room, keep
 from scheduler.core.policy import Policy
 from scheduler.core.profile import NEVER_MS, Profile
@@ -62,6 +62,7 @@ class Knowledge:
         self.balances = Balances()
         self.caps = Caps()
         self.pool = Pool()
+        self._weights: dict[str, int] = {}  # of the organizations that have one of their own
         self.served: set[str] = set()  # jobs that this cycle started in room that others stop for
         self.by_shape: dict[Shape, dict[Group, None]] = {}  # groups that could pay, an ordered set
         self.reasons: dict[str, Reason] = {}  # as last told, by job
@@ -202,8 +203,20 @@ class Knowledge:
             policy = self.policy
             floor = Floor(policy.floor_share, policy.floor_lag_ms, policy.half_life_ms)
             self._tree = Tree(books, self.queues, policy.ranking, floor if policy.floor_share else None)
-        self._tree.begin(usages)
+        self._tree.begin(usages, self._standings())
         return self._tree
+
+    def _standings(self) -> dict[str, Standing]:
+        """What the policy entitles programmes to: their weight, and how far they are below their part of the pool."""
+        found: dict[str, Standing] = {}
+        for each in self.policy.entitlements:
+            part = -(-self.pool.gpus * each.reserved_thousandths // 1000)
+            kept = 0
+            if part:
+                mine = (id for id, book in self._books.items() if book.grant.program_id == each.program_id)
+                kept = sum(self.caps.in_use[id] for id in mine)
+            found[each.program_id] = Standing(each.weight_thousandths, part - kept)
+        return found
 
     def _usages(self, books: Iterable[GrantBook]) -> dict[str, Usage]:
         """What each party of a running grant used of late and holds."""
@@ -212,7 +225,7 @@ class Knowledge:
             for id, held_gpu_us in book.held_by.items():
                 usage = usages.get(id)
                 if usage is None:
-                    usage = usages[id] = Usage(self._decayed_gpu_us(id))
+                    usage = usages[id] = Usage(self._decayed_gpu_us(id), self._weights.get(id, PLAIN))
                     if id not in self.queues:
                         self._queue(id)
                 usage.held += held_gpu_us
@@ -362,6 +375,7 @@ class Knowledge:
 
     def _put_policy(self, policy: Policy) -> None:
         before, self.policy = self.policy, policy
+        self._weights = dict(policy.organization_weights)
         self._tree = None
         if before.gang_first_gpus != policy.gang_first_gpus:
             self._sort_anew()

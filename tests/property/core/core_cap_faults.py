@@ -1,9 +1,20 @@
-"""What a plan may not do about the caps of organizations, told from the objects and the plan alone."""
+"""What a plan may not do about caps of organizations and reserved parts, told from the objects and the plan alone."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
-from scheduler.core.model import Attempt, Change, Job, Kind, Node, Organization, Plan, WaitReason
+from scheduler.core.model import (
+    Attempt,
+    Change,
+    Grant,
+    Job,
+    Kind,
+    Node,
+    Organization,
+    Plan,
+    Start,
+    WaitReason,
+)
 from scheduler.core.policy import Policy
 
 World = Mapping[tuple[Kind | None, str], Change]
@@ -71,6 +82,39 @@ def wrong_caps(world: World, plan: Plan) -> list[str]:
             "below the cap": counted + job.gpus > caps.get(mine, 1 << 60),
         }
         found += [f"{fault}: {job_id} {dict(numbers)}" for fault, good in right.items() if not good]
+    return found
+
+
+def owed(world: World, starts: Iterable[Start]) -> set[str]:
+    """Programmes that keep less than their reserved part of the pool once these starts are carried out."""
+    policy = next(each for each in world.values() if isinstance(each, Policy))
+    nodes = [each for each in world.values() if isinstance(each, Node) and each.schedulable]
+    pool = sum(capacity.total for node in nodes for capacity in node.capacities.values())
+    kept: Counter[str] = Counter()
+    for attempt in world.values():
+        grant = world.get((Kind.GRANT, attempt.grant_id)) if isinstance(attempt, Attempt) else None
+        if isinstance(attempt, Attempt) and attempt.capacity_held and isinstance(grant, Grant):
+            kept[grant.program_id] += sum(pod.count for pod in attempt.pods)
+    for start in starts:
+        kept[program_of(world, start)] += sum(pod.count for pod in start.pods)
+    parts = {each.program_id: each.reserved_thousandths * pool for each in policy.entitlements}
+    return {id for id, part in parts.items() if kept[id] * 1000 < part}
+
+
+def program_of(world: World, start: Start) -> str:
+    grant = world[Kind.GRANT, start.grant_id]
+    assert isinstance(grant, Grant)
+    return grant.program_id
+
+
+def overtaken(world: World, plan: Plan) -> list[str]:
+    """Starts of others that came before one of a programme below its reserved part."""
+    found = []
+    for number, start in enumerate(plan.starts):
+        before = owed(world, plan.starts[:number])
+        if program_of(world, start) not in before:
+            late = [each for each in plan.starts[number + 1 :] if program_of(world, each) in before]
+            found += [f"{each.job_id} was owed its room before {start.job_id}" for each in late]
     return found
 
 

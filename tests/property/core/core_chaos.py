@@ -26,7 +26,7 @@ from scheduler.core.model import (
     Tombstone,
     Topology,
 )
-from scheduler.core.policy import Policy
+from scheduler.core.policy import Entitlement, Policy
 
 HOUR_MS = 3_600_000
 GPU_HOUR = HOUR_MS * 1000
@@ -188,6 +188,14 @@ def _policy(rng: Random) -> Policy:
         placement_paused=rng.random() < 0.05,
         organization_pool_thousandths=rng.choice((1000, 1000, 200, 500)),
         organization_pool_from_gpus=rng.choice((0, 0, 12, 24)),
+        entitlements=tuple(
+            Entitlement(id, rng.choice((1000, 1000, 500, 3000)), rng.choice((0, 0, 100, 400)))
+            for id in ("p1", "p2", "p3")
+            if rng.random() < 0.3
+        ),
+        organization_weights=tuple(
+            (id, rng.choice((400, 2500))) for id in ("o1", "o2") if rng.random() < 0.3
+        ),
     )
 
 

@@ -19,6 +19,7 @@ from scheduler.core.model import (
     WaitReason,
 )
 from scheduler.core.policy import DAY_MS, HOUR_MS, Lane, Preemption
+from tests.property.core.core_cap_faults import owed, program_of
 from tests.property.core.core_choices import of_class, payable
 from tests.property.core.core_promises import HOURS, Hub
 from tests.property.core.test_core_property import faults, free_after, together, usable_clusters
@@ -237,6 +238,8 @@ def is_excused(hub: Hub, plan: Plan) -> bool:
     for number, start in enumerate(plan.starts):
         job = hub.world[Kind.JOB, start.job_id]
         assert isinstance(job, Job)
+        if program_of(hub.world, start) in owed(hub.world, plan.starts[:number]):
+            return True
         if policy.preemption and job.gpus >= policy.preemption.gang_gpus:
             return True
         if policy.lane and may_pass(

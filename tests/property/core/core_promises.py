@@ -29,7 +29,17 @@ from scheduler.core.model import (
     Stop,
     Tombstone,
 )
-from scheduler.core.policy import DAY_MS, HOUR_MS, MINUTE_MS, PRESETS, Lane, Policy, Preemption, Ranking
+from scheduler.core.policy import (
+    DAY_MS,
+    HOUR_MS,
+    MINUTE_MS,
+    PRESETS,
+    Entitlement,
+    Lane,
+    Policy,
+    Preemption,
+    Ranking,
+)
 from tests.property.core.core_chaos import TOPOLOGIES, World, put
 
 Kept = TypeVar("Kept", Node, Cluster, Grant, Job, Attempt)
@@ -66,6 +76,8 @@ def a_random_policy(rng: Random) -> Policy:
         lane=rng.choice((None, _lane(rng))),
         preemption=rng.choice((None, _preemption(rng))),
         organization_pool_thousandths=rng.choice((1000,) * 6 + (500,)),
+        entitlements=rng.choice(((),) * 4 + ((Entitlement("p2", 2000, rng.choice((0, 300))),),)),
+        organization_weights=rng.choice(((),) * 4 + ((("o2", 3000),),)),
     )
 
 

@@ -341,6 +341,24 @@ def _mean_lag(hub: Hub, grants: list[Grant]) -> int:
     return floor(Fraction(sum(_lag(hub, g) * w for g, w in zip(grants, weights, strict=True)), sum(weights)))
 
 
+def _program_weight(hub: Hub, program_id: str) -> int:
+    found = [each for each in hub.policy.entitlements if each.program_id == program_id]
+    return found[0].weight_thousandths if found else 1000
+
+
+def _is_owed(hub: Hub, program_id: str) -> bool:
+    """Whether a programme keeps less than its reserved part of the pool, this cycle's picks counted."""
+    parts = [e.reserved_thousandths for e in hub.policy.entitlements if e.program_id == program_id]
+    nodes = [node for node in hub.nodes.values() if node.schedulable]
+    pool = sum(capacity.total for node in nodes for capacity in node.capacities.values())
+    kept = sum(_in_use(hub, grant) for grant in hub.grants.values() if grant.program_id == program_id)
+    return bool(parts) and kept < ceil(Fraction(pool * parts[0], 1000))
+
+
+def _weighed(lag_ms: int, weight: int) -> int:
+    return floor(Fraction(lag_ms * weight, 1000)) if lag_ms > 0 else ceil(Fraction(lag_ms * 1000, weight))
+
+
 def _usage(hub: Hub, organization_ids: set[str]) -> float:
     decayed, held = [], 0
     running = [grant for grant in hub.grants.values() if _runs(hub, grant)]
@@ -369,21 +387,27 @@ def _ranked(hub: Hub, waiting: dict[str, Job]) -> list[Job]:
     def first(chosen: Callable[[Job, Grant], bool]) -> tuple[int, str]:
         return min((job.submitted_at_ms, job.id) for job, grant in able if chosen(job, grant))
 
+    def scaled(usage: float, weight: int) -> float:
+        return usage if weight == 1000 else usage * 1000 / weight
+
     def key(entry: tuple[Job, Grant]) -> tuple[object, ...]:
         job, grant = entry
         mine = job.organization_id
         of_program = [g for g in running if g.program_id == grant.program_id]
         of_branch = [g for g in of_program if mine in _parties(g)]
         parties = {id for g in of_program for id in _parties(g)}
+        weight = _program_weight(hub, grant.program_id)
+        own = next((w for id, w in hub.policy.organization_weights if id == mine), 1000)
         return (
+            not _is_owed(hub, grant.program_id),
             (
-                -_mean_lag(hub, of_program),
-                _usage(hub, parties),
+                -_weighed(_mean_lag(hub, of_program), weight),
+                scaled(_usage(hub, parties), weight),
                 first(lambda _, g: g.program_id == grant.program_id),
             ),
             (
-                -_mean_lag(hub, of_branch),
-                _usage(hub, {mine}),
+                -_weighed(_mean_lag(hub, of_branch), own),
+                scaled(_usage(hub, {mine}), own),
                 first(lambda j, g: g.program_id == grant.program_id and j.organization_id == mine),
             ),
             (-_lag(hub, grant), first(lambda j, g: g.id == grant.id and j.organization_id == mine)),

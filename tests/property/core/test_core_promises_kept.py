@@ -174,6 +174,24 @@ def test_more_budget_never_puts_a_firm_further_back(seed: int, tenths: int, rank
     assert rank(with_budget(seed, policy, tenths)) <= rank(with_budget(seed, policy, 10))
 
 
+@settings(max_examples=100, deadline=None)
+@given(SEEDS, st.sampled_from((1001, 1500, 20_000)), st.sampled_from(Ranking))
+def test_more_weight_never_puts_a_firm_further_back(seed: int, weight: int, ranking: Ranking) -> None:
+    policy = replace(a_random_policy(Random(seed)), ranking=ranking, floor_share=0.0, organization_weights=())
+    heavy = replace(policy, organization_weights=(("o1", weight),))
+    assert rank(with_budget(seed, heavy, 10)) <= rank(with_budget(seed, policy, 10))
+
+
+def test_weight_puts_some_firms_further_in_front() -> None:
+    """The worlds above are not empty."""
+    gained = 0
+    for seed in range(60):
+        policy = Policy(lag_bound_share=1.0, hold_share=0.3)
+        heavy = replace(policy, organization_weights=(("o1", 20_000),))
+        gained += rank(with_budget(seed, heavy, 10)) < rank(with_budget(seed, policy, 10))
+    assert gained > 5
+
+
 def first_start_ms(hub: Hub) -> int | None:
     """When the first of the jobs of "o1" that wait now starts; None if never."""
     mine = {job.id for job in hub.of(Job) if job.waits and job.organization_id == "o1"}

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from random import Random
 
 from hypothesis import given, settings
@@ -24,7 +25,7 @@ from scheduler.core.model import (
 )
 from scheduler.core.policy import Policy
 from scheduler.core.state import State
-from tests.property.core.core_cap_faults import wrong_caps
+from tests.property.core.core_cap_faults import overtaken, owed, program_of, wrong_caps
 from tests.property.core.core_chaos import (
     START_MS,
     World,
@@ -79,7 +80,7 @@ def faults(world: World, plan: Plan, now_ms: int) -> list[str]:
     for grant in grants.values():
         for path in grant.paths:
             found += [f"overdrawn: {a.id}" for a in path.accounts if 0 < spent[a.id] > a.left_gpu_us]
-    found += over_cap(world, plan) + wrong_caps(world, plan)
+    found += over_cap(world, plan) + wrong_caps(world, plan) + overtaken(world, plan)
     waiting = Counter(j.id for j in world.values() if isinstance(j, Job) and j.waits)
     told = Counter(start.job_id for start in plan.starts) + Counter(plan.order)
     if told != waiting:
@@ -184,6 +185,34 @@ def test_no_plan_breaks_what_must_hold(seed: int, stops: bool) -> None:
     world = a_random_world(Random(seed), stops)
     plan, _ = decide(State(), world.values(), START_MS)
     assert faults(world, plan, START_MS) == []
+
+
+def overlooked(world: World, plan: Plan, now_ms: int) -> list[str]:
+    """Jobs of programmes below their reserved part that would fit had only those programmes started something (for
+    worlds where no room is kept)."""
+    mine = owed(world, plan.starts)
+    own = replace(plan, starts=tuple(start for start in plan.starts if program_of(world, start) in mine))
+    waiting = set(with_room_left(world, own, now_ms))
+    could = {job.id: job for job in world.values() if isinstance(job, Job) and job.id in waiting}
+    return [
+        id
+        for id, job in could.items()
+        # of a job that could draw on several programmes nobody says here on which
+        if {
+            g.program_id
+            for g in of(world, Grant)
+            if isinstance(g, Grant) and job.organization_id in g.parties
+        }
+        <= mine
+    ]
+
+
+@settings(max_examples=150, deadline=None)
+@given(SEEDS)
+def test_others_take_no_room_that_a_reserved_part_is_owed(seed: int) -> None:
+    world = a_random_world(Random(seed))
+    plan, _ = decide(State(), world.values(), START_MS)
+    assert overlooked(world, plan, START_MS) == []
 
 
 @settings(max_examples=150, deadline=None)
