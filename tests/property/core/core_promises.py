@@ -28,6 +28,7 @@ from scheduler.core.model import (
     Start,
     Stop,
     Tombstone,
+    Topology,
 )
 from scheduler.core.policy import (
     DAY_MS,
@@ -49,8 +50,9 @@ ALWAYS_MS = 1 << 62
 ORGANIZATIONS = ("o1", "o2", "o3")
 RATES = {"h100": 1000, "mig": 250, "a100": 480}
 SHAPES = ((1, 1), (1, 1), (2, 1), (4, 1), (8, 1), (1, 3), (4, 2), (8, 2), (4, 4), (8, 4))
-GANG_CHOICES = (("h100",),) * 3 + (("a100", "h100"), ("h100", "a100"))
-CHOICES = (*GANG_CHOICES, ("h100",), ("mig",), ("mig", "h100"), ("h100", "mig", "a100"))
+FAMILIES = (("a100", "h100"), ("h100", "a100"))
+GANG_CHOICES = (("h100",),) * 6 + FAMILIES
+CHOICES = (*(("h100",),) * 4, *FAMILIES, ("mig",), ("mig", "h100"), ("h100", "mig", "a100"))
 """What a job accepts."""
 HOURS = (1, 1, 2, 4, 8, 24)
 """Walltimes that are whole steps of the core's rounding, so that what fits by the minute fits for the core."""
@@ -162,7 +164,7 @@ class Hub:
                 not_before_ms=rng.choice((None,) * 9 + (self.now_ms + HOUR_MS,)),
                 restartable=rng.random() < 0.7,
                 fallbacks=tuple(fallbacks),
-                topology=rng.choice(TOPOLOGIES),
+                topology=Topology.ANY if shape and rng.random() < 0.8 else rng.choice(TOPOLOGIES),
             )
         )
 

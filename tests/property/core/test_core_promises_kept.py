@@ -70,17 +70,23 @@ def test_going_on_equals_beginning_anew_in_any_order(seed: int, policies: bool) 
 def test_there_was_something_to_promise() -> None:
     """The worlds above are not empty: this much happens in a few of them."""
     seen: Counter[str] = Counter()
-    for seed in range(80):
+    for seed in range(160):
         hub = a_random_hub(Random(seed))
         for plan, _ in live(hub, cycles=15):
             seen["reserved"] += len(plan.reservations)
             seen["judged"] += len(hub.reservations) if not is_excused(hub, plan) else 0
             seen["stops"] += len(plan.stops)
             seen["lane"] += started_in_lane(hub, plan)
+            for job, start in ((hub.world[Kind.JOB, start.job_id], start) for start in plan.starts):
+                assert isinstance(job, Job)
+                seen["fallback"] += start.pods[0].gpu_class != job.gpu_class
+                seen["bound"] += job.unit[2] != ""
     assert seen["reserved"] > 300
     assert seen["judged"] > 100
     assert seen["stops"] > 10
     assert seen["lane"] > 10
+    assert seen["fallback"] > 30
+    assert seen["bound"] > 10
 
 
 def started_in_lane(hub: Hub, plan: Plan) -> int:
