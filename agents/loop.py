@@ -138,7 +138,7 @@ class Sampler:
     def _known(self, gpu: GpuReading, reading: NodeReading) -> GpuState:
         state = self._states.get(gpu.gpu_uuid)
         if state is None:
-            period_ms = self._reader.sample_period_ms
+            period_ms = gpu.sample_period_ms or self._reader.sample_period_ms
             return first_state(gpu.gpu_uuid, gpu.gpu_class, reading.node, reading.now_ms, period_ms)
         if (state.node, state.gpu_class) != (reading.node, gpu.gpu_class):
             return replace(state, node=reading.node, gpu_class=gpu.gpu_class)

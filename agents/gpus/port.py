@@ -1,4 +1,7 @@
-"""What the loop asks of a reader of GPUs; the implementation today is the simulated cluster's."""
+"""What the loop asks of a reader of GPUs: the simulated cluster's, or NVML's of one machine.
+
+A GPU that is there but cannot be read is in the reading with `up` False; the others are not touched by its trouble.
+"""
 
 from __future__ import annotations
 
