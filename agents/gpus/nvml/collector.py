@@ -15,7 +15,9 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from types import FrameType
 from typing import Any
@@ -49,7 +51,9 @@ def main(arguments: Sequence[str]) -> int:
         _write(lines, asdict(wire.Failed(refused.operation, refused.code)))
         return CANNOT_BEGIN
     collector = Collector(given.cycle_s, given.deadline_s, stopping)
-    collector.run(lambda cycle: _write(lines, asdict(cycle)))
+    with suppress(BrokenPipeError):  # The parent is gone or has let go: that is an end like any other.
+        collector.run(lambda cycle: _write(lines, asdict(cycle)))
+    stopping.set()
     if collector.close(END_S):
         library.shutdown()
     return 0
@@ -276,8 +280,8 @@ if __name__ == "__main__":
     status = 1
     try:
         status = main(sys.argv[1:])
-    except BrokenPipeError:
-        status = 0
+    except Exception:
+        traceback.print_exc()
     finally:
         # Threads that hang in the driver must not hold the end up.
         sys.stderr.flush()

@@ -19,7 +19,6 @@ from prometheus_client.metrics_core import (
     CounterMetricFamily,
     GaugeMetricFamily,
     Metric,
-    StateSetMetricFamily,
 )
 
 from agents.gpus.nvml import wire
@@ -118,8 +117,9 @@ class NvmlReader:
         with self._turn:
             errors, expected, events_error = dict(self._errors), self._expected, self._events_error
             fresh = self._fresh(self._heard_s)
-        state = self._supervisor.state
-        yield StateSetMetricFamily("hub_agent_nvml_state", "How the collector is.", {state: True})
+        state = GaugeMetricFamily("hub_agent_nvml_state", "1 for how the collector is.", labels=["state"])
+        state.add_metric([self._supervisor.state], 1)
+        yield state
         restarts = CounterMetricFamily(
             "hub_agent_nvml_restarts", "Collector processes that were replaced.", labels=["reason"]
         )
