@@ -2,6 +2,7 @@
  *
  * $FAKE_NVML_STATE names the file; it is read again whenever it was replaced (write beside it, then rename).
  * $FAKE_NVML_LOG, if set, gets one line per nvmlShutdown: what was not given back.
+ * $FAKE_NVML_GPM_LEAST_US is the least distance of two GPM samples, 100000 if unset.
  *
  *   driver 570.86.15            the kernel module's version; another than this library's (FAKE_VERSION): error 18
  *   loaded 0                    no kernel module: error 9
@@ -600,7 +601,9 @@ int nvmlGpmMetricsGet(GpmMetrics *get) {
   int error = enter(__func__, to->gpu);
   if (error) return error;
   if (get->version != 1) return leave(ARGUMENT_VERSION);
-  if (from->gpu != to->gpu || from->gi != to->gi || to->at_us < from->at_us + 100000) return leave(INVALID_ARGUMENT);
+  if (from->gpu != to->gpu || from->gi != to->gi) return leave(INVALID_ARGUMENT);
+  const char *least = getenv("FAKE_NVML_GPM_LEAST_US");
+  if (to->at_us < from->at_us + (least ? strtoull(least, NULL, 10) : 100000)) return leave(INVALID_ARGUMENT);
   Facts *facts = NULL;
   if (to->gi < 0) facts = &gpus[to->gpu];
   for (int j = 0; j < MOST_MIGS && !facts; j++)

@@ -11,7 +11,7 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import structlog
@@ -57,6 +57,7 @@ class NvmlReader:
         timing: Timing | None = None,
         classes: Mapping[str, str] | None = None,
         command: Sequence[str] | None = None,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         """`node` is the machine's own name if empty; `classes` are GPU classes by product name.
 
@@ -72,6 +73,7 @@ class NvmlReader:
             )
         self._clock, self._timing, self._classes = clock, timing or Timing(), dict(classes or {})
         self._boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        self._monotonic = monotonic
         self._turn = threading.Lock()
         self._known: dict[str, Known] = {}
         self._driver = ""
@@ -145,7 +147,7 @@ class NvmlReader:
     def _take(self, cycle: wire.Cycle) -> None:
         """One line of the collector's; called in the supervisor's thread."""
         with self._turn:
-            now_s = time.monotonic()
+            now_s = self._monotonic()
             self._heard_s = now_s
             self._driver = cycle.driver or self._driver
             self._expected = self._expected if cycle.count is None else cycle.count
@@ -203,7 +205,7 @@ class NvmlReader:
 
     def _fresh(self, at_s: float | None) -> bool:
         stale_s = self._timing.cycle_s + self._timing.deadline_s
-        return at_s is not None and time.monotonic() - at_s <= stale_s
+        return at_s is not None and self._monotonic() - at_s <= stale_s
 
     def _reading(self, after_ms: int) -> NodeReading:
         now_ms = self._clock.now_ms()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import pynvml
@@ -50,20 +51,18 @@ class Gpm:
             at_us = time.time_ns() // 1000
             told = None if self._last is None else self._between(fresh, at_us)
         except (pynvml.NVMLError, ValueError):
-            pynvml.nvmlGpmSampleFree(fresh)
+            _free(fresh)
             self.close()
             raise
         old, self._last, self._last_us = self._last, fresh, at_us
-        if old is not None:
-            pynvml.nvmlGpmSampleFree(old)
+        _free(old)
         joined, self._joined = self._joined, told is not None
         return told if joined else None
 
     def close(self) -> None:
         """Give the last reading back; what comes next begins after a hole."""
         last, self._last, self._joined = self._last, None, False
-        if last is not None:
-            pynvml.nvmlGpmSampleFree(last)
+        _free(last)
 
     def _between(self, fresh: Any, at_us: int) -> Activity:
         asked = self._metrics
@@ -76,6 +75,13 @@ class Gpm:
         if busy is None:
             raise pynvml.NVMLError(asked.metrics[0].nvmlReturn)
         return Activity(at_us, busy, _ratio(asked.metrics[1]))
+
+
+def _free(sample: Any) -> None:
+    if sample is not None:
+        # A library that does not take a sample back has forgotten it, or is about to be left with all of them.
+        with suppress(pynvml.NVMLError):
+            pynvml.nvmlGpmSampleFree(sample)
 
 
 def _ratio(metric: Any) -> float | None:

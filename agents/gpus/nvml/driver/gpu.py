@@ -12,7 +12,7 @@ from agents.gpus.nvml import wire
 from agents.gpus.nvml.codes import GARBAGE
 from agents.gpus.nvml.driver.figures import figures, memory_of, processes_of
 from agents.gpus.nvml.driver.gpm import Gpm
-from agents.gpus.nvml.driver.library import Asking, Handle, Refused, ask, identity, number, text
+from agents.gpus.nvml.driver.library import Asking, Handle, identity, number, text
 
 AHEAD_US = 1_000_000
 """A sample this far in the future is garbage; a nearer one is left for the next cycle."""
@@ -106,11 +106,7 @@ class GpuCalls:
 
     def _forget_gpm(self, used: set[str]) -> None:
         for uuid in self._gpm.keys() - used:
-            try:
-                ask("gpm_free", self._gpm.pop(uuid).close)
-            except Refused:
-                # The library is past remembering its samples; they went with it.
-                continue
+            self._gpm.pop(uuid).close()
 
     def _mig_devices(self, parent_asking: Asking, parent: Handle, used: set[str]) -> list[wire.Gpu]:
         """Asked anew every time: handles die with their instances and may come back as other ones."""
