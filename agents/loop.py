@@ -100,7 +100,11 @@ class Sampler:
                 readings.append(self._reader.read(node, after_ms))
             except ReaderUnavailable as error:
                 failures[node] = str(error)
-        self._note(failures, {reading.node for reading in readings})
+        # A node all of whose GPUs are out of reach was not read, though something may be told of them.
+        answered = (
+            reading for reading in readings if not reading.gpus or any(gpu.up for gpu in reading.gpus)
+        )
+        self._note(failures, {reading.node for reading in answered})
         return tuple(readings)
 
     def _common_after_ms(self, now_ms: int) -> int:

@@ -30,13 +30,14 @@ class NvmlAgent:
         self.process = process
         self._log: list[dict[str, object]] = []
         self._folder = folder
-        assert process.stderr is not None
-        threading.Thread(target=self._keep_log, args=(process.stderr,), daemon=True).start()
+        threading.Thread(target=self._keep_log, daemon=True).start()
 
-    def _keep_log(self, lines: Iterator[str]) -> None:
-        for line in lines:
-            if line.startswith("{"):
-                self._log.append(json.loads(line))
+    def _keep_log(self) -> None:
+        assert self.process.stderr is not None
+        with self.process.stderr as lines:
+            for line in lines:
+                if line.startswith("{"):
+                    self._log.append(json.loads(line))
 
     def logged(self, event: str) -> list[dict[str, object]]:
         """The log's lines of one event."""
