@@ -25,7 +25,7 @@ from agents.gpus.nvml import wire
 from agents.gpus.nvml.classes import gpu_class
 from agents.gpus.nvml.codes import XIDS, name_of, xid_class
 from agents.gpus.nvml.known import Known
-from agents.gpus.nvml.supervisor import Supervisor, Timing
+from agents.gpus.nvml.supervisor import Supervisor, Timing, advice_on
 from agents.gpus.port import ReaderUnavailable
 from agents.model import GpuReading, NodeReading
 from quota.clock import Clock
@@ -34,15 +34,6 @@ _NODE_NAME = r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?"
 
 SAMPLE_PERIOD_MS = 1_000
 """The longest sample period that nvml.h names."""
-
-_ADVICE = {
-    "library_not_found": "libnvidia-ml.so.1 was not found: install the driver, or mount its libraries",
-    "driver_not_loaded": "the kernel module is not loaded: load it (modprobe nvidia)",
-    "lib_rm_version_mismatch": "library and kernel module are of different versions: reload the module or reboot",
-    "no_permission": "the agent may not open the devices: see /dev/nvidia*",
-    "hung": "the driver does not answer: see dmesg; the node may need a reboot",
-    "stuck": "processes hang in the kernel and cannot be killed: the node needs a reboot",
-}
 
 _log = structlog.get_logger(__name__)
 
@@ -212,7 +203,7 @@ class NvmlReader:
         with self._turn:
             if not self._fresh(self._heard_s):
                 state = self._supervisor.state
-                raise ReaderUnavailable(f"NVML: {state}: {_ADVICE.get(state, 'see the log')}")
+                raise ReaderUnavailable(f"NVML: {state}: {advice_on(state) or 'see the log'}")
             gpus = tuple(self._gpu(uuid, known, after_ms, now_ms) for uuid, known in self._known.items())
         return NodeReading(now_ms, self.node, self._boot_id, gpus, workloads_known=False)
 

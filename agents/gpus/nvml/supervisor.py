@@ -65,6 +65,21 @@ class Timing:
     """How long a process may take to end when asked to, and again when killed."""
 
 
+_ADVICE = {
+    "library_not_found": "libnvidia-ml.so.1 was not found: install the driver, or mount its libraries",
+    "driver_not_loaded": "the kernel module is not loaded: load it (modprobe nvidia)",
+    "lib_rm_version_mismatch": "library and kernel module are of different versions: reload the module or reboot",
+    "no_permission": "the agent may not open the devices: see /dev/nvidia*",
+    "hung": "the driver does not answer: see dmesg; the node may need a reboot",
+    "stuck": "processes hang in the kernel and cannot be killed: the node needs a reboot",
+}
+
+
+def advice_on(state: str) -> str:
+    """What whoever runs the node can do about a state; empty where nothing is known to help."""
+    return _ADVICE.get(state, "")
+
+
 class Supervisor:
     """Starts, watches and ends collector processes in a thread of its own."""
 
@@ -137,7 +152,7 @@ class Supervisor:
 
     def _enter(self, state: str) -> None:
         if state != self.state:
-            _log.info("nvml_state", state=state, before=self.state)
+            _log.info("nvml_state", state=state, before=self.state, advice=advice_on(state))
         self.state = state
 
     def _watch(self, child: _Child) -> str:

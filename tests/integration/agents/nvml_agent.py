@@ -26,11 +26,11 @@ Series = dict[str, dict[tuple[str, ...], float]]
 class NvmlAgent:
     """The process; every question about it waits for nothing."""
 
-    def __init__(self, process: subprocess.Popen[str], folder: Path) -> None:
+    def __init__(self, process: subprocess.Popen[str]) -> None:
         self.process = process
         self._log: list[dict[str, object]] = []
-        self._folder = folder
-        threading.Thread(target=self._keep_log, daemon=True).start()
+        self._keeping = threading.Thread(target=self._keep_log, daemon=True)
+        self._keeping.start()
 
     def _keep_log(self) -> None:
         assert self.process.stderr is not None
@@ -38,6 +38,10 @@ class NvmlAgent:
             for line in lines:
                 if line.startswith("{"):
                     self._log.append(json.loads(line))
+
+    def log_is_whole(self) -> None:
+        """Wait for the last line of a process that has ended."""
+        self._keeping.join(20)
 
     def logged(self, event: str) -> list[dict[str, object]]:
         """The log's lines of one event."""
@@ -114,8 +118,10 @@ def an_nvml_agent(driver: FakeDriver, library: Path, folder: Path, **settings: o
         stderr=subprocess.PIPE,
         text=True,
     )
+    agent = NvmlAgent(process)
     try:
-        yield NvmlAgent(process, folder)
+        yield agent
     finally:
         process.kill()
         process.wait()
+        agent.log_is_whole()
