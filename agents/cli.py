@@ -162,6 +162,7 @@ def _source(settings: AgentSettings, clock: Clock) -> _Source:
         nvml = NvmlReader(clock, "".join(settings.node), timing, settings.gpu_classes)
     except ValueError as error:
         raise _Unusable(str(error)) from error
+    nvml.start()
     return _Source(nvml, (nvml.node,), nvml.metrics, lambda: nvml.hopeless)
 
 

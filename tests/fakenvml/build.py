@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -19,6 +20,9 @@ def build(
 
     It appears at once, as a package manager's would: what runs with the old one keeps it.
     """
+    assert shutil.which("gcc"), (
+        "the fake driver library is compiled: install gcc (apt-get install gcc libc6-dev)"
+    )
     folder.mkdir(parents=True, exist_ok=True)
     hidden = "".join(f"{name};" for name in omit)
     script = folder / "exports"

@@ -47,7 +47,6 @@ class NvmlReader:
         node: str = "",
         timing: Timing | None = None,
         classes: Mapping[str, str] | None = None,
-        command: Sequence[str] | None = None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         """`node` is the machine's own name if empty; `classes` are GPU classes by product name.
@@ -73,7 +72,10 @@ class NvmlReader:
         self._events_error: int | None = None
         self._errors: Counter[tuple[str, str]] = Counter()
         self._logged: set[tuple[str, int]] = set()
-        self._supervisor = Supervisor(self._timing, self._take, command)
+        self._supervisor = Supervisor(self._timing, self._take)
+
+    def start(self) -> None:
+        """Start the collector's process."""
         self._supervisor.start()
 
     @property
@@ -85,11 +87,6 @@ class NvmlReader:
     def hopeless(self) -> bool:
         """Whether only a new container can reach the GPUs again."""
         return self._supervisor.hopeless
-
-    @property
-    def collector_pid(self) -> int | None:
-        """The collector's process, while there is one."""
-        return self._supervisor.pid
 
     def close(self) -> None:
         """End the collector's process."""

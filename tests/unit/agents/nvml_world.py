@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 
 from agents.gpus.nvml import wire
 from agents.gpus.nvml.reader import NvmlReader
-from agents.gpus.nvml.supervisor import Timing
 from quota.clock import Clock
 
-SILENT = ("cat",)
-"""A collector that says nothing and ends when it is let go."""
 
-
-def a_reader(**others: object) -> NvmlReader:
-    """To be closed; its cycles come from `tell`."""
-    return NvmlReader(
-        **{"clock": Clock(), "node": "gpu-07", "command": SILENT, "timing": Timing(end_s=1)} | others
-    )
+def a_reader(clock: Clock | None = None, monotonic: Callable[[], float] = time.monotonic) -> NvmlReader:
+    """Without a collector; its cycles come from the test."""
+    return NvmlReader(clock or Clock(), "gpu-07", monotonic=monotonic)
 
 
 def a_gpu(number: int = 0, **others: object) -> wire.Gpu:

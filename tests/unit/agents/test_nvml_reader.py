@@ -24,10 +24,8 @@ from tests.unit.agents.nvml_world import a_cycle, a_gpu, a_mig_device, a_reader
 
 
 @pytest.fixture
-def reader() -> Iterator[NvmlReader]:
-    made = a_reader()
-    yield made
-    made.close()
+def reader() -> NvmlReader:
+    return a_reader()
 
 
 @pytest.fixture
