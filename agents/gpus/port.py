@@ -24,6 +24,8 @@ class GpuReader(Protocol):
     def read(self, node: str, after_ms: int) -> NodeReading:
         """One node: samples newer than `after_ms`, workloads of now and those that ended after it.
 
+        Older samples may be among them; who counts leaves out what he has counted.
+
         Raises ReaderUnavailable.
         """
 

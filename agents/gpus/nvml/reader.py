@@ -64,6 +64,8 @@ class NvmlReader:
         self._clock, self._timing, self._classes = clock, timing or Timing(), dict(classes or {})
         self._boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         self._monotonic = monotonic
+        self._stale_s = self._timing.cycle_s + self._timing.deadline_s
+        """How old figures may be."""
         self._turn = threading.Lock()
         self._known: dict[str, Known] = {}
         self._driver = ""
@@ -93,7 +95,7 @@ class NvmlReader:
         self._supervisor.close()
 
     def read(self, node: str, after_ms: int) -> NodeReading:
-        """This node, with the samples newer than `after_ms`. Raises ReaderUnavailable, also for another node."""
+        """This node; samples from a little before `after_ms` on. Raises ReaderUnavailable, also for another node."""
         if node != self.node:
             raise ReaderUnavailable(f"this agent reads the GPUs of {self.node}, not of {node}")
         return self._reading(after_ms)
@@ -192,8 +194,7 @@ class NvmlReader:
             )
 
     def _fresh(self, at_s: float | None) -> bool:
-        stale_s = self._timing.cycle_s + self._timing.deadline_s
-        return at_s is not None and self._monotonic() - at_s <= stale_s
+        return at_s is not None and self._monotonic() - at_s <= self._stale_s
 
     def _reading(self, after_ms: int) -> NodeReading:
         now_ms = self._clock.now_ms()
@@ -201,7 +202,9 @@ class NvmlReader:
             if not self._fresh(self._heard_s):
                 state = self._supervisor.state
                 raise ReaderUnavailable(f"NVML: {state}: {advice_on(state) or 'see the log'}")
-            gpus = tuple(self._gpu(uuid, known, after_ms, now_ms) for uuid, known in self._known.items())
+            # GPUs are not read at one moment: what came in late is older than what the others have already told.
+            since_ms = after_ms - round(1000 * self._stale_s)
+            gpus = tuple(self._gpu(uuid, known, since_ms, now_ms) for uuid, known in self._known.items())
         return NodeReading(now_ms, self.node, self._boot_id, gpus, workloads_known=False)
 
     def _gpu(self, uuid: str, known: Known, after_ms: int, now_ms: int) -> GpuReading:

@@ -192,9 +192,9 @@ class Supervisor:
             self._was_well, self._doors_closed = True, 0
             self._backoff_s = self._timing.first_backoff_s
             self._enter("running")
-            if not health.sick:
+            if health.all_well():
                 self._retry.all_well()
-            elif not self._left_behind and self._retry.due():
+            elif health.sick and not self._left_behind and self._retry.due():
                 return health.reason()
             return None
         if not health.sick:
@@ -222,9 +222,11 @@ class _Health:
         self.sick: dict[int, str] = {}
         """Why, by index."""
         self._closed: set[int] = set()
+        self._count = 0
 
     def take(self, cycle: wire.Cycle) -> None:
         """Learn from one cycle; a GPU that is not in it is as it was."""
+        self._count = self._count if cycle.count is None else cycle.count
         judged: dict[int, dict[str, int]] = {}
         for gpu in cycle.gpus:
             judged.setdefault(gpu.index, {}).update(gpu.errors)
@@ -253,6 +255,10 @@ class _Health:
     def _note(self, index: int, reason: str) -> None:
         self.sick[index] = reason
         self.well.discard(index)
+
+    def all_well(self) -> bool:
+        """Whether every GPU was heard of and none is sick; one not heard of yet may still turn out to hang."""
+        return not self.sick and self.well.issuperset(range(self._count))
 
     def reason(self) -> str:
         """The commonest trouble."""

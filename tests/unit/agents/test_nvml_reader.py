@@ -77,7 +77,30 @@ def test_samples_are_told_again_as_often_as_asked_and_never_twice_over(reader: N
         assert [at_ms for at_ms, _ in gpus_of(reader)["GPU-0"].samples] == [
             (now_us - back_us) // 1000 for back_us in (3_000_000, 2_000_000, 1_000_000)
         ]
-    assert len(gpus_of(reader, (now_us - 2_000_000) // 1000)["GPU-0"].samples) == 1
+    # The oldest of them are left out, but for 13 s in which a GPU that was read late catches up.
+    assert len(gpus_of(reader, (now_us - 2_000_000) // 1000 + 13_000)["GPU-0"].samples) == 1
+
+
+def test_a_gpu_that_is_read_late_loses_nothing(outbox: Outbox) -> None:
+    start_ms = 1_800_000_000_000
+    now_ms = [start_ms]
+
+    class At(Clock):
+        def now_ms(self) -> int:
+            return now_ms[0]
+
+    reader = a_reader(At(), lambda: now_ms[0] / 1000)
+    sampler = Sampler(reader, outbox, At(), Counts(), ("gpu-07",))
+    buffer: list[tuple[int, float]] = []
+    for _ in range(12):
+        buffer += samples(*((now_ms[0] + n * 100) * 1000 for n in range(1, 11)))
+        now_ms[0] += 1_000
+        # GPU-1 answers only every fourth time, with all that its driver has kept.
+        late = [a_gpu(1, samples_us=buffer[-40:])] if (now_ms[0] - start_ms) % 4_000 == 0 else []
+        reader._take(a_cycle(a_gpu(0, samples_us=buffer[-10:]), *late))
+        sampler.sample_once()
+    observed_ms = {uuid: state.device.observed_ms for uuid, state in outbox.states().items()}
+    assert observed_ms == {"GPU-0": 11_000, "GPU-1": 8_000}
 
 
 def test_the_memory_for_samples_is_bounded(reader: NvmlReader) -> None:

@@ -141,6 +141,17 @@ def test_a_sick_gpu_waits_for_a_new_collector_while_the_others_go_on() -> None:
         assert all([gpu.lost for gpu in cycle.gpus] == [False, True] for cycle in told)
 
 
+def test_gpus_not_heard_of_yet_do_not_count_as_recovered() -> None:
+    """After each new collector the sick one is silent at first: the waits grow nevertheless."""
+    script = (
+        f"{say(a_cycle(a_gpu(0), count=2))}sleep 0.1\nwhile true; do {ONE_LOST.strip()}; sleep 0.02; done"
+    )
+    began_s = time.monotonic()
+    with supervising(script, first_retry_s=0.2) as (made, _):
+        wait_for(lambda: made.restarts["gpu_is_lost"] == 3)
+        assert time.monotonic() - began_s >= 0.2 + 0.4 + 0.8
+
+
 def test_a_call_that_failed_once_is_no_sickness() -> None:
     failed = say(a_cycle(a_gpu(0, errors={"power": 2, "name": 4}), a_gpu(1)))
     with supervising(failed * 3 + WAIT, first_retry_s=0) as (made, told):
