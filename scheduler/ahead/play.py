@@ -59,6 +59,7 @@ def look_ahead(
     horizon_ms: int,
     arrivals: Sequence[Job] = (),
     awaited: Collection[str] | None = None,
+    every_ms: int = 0,
     walltime_shrinks: bool = False,
     tell: Tell | None = None,
 ) -> Outlook:
@@ -67,6 +68,7 @@ def look_ahead(
     `objects` is a whole snapshot, what a fresh `State` is given: the latest version of each object and no tombstones;
     hand in the promised `Reservations` and the grants' latest paces, or they are forgotten. `arrivals` are jobs that
     come later, in order of submission. Given `awaited`, ids of waiting jobs, it ends once all of them have started.
+    `every_ms`: decide at multiples of this after `now_ms` only, which is quicker; 0: whenever something happened.
 
     Assumed is what nobody can know: clusters heard of now stay in sight and others out of it; nodes, grants, rates
     and the policy stay as they are; whoever cancels, cancels nothing more; starting takes no time; a stop for another
@@ -82,7 +84,7 @@ def look_ahead(
     gc.disable()  # nothing here makes cycles, and a collection walks over every job
     try:
         ahead = _Ahead(objects, now_ms, run_ms, arrivals, tell or (lambda now, plan: None), walltime_shrinks)
-        return ahead.play(now_ms + horizon_ms, awaited)
+        return ahead.play(now_ms + horizon_ms, awaited, every_ms)
     finally:
         if collects:
             gc.enable()
@@ -178,7 +180,7 @@ class _Ahead:
         self._wake_at([job.not_before_ms for job in jobs])
         self._wake_at([moment for grant in grants for moment in (grant.starts_at_ms, grant.ends_at_ms)])
 
-    def play(self, until_ms: int, awaited: Collection[str] | None) -> Outlook:
+    def play(self, until_ms: int, awaited: Collection[str] | None, every_ms: int) -> Outlook:
         """All events in order, then what came of them."""
         missing = None if awaited is None else {id for id in awaited if self._waits(id)}
         state, now_ms = State(), self.began_ms
@@ -195,6 +197,8 @@ class _Ahead:
                     until_ms = now_ms
                     break
             due_ms = self._next_event_ms()
+            if due_ms is not None and every_ms:
+                due_ms = self.began_ms - (self.began_ms - due_ms) // every_ms * every_ms  # rounded up
             if due_ms is None or due_ms > until_ms:
                 complete = due_ms is None or self._is_over()
                 break
