@@ -1,4 +1,4 @@
-"""What readers may ask about waiting jobs; the stored ranking answers it."""
+"""What readers may ask about waiting jobs; the stored ranking and forecast answer it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Protocol
 
 from sqlalchemy import Connection
 
+from quota.schemas.forecasts import JobEta
 from quota.schemas.scheduling import Waiting, WaitReason
 
 
@@ -22,6 +23,10 @@ class Queue(Protocol):
 
     def position(self, job_id: str) -> int | None:
         """Place in the hub's queue, 1 = next; None if unranked."""
+        ...
+
+    def eta(self, job_id: str) -> JobEta | None:
+        """When a job is likely to start; None if the last forecast does not say."""
         ...
 
     def code(self, job_id: str) -> WaitReason | None:

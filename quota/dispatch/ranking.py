@@ -11,9 +11,11 @@ from sqlalchemy import Connection, bindparam, insert, select, update
 
 from quota.db import Tx
 from quota.dispatch import lease
+from quota.dispatch.forecasts import StoredForecast
 from quota.dispatch.tables import ranking
 from quota.errors import RankingBaseUnknown
 from quota.programs.tables import grants
+from quota.schemas.forecasts import JobEta
 from quota.schemas.scheduling import RankingDocument, RankingReply, Reservation, Waiting, WaitReason
 
 _RESERVATIONS: TypeAdapter[tuple[Reservation, ...]] = TypeAdapter(tuple[Reservation, ...])
@@ -78,9 +80,11 @@ class StoredQueue:
         self._version: tuple[int, int] | None = None
         self._positions: dict[str, int] = {}
         self._reasons: dict[str, dict[str, object]] = {}
+        self._forecast = StoredForecast()
 
     def refresh(self, connection: Connection) -> None:
-        """Take over the stored ranking if it is a newer one."""
+        """Take over the stored ranking and forecast if they are newer ones."""
+        self._forecast.refresh(connection)
         row = connection.execute(
             select(ranking.c.cycle, ranking.c.at_ms).where(ranking.c.id == 1)
         ).one_or_none()
@@ -100,6 +104,10 @@ class StoredQueue:
     def position(self, job_id: str) -> int | None:
         """Place in the hub's queue, 1 = next; None if unranked."""
         return self._positions.get(job_id)
+
+    def eta(self, job_id: str) -> JobEta | None:
+        """When a job is likely to start; None if the last forecast does not say."""
+        return self._forecast.eta(job_id)
 
     def code(self, job_id: str) -> WaitReason | None:
         """The code alone of why a job waits, or None if no cycle has said."""

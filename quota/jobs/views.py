@@ -55,7 +55,7 @@ def job_views(connection: Connection, caller: Caller, rows: list[Row[Any]], queu
             row,
             rates[row.gpu_class],
             reasons.get(row.id),
-            queue.position(row.id),
+            queue,
             charged.get(row.id, 0),
             limits.get(row.id),
         )
@@ -103,7 +103,7 @@ def _own_accounts(connection: Connection, caller: Caller, grant_ids: Collection[
 
 
 def _job(
-    row: Row[Any], rate: Rate, waiting: Waiting | None, position: int | None, charged: int, limit: int | None
+    row: Row[Any], rate: Rate, waiting: Waiting | None, queue: Queue, charged: int, limit: int | None
 ) -> Job:
     cost = limit
     if cost is None:
@@ -128,7 +128,8 @@ def _job(
         cost_limit_gpu_hours=cost,
         attempt=row.attempt,
         waiting=waiting,
-        position=None if waiting is None else position,
+        position=None if waiting is None else queue.position(row.id),
+        eta=None if waiting is None else queue.eta(row.id),
         charged_gpu_us=charged,
         charged_gpu_hours=charged,
     )

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
+from quota.schemas.forecasts import JobEta
 from quota.schemas.scheduling import EndReason, JobState, PodPlacement, StopReason, Waiting
 from quota.schemas.values import ClassId, GpuHoursOut, GpuUs, Id, Instant, Name, Reply, Request, wrong
 
@@ -141,6 +142,8 @@ class Job(Reply):
     """Why it waits, with numbers; null once it does not."""
     position: int | None
     """Place in the hub's queue, 1 = next; null once it does not wait."""
+    eta: JobEta | None = None
+    """When it is likely to start; null once it does not wait, and while nobody can say."""
     charged_gpu_us: GpuUs
     """Settled less refunded, over all attempts."""
     charged_gpu_hours: GpuHoursOut
