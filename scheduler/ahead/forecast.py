@@ -85,6 +85,16 @@ class Forecast:
     etas: Mapping[str, Eta]
 
 
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What `forecast` is asked by a process of its own."""
+
+    objects: Sequence[Change]
+    now_ms: int
+    past: Sequence[Past]
+    method: Method
+
+
 def forecast(objects: Iterable[Change], now_ms: int, past: Iterable[Past], method: Method) -> Forecast:
     """Foretell every waiting job's start from a whole snapshot (as `look_ahead` takes it) and the recent past.
 
