@@ -37,6 +37,8 @@ ROOM = frozenset(
 LEAST_SHARE = 0.02
 """An organization that was not served at all is taken to get so much of its class's GPUs later."""
 
+LONGEST_MS = 10 * 365 * DAY_MS
+
 
 class Basis(StrEnum):
     """What an ETA rests on."""
@@ -173,11 +175,12 @@ class _Queues:
             }
             waits |= started
             served = sum(work for job, work in queue if job.id in started)
-            rate = max(served / horizon_ms, self._gpus.get(gpu_class, 0) * LEAST_SHARE, LEAST_SHARE)
+            gpus = self._gpus.get(gpu_class, 0)
+            rate = max(served / horizon_ms, gpus * LEAST_SHARE)
             ahead = 0.0
             for job, work in queue:
-                if job.id not in started:
-                    waits[job.id] = horizon_ms + ahead / rate
+                if job.id not in started and job.gpus <= gpus:
+                    waits[job.id] = min(LONGEST_MS, horizon_ms + ahead / rate)
                     ahead += work
         return waits
 
@@ -196,13 +199,13 @@ def _eta(waits_ms: Sequence[float], now_ms: int, exact: bool, method: Method) ->
     median = _quantile(waits, 0.5)
     basis = Basis.EXACT if exact and median < method.horizon_ms else Basis.RATE
     # a minute is as long as no wait at all: it keeps the logarithms finite
-    middle = math.log(max(median, MINUTE_MS))
-    low = middle - math.log(max(_quantile(waits, 0.1), MINUTE_MS))
-    high = math.log(max(_quantile(waits, 0.9), MINUTE_MS)) - middle
+    least = max(median, MINUTE_MS)
+    low = math.log(least / max(_quantile(waits, 0.1), MINUTE_MS))
+    high = math.log(max(_quantile(waits, 0.9), MINUTE_MS) / least)
     return Eta(
-        now_ms + int(min(median, math.exp(middle - math.hypot(low, method.width_low)))),
-        now_ms + int(median),
-        now_ms + int(math.exp(middle + math.hypot(high, method.width_high))),
+        now_ms + min(round(median), round(least * math.exp(-math.hypot(low, method.width_low)))),
+        now_ms + round(median),
+        now_ms + max(round(median), round(least * math.exp(math.hypot(high, method.width_high)))),
         basis,
     )
 
