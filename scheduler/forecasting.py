@@ -192,7 +192,7 @@ class Forecaster:
             if self._stopping.is_set():
                 raise NoAnswer("this process ends")
             process = self._process = subprocess.Popen(
-                self._command,
+                (*self._command, str(os.getpid())),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,

@@ -1,7 +1,7 @@
-"""A forecast in a process of its own: `python -m scheduler.ahead.process`, a pickled question in, the answer out.
+"""A forecast in a process of its own: `python -m scheduler.ahead.process PARENT`, a pickled question in, an answer out.
 
-Only the program that starts it speaks to it. It gives way to everything else on its machine and ends when its
-parent is gone.
+Only the program that starts it, whose pid PARENT is, speaks to it. It gives way to everything else on its machine and
+ends when its parent is gone.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ LOOK_AT_PARENT_S = 1.0
 def main() -> None:
     """Answer the question on standard input."""
     os.nice(NICENESS)
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_end_with, args=(int(sys.argv[1]),), daemon=True).start()
     question = pickle.load(sys.stdin.buffer)
     assert isinstance(question, Question), f"no question: {type(question)}"
     answer = forecast(question.objects, question.now_ms, question.past, question.method)

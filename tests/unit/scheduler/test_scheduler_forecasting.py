@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import select
+import subprocess
 import sys
 import threading
 from collections.abc import Sequence
@@ -171,3 +173,25 @@ def test_the_process_is_given_no_secret(desk: Desk, tmp_path: Path, monkeypatch:
     code = f"import os,pathlib; pathlib.Path({str(mark)!r}).write_text(repr(dict(os.environ)))"
     a_forecaster(desk, Metrics(), Watch(), (sys.executable, "-c", code)).once(a_standpoint(a_full_world()))
     assert "secret" not in mark.read_text()
+
+
+def test_the_process_ends_with_its_parent() -> None:
+    """Also when nobody closes what it reads from."""
+    code = (
+        "import os, subprocess, sys, time;"
+        "child = [sys.executable, '-m', 'scheduler.ahead.process', str(os.getpid())];"
+        "print(subprocess.Popen(child).pid, flush=True); time.sleep(60)"
+    )
+    reader, writer = os.pipe()
+    parent = subprocess.Popen([sys.executable, "-c", code], stdin=reader, stdout=subprocess.PIPE)
+    assert parent.stdout is not None
+    child = os.pidfd_open(int(parent.stdout.readline()))
+    try:
+        assert not select.select([child], [], [], 0.5)[0], "it waits for its question"
+        parent.kill()
+        parent.wait()
+        assert select.select([child], [], [], 30)[0], "it ended"
+    finally:
+        parent.stdout.close()
+        for number in (child, reader, writer):
+            os.close(number)
