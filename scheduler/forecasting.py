@@ -51,7 +51,7 @@ class ForecastDesk(Protocol):
     """What a forecast asks of the quota service; `QuotaClient` is one implementation."""
 
     def read_recent_jobs(self, limit: int = 20_000) -> RecentJobs:
-        """Jobs of the last 14 days, newest first."""
+        """The newest jobs, newest first."""
         ...
 
     def put_forecast(self, body: ForecastDocument) -> ForecastReply:

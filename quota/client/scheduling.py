@@ -55,7 +55,7 @@ class SchedulingCalls(Transport):
         )
 
     def read_recent_jobs(self, limit: int = 20_000) -> forecasts.RecentJobs:
-        """Jobs of the last 14 days, newest first."""
+        """The newest jobs, newest first."""
         return self._get("/v1/scheduler/recent-jobs", forecasts.RecentJobs, limit=limit)
 
 

@@ -44,7 +44,6 @@ def put_forecast(request: Request, raw: Annotated[bytes, Depends(raw_body)]) -> 
 def read_recent_jobs(
     request: Request, limit: Annotated[int, Query(ge=1, le=LONGEST_PAST)] = LONGEST_PAST
 ) -> Response:
-    """Jobs of the last 14 days, the newest `limit`: what forecasts draw runs and submissions from."""
-    hub = hub_of(request)
-    with hub.database.read() as connection:
-        return answer(recent_jobs(connection, hub.clock.now_ms(), limit))
+    """The newest jobs: what forecasts draw runs and submissions from."""
+    with hub_of(request).database.read() as connection:
+        return answer(recent_jobs(connection, limit))

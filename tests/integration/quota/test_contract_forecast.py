@@ -105,11 +105,10 @@ def test_the_past_tells_what_was_asked_for_and_how_long_it_ran(hub: Hub) -> None
     hub.clock.advance(HOUR_MS // 2)
     hub.finish(ran)
     with hub.database.read() as connection:
-        found = recent_jobs(connection, hub.now, 10).items
+        found = recent_jobs(connection, 10).items
     assert [(each.gpus_per_pod, each.walltime_ms, each.ran_ms) for each in found] == [
         (2, waits.walltime_s * 1000, None),
         (ran.gpus_per_pod, HOUR_MS, hub.attempt(ran.id).ended_at_ms - began_ms),
     ]
-    hub.clock.advance(15 * 24 * HOUR_MS)
     with hub.database.read() as connection:
-        assert recent_jobs(connection, hub.now, 10).items == ()
+        assert recent_jobs(connection, 1).items == found[:1]

@@ -84,6 +84,15 @@ def test_beyond_the_futures_the_rate_goes_on() -> None:
     assert medians[23] == pytest.approx(24 + 11 * 2, abs=2)
 
 
+def test_who_gets_nothing_in_the_futures_is_taken_to_get_half_of_what_its_pace_needs() -> None:
+    """r1 runs for another three days; the grant's pace needs all four GPUs, two of them are 8 GPU-hours in 4 h."""
+    run = a_run(hours=80, ran_hours=1)
+    jobs = [a_job(f"j{i}", submitted_at_ms=NOW_MS - 1000 + i) for i in range(3)]
+    hub = a_hub(*run, *jobs, used=4, grant=a_grant(hours=8000, held=320))
+    medians = [hours(forecast(hub, NOW_MS, (), EXACT), f"j{i}")[1] for i in range(3)]
+    assert medians == [24, 28, 32]
+
+
 def test_behind_the_first_jobs_the_basis_is_a_rate() -> None:
     found = forecast(a_queue(4), NOW_MS, (), replace(EXACT, exact_jobs=2, most_jobs=3))
     assert [found.etas[f"j00{i}"].basis for i in range(4)] == [Basis.EXACT] * 2 + [Basis.RATE] * 2
