@@ -76,9 +76,10 @@ class Method:
     """So many of the first jobs in order compete in the futures; those behind them are left out."""
     every_ms: int = 5 * MINUTE_MS
     """The futures decide so often only."""
-    width_low: float = 1.2
-    width_high: float = 1.2
-    """What the futures do not know of, as natural logarithms of the wait that is left: added to each side's spread."""
+    width_exact: float = 1.3
+    width_rate: float = 0.8
+    """What the futures do not know of, as natural logarithms of the wait that is left: added to each side's spread, as
+    independent deviations add."""
     walltime_shrinks: bool = False
     """As in `look_ahead`."""
 
@@ -227,14 +228,15 @@ def _eta(waits_ms: Sequence[float], now_ms: int, exact: bool, method: Method) ->
     waits = sorted(max(0.0, each) for each in waits_ms)
     median = _quantile(waits, 0.5)
     basis = Basis.EXACT if exact and median < method.horizon_ms else Basis.RATE
+    width = method.width_exact if basis is Basis.EXACT else method.width_rate
     # a minute is as long as no wait at all: it keeps the logarithms finite
     least = max(median, MINUTE_MS)
     low = math.log(least / max(_quantile(waits, 0.1), MINUTE_MS))
     high = math.log(max(_quantile(waits, 0.9), MINUTE_MS) / least)
     return Eta(
-        now_ms + min(round(median), round(least * math.exp(-math.hypot(low, method.width_low)))),
+        now_ms + min(round(median), round(least * math.exp(-math.hypot(low, width)))),
         now_ms + round(median),
-        now_ms + max(round(median), round(least * math.exp(math.hypot(high, method.width_high)))),
+        now_ms + max(round(median), round(least * math.exp(math.hypot(high, width)))),
         basis,
     )
 

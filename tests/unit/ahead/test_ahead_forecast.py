@@ -12,7 +12,7 @@ from scheduler.ahead.habits import ENOUGH_RUNS, Habits, Past
 from scheduler.core.model import Change, Job
 from tests.unit.ahead.test_ahead_live import DAY_MS, HOUR_MS, NOW_MS, a_grant, a_hub, a_job, a_run
 
-EXACT = Method(width_low=0.0, width_high=0.0, every_ms=0)
+EXACT = Method(width_exact=0.0, width_rate=0.0, every_ms=0)
 """Nothing widens the bands."""
 
 
@@ -68,9 +68,7 @@ def test_a_past_that_differs_makes_a_band() -> None:
 
 
 def test_what_the_futures_do_not_know_widens_the_band() -> None:
-    low, median, high = hours(
-        forecast(a_queue(1), NOW_MS, (), replace(EXACT, width_low=0.7, width_high=0.7)), "j000"
-    )
+    low, median, high = hours(forecast(a_queue(1), NOW_MS, (), replace(EXACT, width_exact=0.7)), "j000")
     assert (low, median, high) == (pytest.approx(0.4966, abs=1e-3), 1, pytest.approx(2.0138, abs=1e-3))
 
 
@@ -112,7 +110,7 @@ def test_a_job_too_large_for_everything_has_no_eta() -> None:
 def test_a_band_is_always_in_order(seed: int) -> None:
     rng = Random(seed)
     past = [a_past(rng.random()) for _ in range(20)]
-    method = replace(EXACT, seed=seed, width_low=rng.choice((0.0, 0.3)), width_high=rng.choice((0.0, 0.3)))
+    method = replace(EXACT, seed=seed, width_exact=rng.choice((0.0, 0.3)), width_rate=rng.choice((0.0, 0.3)))
     for eta in forecast(a_queue(15), NOW_MS, past, method).etas.values():
         assert NOW_MS <= eta.low_ms <= eta.median_ms <= eta.high_ms
 
