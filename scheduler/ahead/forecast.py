@@ -33,7 +33,7 @@ ROOM = frozenset(
         WaitReason.COOLDOWN,
     }
 )
-"""What time alone gets a job out of."""
+"""What a job gets out of as others end. Of other reasons it has to be seen to get out in the futures."""
 
 PACE_SHARE = 0.5
 """An organization is taken to be served at this share of what its pace needs at least: it may wait its turn for a day,
@@ -116,6 +116,7 @@ def forecast(objects: Iterable[Change], now_ms: int, past: Iterable[Past], metho
     left_out = set(order[method.most_jobs :])
     played = [each for each in objects if not (isinstance(each, Job) and each.id in left_out)]
     helped = [id for id in order if id not in plan.reasons or plan.reasons[id].code in ROOM]
+    others = set(shown) - set(helped)
     habits = Habits(past, now_ms)
     queues = _Queues([jobs[id] for id in helped], habits, _gpus_of(objects), _paces_of(objects, now_ms))
     waits: dict[str, list[float]] = defaultdict(list)
@@ -124,6 +125,13 @@ def forecast(objects: Iterable[Change], now_ms: int, past: Iterable[Past], metho
         outlook = _future(played, shown, now_ms, habits, rng, method)
         for id, wait_ms in queues.waits_ms(outlook, method.horizon_ms).items():
             waits[id].append(wait_ms)
+        for id in others:
+            start_ms = outlook.jobs[id].start_ms
+            # money that comes back, a grant that begins: beyond the futures nobody can say
+            waits[id].append(2.0 * method.horizon_ms if start_ms is None else start_ms - now_ms)
+    for id in others:
+        if _quantile(sorted(waits[id]), 0.5) >= method.horizon_ms:
+            del waits[id]
     exact = set(order[: method.exact_jobs])
     return Forecast(now_ms, {id: _eta(found, now_ms, id in exact, method) for id, found in waits.items()})
 

@@ -212,7 +212,7 @@ class _Ahead:
         """Take over what is under way at the beginning."""
         now_ms = self.began_ms
         going: list[Attempt] = []
-        for attempt in attempts:
+        for attempt in sorted(attempts, key=lambda each: each.id):  # whoever draws runs draws in this order
             life = self.lives.get(attempt.job_id)
             if attempt.state is JobState.ENDED:
                 self.changes.append(attempt)

@@ -101,6 +101,14 @@ def test_those_whom_time_does_not_help_have_no_eta() -> None:
     assert forecast(broke, NOW_MS, (), EXACT).etas == {}
 
 
+def test_who_waits_for_money_has_an_eta_once_it_comes_back_in_most_futures() -> None:
+    """Eight of twelve GPU-hours are held by a run that will use less of them."""
+    hub = a_hub(*a_run(), a_job(), used=4, gpus=8, grant=a_grant(hours=15, held=8))
+    assert forecast(hub, NOW_MS, (), EXACT).etas == {}, "it uses all"
+    past = [a_past(0.75)] * ENOUGH_RUNS
+    assert hours(forecast(hub, NOW_MS, past, EXACT), "j1") == (0.5, 0.5, 0.5)
+
+
 def test_a_job_too_large_for_everything_has_no_eta() -> None:
     found = forecast([*a_queue(2), a_job("big", gpus=8)], NOW_MS, (), EXACT)
     assert set(found.etas) == {"j000", "j001"}
