@@ -9,13 +9,14 @@ from __future__ import annotations
 import gc
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import IntEnum
 from heapq import heappop, heappush
 from itertools import pairwise
 
 from scheduler.ahead.books import Books, Hold
-from scheduler.ahead.outlook import Outlook, Prospect
+from scheduler.ahead.life import ALWAYS_MS, Life, Run, kept_in_sight
+from scheduler.ahead.outlook import Outlook
 from scheduler.core.cycle import decide
 from scheduler.core.model import (
     Attempt,
@@ -37,7 +38,6 @@ from scheduler.core.model import (
 from scheduler.core.policy import DAY_MS, Policy, Preemption
 from scheduler.core.state import State
 
-ALWAYS_MS = 1 << 62
 COMES_AGAIN = frozenset({"preempted", "requeued"})
 """Reasons of a stop after which the job waits again."""
 
@@ -97,45 +97,6 @@ class _Event(IntEnum):
     """Nothing happens but time: a pause is over, a grant begins or ends."""
 
 
-@dataclass(slots=True)
-class _Life:
-    """One job on its way."""
-
-    job: Job
-    left_ms: int | None = None
-    """Of its work; None until somebody had to ask."""
-    grant_id: str | None = None
-    start_ms: int | None = None
-    end_ms: int | None = None
-    preemptions: int = 0
-
-    def prospect(self) -> Prospect:
-        """What is known by the end."""
-        job = self.job
-        return Prospect(
-            job_id=job.id,
-            organization_id=job.organization_id,
-            grant_id=self.grant_id or job.grant_id,
-            gpus=job.gpus,
-            submitted_at_ms=job.submitted_at_ms,
-            start_ms=self.start_ms,
-            end_ms=self.end_ms,
-            preemptions=self.preemptions,
-        )
-
-
-@dataclass(slots=True)
-class _Run:
-    """One attempt that occupies GPUs."""
-
-    life: _Life
-    attempt: Attempt
-    hold: Hold
-    start_ms: int
-    work_from_ms: int
-    """A start after a preemption first pays for the restart."""
-
-
 class _Ahead:
     def __init__(
         self,
@@ -167,14 +128,14 @@ class _Ahead:
         jobs = [each for each in by_type.pop(Job, []) if isinstance(each, Job)]
         attempts = [each for each in by_type.pop(Attempt, []) if isinstance(each, Attempt)]
         clusters = [each for each in by_type.pop(Cluster, []) if isinstance(each, Cluster)]
-        self.lives = {job.id: _Life(job) for job in jobs if job.state is not JobState.ENDED}
-        self.runs: dict[str, _Run] = {}
+        self.lives = {job.id: Life(job) for job in jobs if job.state is not JobState.ENDED}
+        self.runs: dict[str, Run] = {}
         self.kept: dict[str, list[str]] = {}  # freed attempts by the job that still waits for their room
         self.events: list[tuple[int, int, str, int]] = []  # heap of (ms, what, job, attempt)
         self.next_arrival = self.cycles = self.busy_gpu_ms = 0
         self.touched_nodes: set[str] = set(self.nodes)
         self.changes: list[Change] = [each for found in by_type.values() for each in found]
-        self.changes += (_kept_in_sight(each, now_ms, policy) for each in clusters)
+        self.changes += (kept_in_sight(each, now_ms, policy) for each in clusters)
         self._resume(attempts)
         self.changes += (life.job for life in self.lives.values())
         self._wake_at([job.not_before_ms for job in jobs])
@@ -227,7 +188,7 @@ class _Ahead:
         for attempt in going:
             self._go_on(self.lives[attempt.job_id], attempt, holds[attempt.id])
 
-    def _go_on(self, life: _Life, attempt: Attempt, hold: Hold) -> None:
+    def _go_on(self, life: Life, attempt: Attempt, hold: Hold) -> None:
         now_ms, job = self.began_ms, life.job
         start_ms = attempt.claimed_at_ms if attempt.started_at_ms is None else attempt.started_at_ms
         life.start_ms, life.grant_id = start_ms, attempt.grant_id
@@ -240,7 +201,7 @@ class _Ahead:
             life.job = replace(job, state=JobState.RUNNING)
         overhead_ms = self._overhead_ms(job)
         life.left_ms = self._work_ms(job)
-        self.runs[job.id] = _Run(life, attempt, hold, start_ms, start_ms + overhead_ms)
+        self.runs[job.id] = Run(life, attempt, hold, start_ms, start_ms + overhead_ms)
         limit_ms = ALWAYS_MS if attempt.ends_at_ms is None else attempt.ends_at_ms
         if attempt.stop is not None:
             self._push(max(now_ms, limit_ms), _Event.STOP, job.id, attempt.attempt)
@@ -299,17 +260,17 @@ class _Ahead:
                 break
             self.next_arrival += 1
             assert job.id not in self.lives, f"job {job.id} arrives twice"
-            self.lives[job.id] = _Life(job)
+            self.lives[job.id] = Life(job)
             self.changes.append(job)
 
-    def _end(self, run: _Run, at_ms: int) -> None:
+    def _end(self, run: Run, at_ms: int) -> None:
         """The job has done its work, or is stopped for good."""
         self._vacate(run, at_ms, max(0, at_ms - run.work_from_ms))
         run.life.end_ms = at_ms
         self.changes.append(Tombstone(Kind.JOB, run.life.job.id))
         self._forget_kept(run.life.job.id)
 
-    def _come_again(self, run: _Run, at_ms: int) -> None:
+    def _come_again(self, run: Run, at_ms: int) -> None:
         """The job goes back to the queue with what it had not saved."""
         life, every_ms = run.life, self.costs.checkpoint_ms
         worked_ms = max(0, at_ms - run.work_from_ms)
@@ -329,7 +290,7 @@ class _Ahead:
         )
         self.changes.append(life.job)
 
-    def _vacate(self, run: _Run, at_ms: int, charged_ms: int) -> None:
+    def _vacate(self, run: Run, at_ms: int, charged_ms: int) -> None:
         """The attempt's GPUs are free, its hold is let go and what counts is charged."""
         attempt = run.attempt
         del self.runs[attempt.job_id]
@@ -345,7 +306,7 @@ class _Ahead:
         else:
             self.changes.append(Tombstone(Kind.ATTEMPT, attempt.id))
 
-    def _occupied_gpu_ms(self, run: _Run, until_ms: int) -> int:
+    def _occupied_gpu_ms(self, run: Run, until_ms: int) -> int:
         return run.attempt.gpus_held * max(0, until_ms - max(run.start_ms, self.began_ms))
 
     def _waits(self, job_id: str) -> bool:
@@ -416,7 +377,7 @@ class _Ahead:
         self._occupy(attempt, 1)
         overhead_ms = self._overhead_ms(life.job)
         hold = self.books.hold(start.account_path, start.cost_gpu_us, walltime_ms)
-        self.runs[start.job_id] = _Run(life, attempt, hold, now_ms, now_ms + overhead_ms)
+        self.runs[start.job_id] = Run(life, attempt, hold, now_ms, now_ms + overhead_ms)
         end_ms = now_ms + min(overhead_ms + life.left_ms, walltime_ms)
         self._push(end_ms, _Event.END, start.job_id, start.attempt)
         self.changes += (life.job, attempt)
@@ -452,10 +413,3 @@ class _Ahead:
             cycles=self.cycles,
             complete=complete,
         )
-
-
-def _kept_in_sight(cluster: Cluster, now_ms: int, policy: Policy) -> Cluster:
-    """A cluster that is in sight now stays in sight."""
-    if now_ms - cluster.last_seen_ms > policy.cluster_unseen_ms:
-        return cluster
-    return replace(cluster, last_seen_ms=ALWAYS_MS)
