@@ -18,6 +18,7 @@ from quota.audit import routes as audit_chain
 from quota.clock import Clock
 from quota.crash import open_database
 from quota.dispatch import fair_share_routes as sharing
+from quota.dispatch import forecast_routes as forecasting
 from quota.dispatch import log_routes as job_logs
 from quota.dispatch import routes as dispatch
 from quota.dispatch import snapshot_routes as snapshots
@@ -105,8 +106,10 @@ def create_app(settings: Settings, clock: Clock | None = None) -> FastAPI:
     problems.install(app)
     # a request is compared with one route after the other, so the busiest come first
     app.include_router(dispatch.busy)
+    app.include_router(forecasting.busy)
     for room in (
         dispatch,
+        forecasting,
         jobs,
         job_logs,
         job_changes,

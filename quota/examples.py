@@ -172,6 +172,24 @@ WHOLE: Mapping[str, object] = {
         },
         "paces": {"grant-01jd8x2m9q4t6v8w0y2z4b": {"lag_ms": 7_200_000, "as_of": "2026-11-22T09:00:00.000Z"}},
     },
+    "EtaItem": {
+        "low": "2026-11-22T09:20:00.000Z",
+        "median": "2026-11-22T11:00:00.000Z",
+        "high": "2026-11-22T15:30:00.000Z",
+        "basis": "exact",
+    },
+    "ForecastDocument": {
+        "epoch": 7,
+        "as_of": "2026-11-22T09:00:00.000Z",
+        "etas": {
+            "job-01jd8x2m9q4t6v8w0y2z4b": {
+                "low": "2026-11-22T09:20:00.000Z",
+                "median": "2026-11-22T11:00:00.000Z",
+                "high": "2026-11-22T15:30:00.000Z",
+                "basis": "exact",
+            }
+        },
+    },
 }
 """Examples of models whose fields depend on each other, by the model's name."""
 TEXTS: Mapping[str, str] = {

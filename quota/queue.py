@@ -1,4 +1,4 @@
-"""What readers may ask about waiting jobs; the stored ranking answers it."""
+"""What readers may ask about waiting jobs; the stored ranking and forecast answer it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Protocol
 
 from sqlalchemy import Connection
 
+from quota.schemas.forecasts import JobEta
 from quota.schemas.scheduling import Waiting, WaitReason
 
 
@@ -38,6 +39,10 @@ class Queue(Protocol):
 
     def place(self, job_id: str) -> Place | None:
         """Place in the hub's queue and in its organization's; None if unranked."""
+        ...
+
+    def eta(self, job_id: str) -> JobEta | None:
+        """When a job is likely to start; None if the last forecast does not say."""
         ...
 
     def code(self, job_id: str) -> WaitReason | None:

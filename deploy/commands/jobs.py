@@ -15,6 +15,7 @@ from deploy.durations import duration_s, duration_text
 from deploy.session import Exit, Language, UsageTrouble, service
 from deploy.show import JsonOption, console, hours, json_out, moment, table
 from deploy.waiting import waiting_line
+from quota.schemas.forecasts import EtaBasis, JobEta
 from quota.schemas.jobs import Attempt, Job, JobDetail, JobSubmission
 from quota.schemas.scheduling import EndReason, JobState, Topology
 
@@ -133,6 +134,7 @@ def jobs(
             hours(job.charged_gpu_us),
             moment(job.submitted_at),
             "" if job.waiting is None else f"{job.waiting.code.value}, place {job.position or '?'}",
+            "" if job.eta is None else moment(job.eta.median),
         )
         for job in found
     ]
@@ -146,6 +148,7 @@ def jobs(
         ">GPU-h charged",
         "submitted (KST)",
         "waits for",
+        "starts about",
     )
     console().print(
         table("", columns, rows) if rows else "no jobs; submit one with `gpuhub submit NAME -- COMMAND`"
@@ -225,12 +228,23 @@ def _job_view(job: JobDetail) -> RenderableType:
     ]
     if job.waiting is not None and job.state is JobState.QUEUED:
         head.append(f"  waits      {waiting_line(job)}")
+        if job.eta is not None:
+            head.append(f"  starts     {_eta_line(job.eta)}")
     parts: list[RenderableType] = [Text("\n".join(head))]
     parts.extend(
         Text(f"\nattempt {attempt.attempt}\n" + "\n".join(_attempt_lines(attempt, job)))
         for attempt in job.attempts
     )
     return Group(*parts)
+
+
+def _eta_line(eta: JobEta) -> str:
+    """The band and the middle, in Korea's time, and what they rest on."""
+    on = "played futures" if eta.basis is EtaBasis.EXACT else "the rate at which its organization is served"
+    return (
+        f"likely {moment(eta.low)} to {moment(eta.high)}, about {moment(eta.median)} (KST)"
+        f"; foretold {moment(eta.as_of)} from {on}"
+    )
 
 
 def _attempt_lines(attempt: Attempt, job: JobDetail) -> list[str]:

@@ -14,11 +14,13 @@ from sqlalchemy import Connection, bindparam, insert, select, update
 
 from quota.db import Tx
 from quota.dispatch import lease
+from quota.dispatch.forecasts import StoredForecast
 from quota.dispatch.tables import ranking
 from quota.errors import RankingBaseUnknown
 from quota.jobs.tables import jobs
 from quota.programs.tables import grants
 from quota.queue import Place
+from quota.schemas.forecasts import JobEta
 from quota.schemas.scheduling import RankingDocument, RankingReply, Reservation, Waiting, WaitReason
 
 _RESERVATIONS: TypeAdapter[tuple[Reservation, ...]] = TypeAdapter(tuple[Reservation, ...])
@@ -121,9 +123,11 @@ class StoredQueue:
         self._version: tuple[int, int] | None = None
         self._ranks = _Ranks({}, {}, {}, {})
         self._reasons: dict[str, dict[str, object]] = {}
+        self._forecast = StoredForecast()
 
     def refresh(self, connection: Connection) -> None:
-        """Take over the stored ranking if it is a newer one."""
+        """Take over the stored ranking and forecast if they are newer ones."""
+        self._forecast.refresh(connection)
         row = connection.execute(
             select(ranking.c.cycle, ranking.c.at_ms).where(ranking.c.id == 1)
         ).one_or_none()
@@ -147,6 +151,10 @@ class StoredQueue:
     def place(self, job_id: str) -> Place | None:
         """Place in the hub's queue and in its organization's; None if unranked."""
         return self._ranks.place(job_id)
+
+    def eta(self, job_id: str) -> JobEta | None:
+        """When a job is likely to start; None if the last forecast does not say."""
+        return self._forecast.eta(job_id)
 
     def code(self, job_id: str) -> WaitReason | None:
         """The code alone of why a job waits, or None if no cycle has said."""

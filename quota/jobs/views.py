@@ -14,6 +14,7 @@ from quota.jobs.tables import attempts, jobs, placements
 from quota.ledger.rules import amount_gpu_us
 from quota.ledger.tables import accounts, holds, transfers
 from quota.queue import Place, Queue
+from quota.schemas.forecasts import JobEta
 from quota.schemas.identity import Caller, Role
 from quota.schemas.jobs import Attempt, Extension, Job
 from quota.schemas.ledger import TransferType
@@ -74,6 +75,7 @@ def job_views(connection: Connection, caller: Caller, rows: list[Row[Any]], queu
             [rates[name] for name in accepted[row.id]],
             reasons.get(row.id),
             queue.place(row.id),
+            queue.eta(row.id),
             charged.get(row.id, 0),
             limits.get(row.id),
         )
@@ -146,6 +148,7 @@ def _job(
     rates: list[Rate],
     waiting: Waiting | None,
     place: Place | None,
+    eta: JobEta | None,
     charged: int,
     limit: int | None,
 ) -> Job:
@@ -181,6 +184,7 @@ def _job(
         queue_length=None if place is None else place.of,
         own_position=None if place is None else place.own_position,
         own_queue_length=None if place is None else place.own_of,
+        eta=None if waiting is None else eta,
         charged_gpu_us=charged,
         charged_gpu_hours=charged,
     )

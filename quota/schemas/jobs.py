@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field, model_validator
 
+from quota.schemas.forecasts import JobEta
 from quota.schemas.scheduling import EndReason, JobState, PodPlacement, StopReason, Topology, Waiting
 from quota.schemas.values import ClassId, GpuHoursOut, GpuUs, Id, Instant, Name, Reply, Request, wrong
 
@@ -182,6 +183,8 @@ class Job(Reply):
     """The four numbers before as a sentence, in the language of the request."""
     end_text: str | None = None
     """Why it ended, as a sentence in the language of the request."""
+    eta: JobEta | None = None
+    """When it is likely to start; null once it does not wait, and while nobody can say."""
     charged_gpu_us: GpuUs
     """Settled less refunded, over all attempts."""
     charged_gpu_hours: GpuHoursOut

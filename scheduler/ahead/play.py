@@ -9,13 +9,14 @@ from __future__ import annotations
 import gc
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import IntEnum
 from heapq import heappop, heappush
 from itertools import pairwise
 
 from scheduler.ahead.books import Books, Hold
-from scheduler.ahead.outlook import Outlook, Prospect
+from scheduler.ahead.life import ALWAYS_MS, Life, Run, kept_in_sight
+from scheduler.ahead.outlook import Outlook
 from scheduler.core.cycle import decide
 from scheduler.core.model import (
     Attempt,
@@ -37,7 +38,6 @@ from scheduler.core.model import (
 from scheduler.core.policy import DAY_MS, Policy, Preemption
 from scheduler.core.state import State
 
-ALWAYS_MS = 1 << 62
 COMES_AGAIN = frozenset({"preempted", "requeued"})
 """Reasons of a stop after which the job waits again."""
 
@@ -59,6 +59,7 @@ def look_ahead(
     horizon_ms: int,
     arrivals: Sequence[Job] = (),
     awaited: Collection[str] | None = None,
+    every_ms: int = 0,
     walltime_shrinks: bool = False,
     tell: Tell | None = None,
 ) -> Outlook:
@@ -67,6 +68,7 @@ def look_ahead(
     `objects` is a whole snapshot, what a fresh `State` is given: the latest version of each object and no tombstones;
     hand in the promised `Reservations` and the grants' latest paces, or they are forgotten. `arrivals` are jobs that
     come later, in order of submission. Given `awaited`, ids of waiting jobs, it ends once all of them have started.
+    `every_ms`: decide at multiples of this after `now_ms` only, which is quicker; 0: whenever something happened.
 
     Assumed is what nobody can know: clusters heard of now stay in sight and others out of it; nodes, grants, rates
     and the policy stay as they are; whoever cancels, cancels nothing more; starting takes no time; a stop for another
@@ -82,7 +84,7 @@ def look_ahead(
     gc.disable()  # nothing here makes cycles, and a collection walks over every job
     try:
         ahead = _Ahead(objects, now_ms, run_ms, arrivals, tell or (lambda now, plan: None), walltime_shrinks)
-        return ahead.play(now_ms + horizon_ms, awaited)
+        return ahead.play(now_ms + horizon_ms, awaited, every_ms)
     finally:
         if collects:
             gc.enable()
@@ -93,45 +95,6 @@ class _Event(IntEnum):
     STOP = 1
     WAKE = 2
     """Nothing happens but time: a pause is over, a grant begins or ends."""
-
-
-@dataclass(slots=True)
-class _Life:
-    """One job on its way."""
-
-    job: Job
-    left_ms: int | None = None
-    """Of its work; None until somebody had to ask."""
-    grant_id: str | None = None
-    start_ms: int | None = None
-    end_ms: int | None = None
-    preemptions: int = 0
-
-    def prospect(self) -> Prospect:
-        """What is known by the end."""
-        job = self.job
-        return Prospect(
-            job_id=job.id,
-            organization_id=job.organization_id,
-            grant_id=self.grant_id or job.grant_id,
-            gpus=job.gpus,
-            submitted_at_ms=job.submitted_at_ms,
-            start_ms=self.start_ms,
-            end_ms=self.end_ms,
-            preemptions=self.preemptions,
-        )
-
-
-@dataclass(slots=True)
-class _Run:
-    """One attempt that occupies GPUs."""
-
-    life: _Life
-    attempt: Attempt
-    hold: Hold
-    start_ms: int
-    work_from_ms: int
-    """A start after a preemption first pays for the restart."""
 
 
 class _Ahead:
@@ -165,20 +128,20 @@ class _Ahead:
         jobs = [each for each in by_type.pop(Job, []) if isinstance(each, Job)]
         attempts = [each for each in by_type.pop(Attempt, []) if isinstance(each, Attempt)]
         clusters = [each for each in by_type.pop(Cluster, []) if isinstance(each, Cluster)]
-        self.lives = {job.id: _Life(job) for job in jobs if job.state is not JobState.ENDED}
-        self.runs: dict[str, _Run] = {}
+        self.lives = {job.id: Life(job) for job in jobs if job.state is not JobState.ENDED}
+        self.runs: dict[str, Run] = {}
         self.kept: dict[str, list[str]] = {}  # freed attempts by the job that still waits for their room
         self.events: list[tuple[int, int, str, int]] = []  # heap of (ms, what, job, attempt)
         self.next_arrival = self.cycles = self.busy_gpu_ms = 0
         self.touched_nodes: set[str] = set(self.nodes)
         self.changes: list[Change] = [each for found in by_type.values() for each in found]
-        self.changes += (_kept_in_sight(each, now_ms, policy) for each in clusters)
+        self.changes += (kept_in_sight(each, now_ms, policy) for each in clusters)
         self._resume(attempts)
         self.changes += (life.job for life in self.lives.values())
         self._wake_at([job.not_before_ms for job in jobs])
         self._wake_at([moment for grant in grants for moment in (grant.starts_at_ms, grant.ends_at_ms)])
 
-    def play(self, until_ms: int, awaited: Collection[str] | None) -> Outlook:
+    def play(self, until_ms: int, awaited: Collection[str] | None, every_ms: int) -> Outlook:
         """All events in order, then what came of them."""
         missing = None if awaited is None else {id for id in awaited if self._waits(id)}
         state, now_ms = State(), self.began_ms
@@ -195,6 +158,8 @@ class _Ahead:
                     until_ms = now_ms
                     break
             due_ms = self._next_event_ms()
+            if due_ms is not None and every_ms:
+                due_ms = self.began_ms - (self.began_ms - due_ms) // every_ms * every_ms  # rounded up
             if due_ms is None or due_ms > until_ms:
                 complete = due_ms is None or self._is_over()
                 break
@@ -208,7 +173,7 @@ class _Ahead:
         """Take over what is under way at the beginning."""
         now_ms = self.began_ms
         going: list[Attempt] = []
-        for attempt in attempts:
+        for attempt in sorted(attempts, key=lambda each: each.id):  # whoever draws runs draws in this order
             life = self.lives.get(attempt.job_id)
             if attempt.state is JobState.ENDED:
                 self.changes.append(attempt)
@@ -223,7 +188,7 @@ class _Ahead:
         for attempt in going:
             self._go_on(self.lives[attempt.job_id], attempt, holds[attempt.id])
 
-    def _go_on(self, life: _Life, attempt: Attempt, hold: Hold) -> None:
+    def _go_on(self, life: Life, attempt: Attempt, hold: Hold) -> None:
         now_ms, job = self.began_ms, life.job
         start_ms = attempt.claimed_at_ms if attempt.started_at_ms is None else attempt.started_at_ms
         life.start_ms, life.grant_id = start_ms, attempt.grant_id
@@ -236,7 +201,7 @@ class _Ahead:
             life.job = replace(job, state=JobState.RUNNING)
         overhead_ms = self._overhead_ms(job)
         life.left_ms = self._work_ms(job)
-        self.runs[job.id] = _Run(life, attempt, hold, start_ms, start_ms + overhead_ms)
+        self.runs[job.id] = Run(life, attempt, hold, start_ms, start_ms + overhead_ms)
         limit_ms = ALWAYS_MS if attempt.ends_at_ms is None else attempt.ends_at_ms
         if attempt.stop is not None:
             self._push(max(now_ms, limit_ms), _Event.STOP, job.id, attempt.attempt)
@@ -295,17 +260,17 @@ class _Ahead:
                 break
             self.next_arrival += 1
             assert job.id not in self.lives, f"job {job.id} arrives twice"
-            self.lives[job.id] = _Life(job)
+            self.lives[job.id] = Life(job)
             self.changes.append(job)
 
-    def _end(self, run: _Run, at_ms: int) -> None:
+    def _end(self, run: Run, at_ms: int) -> None:
         """The job has done its work, or is stopped for good."""
         self._vacate(run, at_ms, max(0, at_ms - run.work_from_ms))
         run.life.end_ms = at_ms
         self.changes.append(Tombstone(Kind.JOB, run.life.job.id))
         self._forget_kept(run.life.job.id)
 
-    def _come_again(self, run: _Run, at_ms: int) -> None:
+    def _come_again(self, run: Run, at_ms: int) -> None:
         """The job goes back to the queue with what it had not saved."""
         life, every_ms = run.life, self.costs.checkpoint_ms
         worked_ms = max(0, at_ms - run.work_from_ms)
@@ -325,7 +290,7 @@ class _Ahead:
         )
         self.changes.append(life.job)
 
-    def _vacate(self, run: _Run, at_ms: int, charged_ms: int) -> None:
+    def _vacate(self, run: Run, at_ms: int, charged_ms: int) -> None:
         """The attempt's GPUs are free, its hold is let go and what counts is charged."""
         attempt = run.attempt
         del self.runs[attempt.job_id]
@@ -341,7 +306,7 @@ class _Ahead:
         else:
             self.changes.append(Tombstone(Kind.ATTEMPT, attempt.id))
 
-    def _occupied_gpu_ms(self, run: _Run, until_ms: int) -> int:
+    def _occupied_gpu_ms(self, run: Run, until_ms: int) -> int:
         return run.attempt.gpus_held * max(0, until_ms - max(run.start_ms, self.began_ms))
 
     def _waits(self, job_id: str) -> bool:
@@ -408,11 +373,12 @@ class _Ahead:
             started_at_ms=now_ms,
             ends_at_ms=now_ms + walltime_ms,
             walltime_ms=walltime_ms,
+            organization_id=life.job.organization_id,
         )
         self._occupy(attempt, 1)
         overhead_ms = self._overhead_ms(life.job)
         hold = self.books.hold(start.account_path, start.cost_gpu_us, walltime_ms)
-        self.runs[start.job_id] = _Run(life, attempt, hold, now_ms, now_ms + overhead_ms)
+        self.runs[start.job_id] = Run(life, attempt, hold, now_ms, now_ms + overhead_ms)
         end_ms = now_ms + min(overhead_ms + life.left_ms, walltime_ms)
         self._push(end_ms, _Event.END, start.job_id, start.attempt)
         self.changes += (life.job, attempt)
@@ -448,10 +414,3 @@ class _Ahead:
             cycles=self.cycles,
             complete=complete,
         )
-
-
-def _kept_in_sight(cluster: Cluster, now_ms: int, policy: Policy) -> Cluster:
-    """A cluster that is in sight now stays in sight."""
-    if now_ms - cluster.last_seen_ms > policy.cluster_unseen_ms:
-        return cluster
-    return replace(cluster, last_seen_ms=ALWAYS_MS)

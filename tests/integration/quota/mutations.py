@@ -170,6 +170,14 @@ def _reports(api: Api) -> Request:
     return Request(api.scheduler, body)
 
 
+def _forecast(api: Api) -> Request:
+    api.hub.take_lease()
+    job, _grant = _job(api)
+    at = instant_text(api.hub.now)
+    eta = {"low": at, "median": at, "high": at, "basis": "exact"}
+    return Request(api.scheduler, {"epoch": api.hub.epoch, "as_of": at, "etas": {job.id: eta}})
+
+
 def _ranking(api: Api) -> Request:
     api.hub.take_lease()
     job, _grant = _job(api)
@@ -298,6 +306,7 @@ REQUESTS: dict[str, Maker] = {
     "send_decisions": _decisions,
     "send_reports": _reports,
     "put_ranking": _ranking,
+    "put_forecast": _forecast,
     "deliver_evidence": _evidence,
     "reconcile_day": _day,
 }

@@ -176,6 +176,8 @@ def _programs_doors(world: World) -> dict[str, Callable[[], Valid]]:
             order=[world.jobs["beta/waiting"].id],
             reasons={},
         ),
+        "put_forecast": _post(world, "put_forecast", "scheduler", epoch=hub.epoch, etas={}),
+        "read_recent_jobs": _get("scheduler"),
     }
 
 

@@ -75,6 +75,8 @@ ALLOWED: dict[str, set[str]] = {
     "send_decisions": {"scheduler"},
     "send_reports": {"scheduler"},
     "put_ranking": {"scheduler"},
+    "put_forecast": {"scheduler"},
+    "read_recent_jobs": {"scheduler"},
     "deliver_evidence": {"agent"},
     "extend_job": {"operator", "member"},
     "refund_job": {"operator"},
