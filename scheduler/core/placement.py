@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from scheduler.core.fit import Fleet, Shape, Shelf
 from scheduler.core.model import Attempt, Job, PodPlacement
 
+Limits = Mapping[str, Mapping[str, int]]
+"""By cluster and node: how many of its free GPUs may be used at most."""
+
 
 @dataclass(frozen=True, slots=True)
 class Room:
@@ -16,13 +19,8 @@ class Room:
     gpus_by_node: Mapping[str, int]
 
 
-def place(
-    shape: Shape, shelves: Mapping[str, Shelf], limits: Mapping[str, Mapping[str, int]] | None = None
-) -> Room | None:
-    """Room for all pods in the cluster where they break the fewest empty nodes and leave the least over.
-
-    `limits`: by cluster and node, how many of its free GPUs it may use at most.
-    """
+def place(shape: Shape, shelves: Mapping[str, Shelf], limits: Limits | None = None) -> Room | None:
+    """Room for all pods in the cluster where they break the fewest empty nodes and leave the least over."""
     best: tuple[tuple[int, int, str], Room] | None = None
     for cluster, shelf in shelves.items():
         if shelf.fitting(shape.gpus_per_pod) < shape.pods:
@@ -46,11 +44,12 @@ def pods_of(room: Room, gpus_per_pod: int) -> tuple[PodPlacement, ...]:
     )
 
 
-def keep(job: Job, attempts: Iterable[Attempt], fleet: Fleet) -> Room | None:
+def keep(job: Job, attempts: Iterable[Attempt], fleet: Fleet, limits: Limits) -> Room | None:
     """The free room that nobody but `job` may have while `attempts` stop for it.
 
     The job is laid out on what is free plus what is coming, victims' nodes first; what of that is free now is
-    kept. Where it cannot be laid out whole, what its victims have freed already is kept.
+    kept. Where it cannot be laid out whole, what its victims have freed already is kept. Of a node with a limit
+    nothing that is coming counts.
     """
     coming: dict[str, dict[str, int]] = {}
     freed: dict[str, dict[str, int]] = {}
@@ -63,11 +62,15 @@ def keep(job: Job, attempts: Iterable[Attempt], fleet: Fleet) -> Room | None:
     named = {c: sum(coming.get(c, {}).values()) + sum(freed.get(c, {}).values()) for c in coming | freed}
     shelves = fleet.shelves(job.gpu_class, sorted(named, key=lambda c: (-named[c], c)))
     for cluster, shelf in shelves.items():
-        room = _lay_out(job, shelf, coming.get(cluster, {}), freed.get(cluster, {}))
+        room = _lay_out(job, shelf, coming.get(cluster, {}), freed.get(cluster, {}), limits.get(cluster, {}))
         if room:
             return Room(job.gpu_class, cluster, room)
     for cluster, shelf in shelves.items():
-        left = {node: min(gpus, _free(shelf, node)) for node, gpus in sorted(freed.get(cluster, {}).items())}
+        most = limits.get(cluster, {})
+        left = {
+            node: min(gpus, _free(shelf, node), most.get(node, gpus))
+            for node, gpus in sorted(freed.get(cluster, {}).items())
+        }
         if any(left.values()):
             return Room(job.gpu_class, cluster, {node: gpus for node, gpus in left.items() if gpus})
     return None
@@ -97,11 +100,15 @@ def _pack(
 
 
 def _lay_out(
-    job: Job, shelf: Shelf, coming: Mapping[str, int], freed: Mapping[str, int]
+    job: Job, shelf: Shelf, coming: Mapping[str, int], freed: Mapping[str, int], most: Mapping[str, int]
 ) -> dict[str, int] | None:
     """What of the job's future room in this cluster is free now; None when it would not fit."""
     nodes: Sequence[tuple[bool, int, str]] = sorted(
-        (name not in coming and name not in freed, free + coming.get(name, 0), name)
+        (
+            name not in coming and name not in freed,
+            min(free, most[name]) if name in most else free + coming.get(name, 0),
+            name,
+        )
         for name, (free, _) in shelf.nodes.items()
     )
     pods, room = job.pods, dict[str, int]()

@@ -62,10 +62,17 @@ def _stop_for(picks: Picks, group: Group, job: Job, pool: Pool, rule: Preemption
     fleet, clusters = picks.known.fleet, picks.reach.open_to(job.gpu_class)
     shelves = fleet.shelves(job.gpu_class, clusters)
     victims = pool.below(job, group.book.rank_lag_ms - rule.lead_ms)
+    if picks.booked:
+        booked, until_ms = picks.booked, picks.known.now_ms + rule.notice_ms + group.shape.span_ms
+        victims = [
+            victim
+            for victim in victims
+            if not booked.is_booked((job.gpu_class, victim.attempt.cluster), victim.node, until_ms)
+        ]
     free = sum(shelf.free for shelf in shelves.values())
     if free + sum(victim.gpus for victim in victims) < job.gpus:
         return False
-    eviction = choose(group.shape, shelves, victims, {})
+    eviction = choose(group.shape, shelves, victims, picks.bounds_of(job))
     if eviction is None:
         return False
     pool.drop(eviction.victims)
@@ -84,7 +91,5 @@ def _stop_for(picks: Picks, group: Group, job: Job, pool: Pool, rule: Preemption
     picks.known.reserved.pop(job.id, None)
     picks.known.expect(job.id)
     picks.judge_anew(job.organization_id)
-    by_key = picks.fitting.get(job.gpu_class, {})
-    for key in [key for key, shapes in by_key.items() if not picks.fits(shapes[0])]:
-        del by_key[key]
+    picks.drop_unfit(job.gpu_class)
     return True

@@ -7,6 +7,7 @@ from random import Random
 from scheduler.core.model import (
     Account,
     Attempt,
+    Booking,
     Capacity,
     Change,
     Cluster,
@@ -80,6 +81,7 @@ KINDS: Mapping[type, Kind] = {
     Organization: Kind.ORGANIZATION,
     Job: Kind.JOB,
     Attempt: Kind.ATTEMPT,
+    Booking: Kind.BOOKING,
 }
 
 
