@@ -19,6 +19,7 @@ _LINES = {
     WaitReason.NODES_UNAVAILABLE: "the nodes that could run it are cordoned or down",
     WaitReason.ORGANIZATION_FROZEN: "the organization is frozen by the operator",
     WaitReason.ROOM_RESERVED: "the free room is kept for a job ahead of it",
+    WaitReason.BOOKED: "the room that would do is booked in advance; a shorter --walltime may fit before",
     WaitReason.RESERVED: "room is kept for it from a moment on, or sooner if others end sooner",
     WaitReason.BEHIND_IN_ORDER: "a job ahead of it in the fair order took the room",
     WaitReason.START_REFUSED: "its start was refused",

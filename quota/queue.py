@@ -6,6 +6,7 @@ from typing import Protocol
 
 from sqlalchemy import Connection
 
+from quota.schemas.bookings import OccurrenceRoom
 from quota.schemas.scheduling import Waiting, WaitReason
 
 
@@ -22,6 +23,10 @@ class Queue(Protocol):
 
     def position(self, job_id: str) -> int | None:
         """Place in the hub's queue, 1 = next; None if unranked."""
+        ...
+
+    def booked(self, occurrence_id: str) -> OccurrenceRoom | None:
+        """Where the room of one time of a booking is; None if no cycle has said."""
         ...
 
     def code(self, job_id: str) -> WaitReason | None:

@@ -38,6 +38,7 @@ def status_of(code: WaitReason) -> str:
             | WaitReason.NO_NODE_FITS
             | WaitReason.ROOM_RESERVED
             | WaitReason.RESERVED
+            | WaitReason.BOOKED
             | WaitReason.BEHIND_IN_ORDER
         ):
             return "active"

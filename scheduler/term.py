@@ -104,9 +104,9 @@ class Term:
         if news.epoch != self.epoch:
             return
         match news:
-            case SnapshotTaken(cursor=cursor, items=items, reservations=reservations):
+            case SnapshotTaken(cursor=cursor, items=items, reservations=reservations, booked=booked):
                 if not self._cache.loaded:  # later ones know less of what is promised than this term
-                    self._planner.begin_with(reservations)
+                    self._planner.begin_with(reservations, booked)
                 self._cache.replace(cursor, items)
             case FeedRead(items=items):
                 self._cache.apply(items)

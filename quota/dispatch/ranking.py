@@ -14,9 +14,18 @@ from quota.dispatch import lease
 from quota.dispatch.tables import ranking
 from quota.errors import RankingBaseUnknown
 from quota.programs.tables import grants
-from quota.schemas.scheduling import RankingDocument, RankingReply, Reservation, Waiting, WaitReason
+from quota.schemas.bookings import OccurrenceRoom
+from quota.schemas.scheduling import (
+    BookedRoom,
+    RankingDocument,
+    RankingReply,
+    Reservation,
+    Waiting,
+    WaitReason,
+)
 
 _RESERVATIONS: TypeAdapter[tuple[Reservation, ...]] = TypeAdapter(tuple[Reservation, ...])
+_BOOKED: TypeAdapter[tuple[BookedRoom, ...]] = TypeAdapter(tuple[BookedRoom, ...])
 
 _PACE = (
     update(grants)
@@ -53,6 +62,7 @@ def put_ranking(tx: Tx, document: RankingDocument) -> RankingReply:
         "at_ms": document.at,
         "body": body,
         "reservations": _RESERVATIONS.dump_json(document.reservations).decode(),
+        "booked": _BOOKED.dump_json(document.booked).decode(),
     }
     if row is None:
         tx.connection.execute(insert(ranking), values | {"id": 1})
@@ -70,6 +80,12 @@ def read_reservations(connection: Connection) -> tuple[Reservation, ...]:
     return () if stored is None else _RESERVATIONS.validate_json(stored)
 
 
+def read_booked(connection: Connection) -> tuple[BookedRoom, ...]:
+    """Where the last ranking had the room of bookings."""
+    stored = connection.execute(select(ranking.c.booked).where(ranking.c.id == 1)).scalar_one_or_none()
+    return () if stored is None else _BOOKED.validate_json(stored)
+
+
 class StoredQueue:
     """The stored ranking, unpacked once per cycle and process."""
 
@@ -78,6 +94,7 @@ class StoredQueue:
         self._version: tuple[int, int] | None = None
         self._positions: dict[str, int] = {}
         self._reasons: dict[str, dict[str, object]] = {}
+        self._booked: dict[str, BookedRoom] = {}
 
     def refresh(self, connection: Connection) -> None:
         """Take over the stored ranking if it is a newer one."""
@@ -91,6 +108,7 @@ class StoredQueue:
             document = json.loads(zlib.decompress(full.body))
             self._positions = {job_id: place for place, job_id in enumerate(document["order"], 1)}
             self._reasons = document["reasons"]
+            self._booked = {room.booking_id: room for room in _BOOKED.validate_json(full.booked)}
             self._version = (full.cycle, full.at_ms)
 
     def ranked_at_ms(self) -> int | None:
@@ -100,6 +118,19 @@ class StoredQueue:
     def position(self, job_id: str) -> int | None:
         """Place in the hub's queue, 1 = next; None if unranked."""
         return self._positions.get(job_id)
+
+    def booked(self, occurrence_id: str) -> OccurrenceRoom | None:
+        """Where the room of one time of a booking is; None if no cycle has said."""
+        room = self._booked.get(occurrence_id)
+        if room is None:
+            return None
+        return OccurrenceRoom(
+            cluster=room.cluster,
+            gpus=sum(room.gpus_by_node.values()),
+            short_gpus=room.short_gpus,
+            used=room.used,
+            released=room.released,
+        )
 
     def code(self, job_id: str) -> WaitReason | None:
         """The code alone of why a job waits, or None if no cycle has said."""

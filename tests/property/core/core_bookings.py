@@ -18,7 +18,7 @@ from scheduler.core.model import (
     Tombstone,
     WaitReason,
 )
-from scheduler.core.policy import MINUTE_MS, Policy
+from scheduler.core.policy import DAY_MS, MINUTE_MS, Policy
 from tests.property.core.core_chaos import KINDS
 from tests.property.core.core_promise_faults import ROOM, fits, free_at, gathering, walltime_for
 from tests.property.core.core_promises import ORGANIZATIONS, Hub, a_random_hub
