@@ -6,7 +6,7 @@ from datetime import date
 from enum import StrEnum
 from typing import Annotated
 
-from pydantic import BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema, model_validator
+from pydantic import BeforeValidator, Field, PlainSerializer, WithJsonSchema, model_validator
 
 from quota.schemas.values import (
     ClassId,
@@ -95,29 +95,6 @@ class Timetable(Request):
 
 class NewBooking(Request):
     """Promise GPUs to an organization: `pods` times `gpus_per_pod` of a class, either once or by a timetable."""
-
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "organization_id": "beta-campus",
-                    "name": "Deep learning, spring term",
-                    "gpu_class": "h100-1g.10gb",
-                    "gpus_per_pod": 1,
-                    "pods": 30,
-                    "timetable": {
-                        "weekdays": ["tue", "thu"],
-                        "begins": "10:00",
-                        "ends": "13:00",
-                        "first_day": "2027-03-02",
-                        "last_day": "2027-05-20",
-                        "without": ["2027-05-05"],
-                    },
-                    "reason": "timetable of the spring term",
-                }
-            ]
-        }
-    )
 
     organization_id: Slug
     name: Name
