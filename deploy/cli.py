@@ -12,6 +12,7 @@ from deploy import lifeline
 from deploy.commands import (
     account,
     audit,
+    bookings,
     fleet,
     grants,
     job_changes,
@@ -64,6 +65,7 @@ def firm_app() -> typer.Typer:
     logs.register(app)
     switches.register(app)
     sharing.register(app)
+    bookings.register(app)
     job_changes.register(app)
     app.add_typer(grants.grant_app, name="grant", rich_help_panel=OPERATORS)
     app.add_typer(grants.program_app, name="program", rich_help_panel=OPERATORS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import date
 from enum import StrEnum
 from typing import Annotated
@@ -25,6 +26,7 @@ from quota.schemas.values import (
 LONGEST_OCCURRENCE_MS = 31 * 86_400_000
 MOST_OCCURRENCES = 400
 MOST_DAYS = 400
+_DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 
 
 class Weekday(StrEnum):
@@ -43,7 +45,7 @@ def _parse_day(value: object) -> date:
     if isinstance(value, date):
         return value
     try:
-        day = date.fromisoformat(value) if isinstance(value, str) and len(value) == 10 else None
+        day = date.fromisoformat(value) if isinstance(value, str) and _DAY.fullmatch(value) else None
     except ValueError:
         day = None
     if day is None or not 1971 <= day.year <= 9998:
