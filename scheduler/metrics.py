@@ -38,6 +38,8 @@ class Picture:
     reasons: Mapping[str, int] = field(default_factory=dict)
     gpus: Mapping[tuple[str, str], int] = field(default_factory=dict)
     """By (gpu_class, state)."""
+    booked: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    """GPUs booked within the horizon, by (gpu_class, `kept` or `short`)."""
     seen_ms: Mapping[str, int] = field(default_factory=dict)
     """When each cluster last answered."""
 
@@ -195,6 +197,12 @@ class Metrics(Collector):
             {(reason,): count for reason, count in picture.reasons.items()},
         )
         yield _by("hub_sched_gpus", "GPUs by what they do.", ["gpu_class", "state"], picture.gpus)
+        yield _by(
+            "hub_sched_booked_gpus",
+            "GPUs of bookings that come or are on: whose room is kept, and that will not be free in time.",
+            ["gpu_class", "state"],
+            picture.booked,
+        )
         yield _by(
             "hub_sched_cluster_seen_timestamp_seconds",
             "When the cluster last answered (business time).",

@@ -285,7 +285,9 @@ class Term:
         seen_ms = {
             name: view.seen_ms for name, view in self._around.views.items() if view.seen_ms is not None
         }
-        self._around.metrics.show(picture_of(waiting, self._cache.nodes(), seen_ms))
+        rooms = ((self._cache.booking(room.booking_id), room) for room in self.standing.booked)
+        booked = [(booking, room) for booking, room in rooms if booking is not None]
+        self._around.metrics.show(picture_of(waiting, self._cache.nodes(), seen_ms, booked))
 
     def _holds(self) -> bool:
         return self._around.holds(self.epoch)
