@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol
 
 from sqlalchemy import Connection
 
 from quota.schemas.bookings import OccurrenceRoom
-from quota.schemas.scheduling import Waiting, WaitReason
+from quota.schemas.scheduling import BookedRoom, Waiting, WaitReason
 
 
 class Queue(Protocol):
@@ -27,6 +28,14 @@ class Queue(Protocol):
 
     def booked(self, occurrence_id: str) -> OccurrenceRoom | None:
         """Where the room of one time of a booking is; None if no cycle has said."""
+        ...
+
+    def rooms(self, connection: Connection) -> Mapping[str, BookedRoom]:
+        """Where the room of the coming times of bookings is, by their ids."""
+        ...
+
+    def booking_lead_ms(self, connection: Connection) -> int:
+        """How long before a booking begins others must be out of its room."""
         ...
 
     def code(self, job_id: str) -> WaitReason | None:

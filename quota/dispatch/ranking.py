@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import threading
 import zlib
+from collections.abc import Mapping
 
 from pydantic import TypeAdapter
 from sqlalchemy import Connection, bindparam, insert, select, update
 
 from quota.db import Tx
 from quota.dispatch import lease
+from quota.dispatch.fair_share import read_fair_share
 from quota.dispatch.tables import ranking
 from quota.errors import RankingBaseUnknown
 from quota.programs.tables import grants
@@ -131,6 +133,15 @@ class StoredQueue:
             used=room.used,
             released=room.released,
         )
+
+    def rooms(self, connection: Connection) -> Mapping[str, BookedRoom]:
+        """Where the room of the coming times of bookings is, by their ids."""
+        self.refresh(connection)
+        return self._booked
+
+    def booking_lead_ms(self, connection: Connection) -> int:
+        """How long before a booking begins others must be out of its room."""
+        return read_fair_share(connection).fair_share.booking_lead_ms
 
     def code(self, job_id: str) -> WaitReason | None:
         """The code alone of why a job waits, or None if no cycle has said."""

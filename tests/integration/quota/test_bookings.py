@@ -15,8 +15,18 @@ from quota.bookings.tables import bookings
 from quota.clock import instant_ms, instant_text
 from quota.dispatch import feed
 from quota.dispatch.ranking import put_ranking
-from quota.errors import BadRequest, BookingExceedsCapacity, HubError, NotFound, UnknownGpuClass
+from quota.errors import (
+    BadRequest,
+    BookingExceedsCapacity,
+    CapacityTaken,
+    HubError,
+    NotFound,
+    UnknownGpuClass,
+)
+from quota.jobs import extending
 from quota.schemas.bookings import Booking, BookingCancellation, NewBooking
+from quota.schemas.job_changes import JobExtension
+from quota.schemas.jobs import Job
 from quota.schemas.scheduling import BookedRoom, RankingDocument
 from tests.builders import (
     DAY_MS,
@@ -238,6 +248,59 @@ def test_where_the_room_is_comes_back_with_the_snapshot_and_is_shown(hub: Hub) -
     assert shown.room is not None
     assert (shown.room.cluster, shown.room.gpus, shown.room.short_gpus) == ("sim", 8, 4)
     assert (shown.room.used, shown.room.released) == (True, False)
+
+
+def run_for(hub: Hub, node: str, gpus: int, walltime_s: int, firm: str = "beta") -> Job:
+    """A job that runs on a node from now on."""
+    grant = hub.award(firm, "1000")
+    job = hub.submit(firm, gpus_per_pod=gpus, walltime_s=walltime_s)
+    hub.run(job, grant, node)
+    return job
+
+
+def extend(hub: Hub, job: Job, walltime_s: int) -> int:
+    """Ask for more time, as over HTTP; answers how much more would still fit."""
+    body = JobExtension(walltime_s=walltime_s, reason="a test")
+    done = hub.database.preview(lambda tx: extending.extend(tx, OPERATOR, job.id, body, hub.queue))
+    return done.fitting_walltime_s
+
+
+def lay_out(hub: Hub, booking: Booking, gpus_by_node: dict[str, int], cycle: int = 1) -> None:
+    (time,) = booking.occurrences
+    room = BookedRoom(booking_id=time.id, cluster="sim", gpus_by_node=gpus_by_node)
+    document = RankingDocument(epoch=hub.epoch, cycle=cycle, at=hub.now, order=(), reasons={}, booked=(room,))
+    hub.database.write(lambda tx: put_ranking(tx, document))
+
+
+def test_a_job_is_not_extended_into_booked_room(hub: Hub) -> None:
+    job = run_for(hub, "n0", 4, 3600)
+    made = book(hub, gpus_per_pod=8, pods=1, from_h=2)
+    lay_out(hub, made, {"n0": 8})
+    assert extend(hub, job, 2700) == 0  # up to a quarter of an hour before
+    with pytest.raises(CapacityTaken, match="booked from 2026-11-22T01:45") as caught:
+        extend(hub, job, 2701)
+    assert caught.value.numbers["fitting_walltime_s"] == 2700
+    cancel(hub, made)
+    extend(hub, job, 3 * 3600)
+
+
+def test_a_job_is_extended_beside_booked_room_unless_others_need_the_rest(hub: Hub) -> None:
+    job = run_for(hub, "n0", 4, 3600)
+    lay_out(hub, book(hub, gpus_per_pod=4, pods=1, from_h=2), {"n0": 4})
+    extend(hub, job, 3 * 3600)
+    run_for(hub, "n0", 2, 4 * 3600, "gamma")
+    with pytest.raises(CapacityTaken):
+        extend(hub, job, 3 * 3600)
+
+
+def test_a_job_in_its_own_room_is_extended_up_to_the_next_booking(hub: Hub) -> None:
+    made = book(hub, gpus_per_pod=8, pods=1, from_h=0, until_h=2)
+    lay_out(hub, made, {"n0": 8})
+    job = run_for(hub, "n0", 8, 3600, "alpha")
+    extend(hub, job, 3 * 3600)
+    other = book(hub, gpus_per_pod=8, pods=1, from_h=3, until_h=4, organization_id="beta")
+    lay_out(hub, other, {"n0": 8}, cycle=2)
+    assert extend(hub, job, 3600) == 2700
 
 
 def test_two_bookings_at_once_do_not_share_a_gpu(hub: Hub) -> None:
