@@ -92,7 +92,7 @@ def test_the_scenes_are_what_they_say() -> None:
     _, plan = open_now()
     assert {start.job_id for start in plan.starts} == {"seat", "other"}
     assert plan.reasons["late"].code is WaitReason.BEHIND_IN_ORDER  # beside the booking nothing is left
-    assert unused()[1].booked == (BookedRoom("class", "c1", {}, released=True),)
+    assert unused()[1].booked == (BookedRoom("class", "", {}, released=True),)
 
 
 def said(hub: BookedHub, plan: Plan) -> str:
