@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup up check lint fast test slow controlplane test-kubernetes bench soak lock clean
+.PHONY: help setup up check lint fast test slow controlplane test-kubernetes test-agents bench soak lock clean
 
 VENV ?= .venv
 export VENV
@@ -48,6 +48,9 @@ controlplane: setup ## Build a Kubernetes control plane from Go modules, once pe
 
 test-kubernetes: controlplane ## The tests against a real control plane.
 	@$(PYTEST) tests -m kubernetes
+
+test-agents: setup ## The agents' tests, with real collectors on a fake NVIDIA driver (needs gcc).
+	@$(PYTEST) tests/unit/agents tests/property/agents tests/integration/agents
 
 bench: setup ## Measure; ONLY="name …" picks some.
 	@$(BIN)/python -m tests.bench $(ONLY)

@@ -7,17 +7,21 @@ import os
 import random
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import structlog
 import typer
+from prometheus_client.metrics_core import Metric
 from pydantic import ValidationError
 
 from agents.crash import watched
 from agents.exposition import PortTaken, make_app, serve
+from agents.gpus.nvml.reader import NvmlReader
+from agents.gpus.nvml.supervisor import Timing
 from agents.gpus.simulated import SimulatedReader
 from agents.loop import Deliverer, Loop, Sampler
 from agents.metrics import AgentCollector, Counts
@@ -52,7 +56,7 @@ def agent() -> None:
 def run(
     quota_url: Annotated[str | None, typer.Option(help="The quota service's address.")] = None,
     token_env: Annotated[str | None, typer.Option(help="Environment variable that holds the token.")] = None,
-    reader: Annotated[str | None, typer.Option(help="What reads the GPUs: simulated.")] = None,
+    reader: Annotated[str | None, typer.Option(help="What reads the GPUs: simulated or nvml.")] = None,
     cluster_url: Annotated[str | None, typer.Option(help="The simulated cluster's address.")] = None,
     node: Annotated[list[str] | None, typer.Option(help="Read this node; repeatable. None: all.")] = None,
     outbox: Annotated[Path | None, typer.Option(help="The file that keeps the evidence.")] = None,
@@ -95,7 +99,7 @@ def run(
 def run_agent(settings: AgentSettings, clock: Clock, token: str) -> int:
     """Run one agent until SIGTERM or SIGINT; the process's exit status.
 
-    Raises OutboxUnusable and PortTaken.
+    Raises OutboxUnusable, PortTaken and, for settings that do not go together, _Unusable.
     """
     with ExitStack() as closing:
         # Blocked before any thread is started, so that only the wait below gets them.
@@ -104,39 +108,62 @@ def run_agent(settings: AgentSettings, clock: Clock, token: str) -> int:
         outbox = open_outbox(settings.outbox)
         closing.callback(outbox.close)
         outbox.forget_gpus(clock.now_ms() - REMEMBERED_MS)
-        reader = _reader(settings)
-        closing.callback(reader.close)
+        source = _source(settings, clock)
+        closing.callback(source.reader.close)
         quota = closing.enter_context(QuotaClient(settings.quota_url, token, settings.send_timeout_s))
         counts = Counts()
         loop = Loop(
-            Sampler(reader, outbox, clock, counts, settings.node).sample_once,
+            Sampler(source.reader, outbox, clock, counts, source.nodes).sample_once,
             Deliverer(watched(quota, os.environ), outbox, counts).deliver_once,
             max(LEAST_SAMPLING_WALL_S, clock.wall_s(round(settings.sample_interval_s * 1000))),
             settings.send_interval_s,
             # Agents that start together must not deliver together.
             random.uniform(0, settings.send_interval_s),
         )
-        collector = AgentCollector(counts, outbox.spool)
+        collector = AgentCollector(counts, outbox.spool, source.metrics)
         server = serve(settings.host, settings.port, make_app(collector, counts, lambda: not loop.broken))
         closing.callback(server.server_close)
         closing.callback(server.shutdown)
         loop.start()
-        _log.info("agent_started", epoch=outbox.epoch, port=server.server_port, nodes=settings.node or "all")
-        _wait_for_signal(lambda: loop.broken)
+        _log.info("agent_started", epoch=outbox.epoch, port=server.server_port, nodes=source.nodes or "all")
+        _wait_for_signal(lambda: loop.broken or source.hopeless())
         finished = loop.stop(PATIENCE_S)
         _log.info("agent_stopped", finished=finished)
         if not finished:
             # A thread is still at work with all of this; the end of the process is as safe as a crash.
             closing.pop_all()
-        return 1 if loop.broken else 0
+        return 1 if loop.broken or source.hopeless() else 0
 
 
-def _reader(settings: AgentSettings) -> SimulatedReader:
-    return SimulatedReader(
-        settings.cluster_url,
-        os.environ.get(settings.cluster_token_env, ""),
-        round(settings.sample_period_s * 1000),
+@dataclass(frozen=True)
+class _Source:
+    reader: SimulatedReader | NvmlReader
+    nodes: tuple[str, ...]
+    metrics: Callable[[], Iterable[Metric]] = tuple
+    hopeless: Callable[[], bool] = lambda: False
+
+
+def _source(settings: AgentSettings, clock: Clock) -> _Source:
+    if settings.reader == "simulated":
+        token = os.environ.get(settings.cluster_token_env, "")
+        period_ms = round(settings.sample_period_s * 1000)
+        return _Source(SimulatedReader(settings.cluster_url, token, period_ms), settings.node)
+    if len(settings.node) > 1:
+        raise _Unusable(
+            f"--node: {len(settings.node)} nodes given, but this machine's GPUs are of one; give it once"
+        )
+    timing = Timing(
+        cycle_s=settings.nvml_cycle_s,
+        deadline_s=settings.nvml_deadline_s,
+        first_retry_s=settings.nvml_retry_s,
+        longest_retry_s=20 * settings.nvml_retry_s,
     )
+    try:
+        nvml = NvmlReader(clock, "".join(settings.node), timing, settings.gpu_classes)
+    except ValueError as error:
+        raise _Unusable(str(error)) from error
+    nvml.start()
+    return _Source(nvml, (nvml.node,), nvml.metrics, lambda: nvml.hopeless)
 
 
 def _wait_for_signal(broken: Callable[[], bool]) -> None:

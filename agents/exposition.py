@@ -59,7 +59,7 @@ _BROKEN = ("503 Service Unavailable", "the loop has ended; see the log")
 def _readiness(counts: Counts) -> tuple[str, str]:
     if not counts.stored:
         return "503 Service Unavailable", "the outbox cannot be written; see the disk"
-    if not counts.view.readings:
+    if not counts.collect_success:
         return "503 Service Unavailable", "no GPU was read in the last cycle"
     return "200 OK", "ready"
 

@@ -100,7 +100,11 @@ class Sampler:
                 readings.append(self._reader.read(node, after_ms))
             except ReaderUnavailable as error:
                 failures[node] = str(error)
-        self._note(failures, {reading.node for reading in readings})
+        # A node all of whose GPUs are out of reach was not read, though something may be told of them.
+        answered = (
+            reading for reading in readings if not reading.gpus or any(gpu.up for gpu in reading.gpus)
+        )
+        self._note(failures, {reading.node for reading in answered})
         return tuple(readings)
 
     def _common_after_ms(self, now_ms: int) -> int:
@@ -138,7 +142,7 @@ class Sampler:
     def _known(self, gpu: GpuReading, reading: NodeReading) -> GpuState:
         state = self._states.get(gpu.gpu_uuid)
         if state is None:
-            period_ms = self._reader.sample_period_ms
+            period_ms = gpu.sample_period_ms or self._reader.sample_period_ms
             return first_state(gpu.gpu_uuid, gpu.gpu_class, reading.node, reading.now_ms, period_ms)
         if (state.node, state.gpu_class) != (reading.node, gpu.gpu_class):
             return replace(state, node=reading.node, gpu_class=gpu.gpu_class)

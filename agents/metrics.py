@@ -6,7 +6,7 @@ Names are those of the hub's list; seconds are business seconds. A value that is
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 
@@ -18,6 +18,7 @@ from prometheus_client.metrics_core import (
     Metric,
 )
 
+from agents.detail_metrics import detail_families
 from agents.model import NS_PER_MS, GpuReading, GpuState, NodeReading
 from agents.outbox import OutboxBroken, OutboxUnwritable, Spool
 
@@ -65,9 +66,13 @@ class Counts:
 class AgentCollector:
     """Turns the counts into families when Prometheus asks; holds nothing of its own."""
 
-    def __init__(self, counts: Counts, spool: Callable[[], Spool]) -> None:
+    def __init__(
+        self, counts: Counts, spool: Callable[[], Spool], more: Callable[[], Iterable[Metric]] = tuple
+    ) -> None:
+        """`more` are the reader's own families."""
         self._counts = counts
         self._spool = spool
+        self._more = more
 
     def collect(self) -> Iterator[Metric]:
         """All families of this moment."""
@@ -75,6 +80,8 @@ class AgentCollector:
         yield from _devices(view)
         yield from _measured(view)
         yield from _workloads(view)
+        yield from detail_families(view.readings)
+        yield from self._more()
         yield from _agent(self._counts)
         try:
             yield from _spooled(self._spool())
@@ -97,32 +104,39 @@ def _devices(view: View) -> Iterator[Metric]:
     }
     seen = set()
     for reading in view.readings:
-        devices.add_metric([reading.node], len(reading.gpus))
+        whole = [gpu for gpu in reading.gpus if gpu.up and not (gpu.detail and gpu.detail.parent_uuid)]
+        devices.add_metric([reading.node], len(whole))
         for gpu in reading.gpus:
             seen.add(gpu.gpu_uuid)
             labels = (reading.node, gpu.gpu_uuid)
             info.add_metric(labels, _described(reading, gpu))
-            up.add_metric(labels, 1)
-            allocated.add_metric(labels, gpu.workload is not None)
-            if gpu.gpu_uuid in view.ratios:
+            up.add_metric(labels, gpu.up)
+            if reading.workloads_known:
+                allocated.add_metric(labels, gpu.workload is not None)
+            if gpu.up and gpu.gpu_uuid in view.ratios:
                 ratio.add_metric(labels, view.ratios[gpu.gpu_uuid])
             for name, family in figures.items():
                 value: float | None = getattr(gpu, name)
                 if value is not None:
                     family.add_metric(labels, value)
     for state in view.states.values():
-        if state.gpu_uuid not in seen:
+        # A MIG device that is gone was taken apart on purpose; one that cannot be read is in its reading.
+        if state.gpu_uuid not in seen and not state.gpu_uuid.startswith("MIG-"):
             up.add_metric((state.node, state.gpu_uuid), 0)
     yield from (info, up, devices, ratio, allocated, *figures.values())
 
 
 def _described(reading: NodeReading, gpu: GpuReading) -> dict[str, str]:
-    return {
+    described = {
         "node": reading.node,
         "gpu_uuid": gpu.gpu_uuid,
         "gpu_class": gpu.gpu_class,
         "model": gpu.model[:128],
     }
+    if gpu.detail is not None:
+        known = ("serial", "pci_bus_id", "driver", "parent_uuid")
+        described |= {name: value for name in known if (value := getattr(gpu.detail, name))}
+    return described
 
 
 def _measured(view: View) -> Iterator[Metric]:

@@ -10,6 +10,7 @@ from typing import Annotated, NamedTuple, Protocol
 
 from pydantic import Field
 
+from agents.detail import GpuDetail
 from quota.schemas.usage import EvidenceBatch, EvidenceReply, GpuUuid
 from quota.schemas.values import ClassId, Id, NodeName
 
@@ -59,6 +60,12 @@ class GpuReading:
     temperature_celsius: Figure | None = None
     workload: Workload | None = None
     samples: list[Sample] = field(default_factory=list)
+    up: bool = True
+    """Whether the driver can read the GPU now; if not, its figures are None and older samples may still be told."""
+    sample_period_ms: int | None = None
+    """How often this GPU is sampled, where the reader knows better than for all."""
+    detail: GpuDetail | None = None
+    """What else the driver says; None from a reader that does not tell."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +77,8 @@ class NodeReading:
     boot_id: str
     gpus: tuple[GpuReading, ...]
     past: tuple[PastWorkload, ...] = ()
+    workloads_known: bool = True
+    """Whether the reader knows who holds the GPUs; if not, no workload does not mean that nobody does."""
 
 
 class Span(NamedTuple):

@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 from pydantic import Field, StringConstraints
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from quota.schemas.values import ClassId
+
 LEAST_SAMPLING_WALL_S = 0.2
 """However fast business time runs, GPUs are not read more often than this."""
 
@@ -23,8 +25,16 @@ class AgentSettings(BaseSettings):
     """The quota service."""
     token_env: str = "GPUHUB_TOKEN"
     """Name of the environment variable with the agent's token; the token itself is never an argument."""
-    reader: Literal["simulated"] = "simulated"
-    """What reads the GPUs."""
+    reader: Literal["simulated", "nvml"] = "simulated"
+    """What reads the GPUs: the simulated cluster, or this machine's driver."""
+    gpu_classes: dict[str, ClassId] = {}
+    """GPU classes by the driver's product name, where the one taken from the name does not do."""
+    nvml_cycle_s: Annotated[float, Field(ge=0.05, le=60)] = 3.0
+    """How often the driver is read, in wall seconds: its buffers hold a few seconds of samples."""
+    nvml_deadline_s: Annotated[float, Field(ge=0.05, le=600)] = 10.0
+    """How long a GPU's read may take before it counts as hanging."""
+    nvml_retry_s: Annotated[float, Field(ge=0.05, le=3600)] = 30.0
+    """How long GPUs that hang or are lost wait for a new collector while others are well; doubled each time."""
     cluster_url: Url = "http://127.0.0.1:8090"
     """The simulated cluster's door."""
     cluster_token_env: str = "GPUHUB_CLUSTER_TOKEN"

@@ -15,6 +15,11 @@ ADVICE = {
     "no_grant": "see the grants with `gpuhub balance`; the operator awards them",
     "grant_not_active": "see when grants begin and end with `gpuhub balance`",
     "grant_cap": "wait until some GPUs are free again, or ask the operator for a higher cap",
+    "organization_cap": "wait until some GPUs are free again, or ask the operator for a higher cap",
+    "job_too_large": "see what a job may take: `gpuhub caps show --organization ORGANIZATION`",
+    "walltime_too_long": "see how long a job may run: `gpuhub caps show --organization ORGANIZATION`",
+    "queue_full": "wait until some have started, or cancel some; see how many may wait: "
+    "`gpuhub caps show --organization ORGANIZATION`",
     "wrong_state": "see where it is now: `gpuhub job JOB`",
     "logs_not_started": "see why it waits: `gpuhub job JOB`",
     "logs_gone": "logs go with their pods: read them while the job runs, or within a day of its own end",

@@ -13,6 +13,7 @@ from deploy.commands import (
     account,
     audit,
     bookings,
+    caps,
     fleet,
     grants,
     job_changes,
@@ -34,11 +35,12 @@ PROGRAMS = {
     "up": ("deploy.up", "Start the whole hub on this machine, or live through a trace."),
     "quota-start": ("deploy.quota_start", ""),
     "quota": ("quota.cli", "The quota service: serve, init, token."),
-    "scheduler": ("scheduler.cli", "The scheduler."),
+    "scheduler": ("deploy.snapshots", "The scheduler; a saved state of it, explained."),
     "agent": ("agents.cli", "A node's agent."),
     "simulate-devices": ("scheduler.simulator.devices_cli", ""),
     "simulate": ("scheduler.simulator.cli", "A simulated GPU cluster."),
-    "replay": ("scheduler.replay.cli", "Play a trace through the scheduler in virtual time."),
+    "replay": ("deploy.replay", "Play a trace, or a saved state, through the scheduler in virtual time."),
+    "whatif": ("deploy.whatif", "What would become of queue and grants under other numbers."),
     "controlplane": ("deploy.controlplane.cli", "A real Kubernetes control plane with simulated nodes."),
 }
 """Each pulls in a web server, a database or numpy, which would make `gpuhub jobs` slow to start."""
@@ -66,6 +68,7 @@ def firm_app() -> typer.Typer:
     switches.register(app)
     sharing.register(app)
     bookings.register(app)
+    caps.register(app)
     job_changes.register(app)
     app.add_typer(grants.grant_app, name="grant", rich_help_panel=OPERATORS)
     app.add_typer(grants.program_app, name="program", rich_help_panel=OPERATORS)

@@ -9,10 +9,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from deploy.traces import TraceJob, gang
 from quota.client import QuotaClient, ServiceProblem, ServiceUnavailable
 from quota.clock import Clock
 from quota.schemas.jobs import JobSubmission
+from scheduler.replay.settings import gang
+from scheduler.replay.traces import TraceJob
 
 SUBMITTERS = 8
 LATE_WALL_S = 1.0
@@ -27,7 +28,7 @@ class Tally:
     """What became of the submissions. Filled by several threads under one lock."""
 
     job_ids: dict[str, str] = field(default_factory=dict)
-    """Job id by the trace's key."""
+    """Job id by the trace's id."""
     refused: Counter[str] = field(default_factory=Counter)
     late: int = 0
     worst_late_s: float = 0.0
@@ -92,7 +93,7 @@ class Player:
         body = submission(job, self._gpus_per_node)
         while True:
             try:
-                made = self._clients[job.organization].submit_job(body, f"trace:{job.key}")
+                made = self._clients[job.organization].submit_job(body, f"trace:{job.id}")
             except ServiceUnavailable:
                 # The same key again: whether the first try arrived makes no difference.
                 with self._lock:
@@ -108,7 +109,7 @@ class Player:
                 return
             else:
                 with self._lock:
-                    self.tally.job_ids[job.key] = made.id
+                    self.tally.job_ids[job.id] = made.id
                 return
 
 
@@ -116,7 +117,7 @@ def submission(job: TraceJob, gpus_per_node: int) -> JobSubmission:
     """The request of a trace's job; the simulated cluster runs it as long as the trace says."""
     pods, gpus_per_pod = gang(job.gpus, gpus_per_node)
     return JobSubmission(
-        name=job.key,
+        name=job.id,
         gpu_class=GPU_CLASS,
         gpus_per_pod=gpus_per_pod,
         pods=pods,

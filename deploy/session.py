@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from enum import IntEnum
+from enum import IntEnum, StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,13 @@ class Exit(IntEnum):
     REFUSED = 1
     USAGE = 2
     UNAVAILABLE = 3
+
+
+class Language(StrEnum):
+    """A language that the service speaks."""
+
+    KOREAN = "ko"
+    ENGLISH = "en"
 
 
 class UsageTrouble(Exception):
@@ -111,28 +118,28 @@ class ToldGroup(TyperGroup):
 
 
 @contextmanager
-def service() -> Iterator[QuotaClient]:
-    """The service of the login, with `told` around it."""
+def service(lang: Language | None = None) -> Iterator[QuotaClient]:
+    """The service of the login, with `told` around it; it speaks `lang`, or what `language()` says."""
     with told():
         url, token = find_login()
-        with open_client(url, token) as client:
+        with open_client(url, token, lang) as client:
             yield client
 
 
-def open_client(url: str, token: str) -> QuotaClient:
+def open_client(url: str, token: str, lang: Language | None = None) -> QuotaClient:
     """A client, or UsageTrouble for an address that no client could use."""
     if not url.startswith(("http://", "https://")):
         raise UsageTrouble(f"--url {url!r} must begin with http:// or https://")
     if not token.isascii() or not token.isprintable() or " " in token:
         raise UsageTrouble("the token holds characters that no token has; copy it again")
     try:
-        return QuotaClient(url, token, language=language())
+        return QuotaClient(url, token, language=lang.value if lang else language())
     except (httpx2.InvalidURL, ValueError) as error:
         raise UsageTrouble(f"--url {url!r}: {error}") from error
 
 
 def language() -> str:
-    """What refusals are told in: GPUHUB_LANGUAGE (`ko` or `en`), else as the terminal's locale says."""
+    """What sentences and refusals are told in: GPUHUB_LANGUAGE (`ko` or `en`), else as the terminal's locale says."""
     for name in ("GPUHUB_LANGUAGE", "LC_ALL", "LC_MESSAGES", "LANG"):
         if chosen := os.environ.get(name, ""):
             return "ko" if chosen.lower().startswith("ko") else "en"

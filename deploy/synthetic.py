@@ -13,7 +13,9 @@ from __future__ import annotations
 import math
 import random
 
-from deploy.traces import DAY_S, HOUR_S, TraceJob, limit_s
+from deploy.traces import LONGEST_H
+from scheduler.replay.settings import DAY_S
+from scheduler.replay.traces import HOUR_S, TraceJob, limit_of
 
 ORGANIZATIONS = 8
 WIDTHS = ((1, 0.70), (2, 0.08), (4, 0.08), (8, 0.10), (16, 0.02), (32, 0.015), (64, 0.005))
@@ -36,10 +38,11 @@ def synthetic_trace(seed: int, start_day: int, hours: float, gpus: int) -> list[
         width = _width(rng, gpus)
         run_s = _run_s(rng, width)
         name = f"org-{rng.choices(range(1, ORGANIZATIONS + 1), weights)[0]:02d}"
-        key = f"synthetic:{seed}:{len(jobs)}"
-        jobs.append(TraceJob(name, key, first_s + int(after_s), width, run_s, limit_s(run_s)))
+        limit_s = limit_of(run_s, LONGEST_H)
+        id = f"synthetic:{seed}:{len(jobs)}"
+        jobs.append(TraceJob(id, name, first_s + int(after_s), width, run_s, limit_s))
         offered_gpu_s += width * min(run_s, length_s - after_s)
-    return sorted(jobs, key=lambda job: (job.submit_s, job.key))
+    return sorted(jobs, key=lambda job: (job.submit_s, job.id))
 
 
 def _arrival_s(rng: random.Random, length_s: float) -> float:

@@ -25,16 +25,20 @@ from deploy.session import Exit, UsageTrouble
 from deploy.show import hours, table
 from deploy.synthetic import synthetic_trace
 from deploy.trace_report import deliveries, ends, use, waits
-from deploy.traces import DAY_S, TraceJob, read_trace, window
+from deploy.traces import read_trace, window
 from quota.client import QuotaClient, ServiceUnavailable
 from quota.clock import HOUR_MS, Clock, wall_ms
+from quota.schemas.caps import CapsPut, HubCaps
 from quota.schemas.identity import NewOrganization
 from quota.schemas.jobs import Job, JobDetail
 from quota.schemas.programs import Award, Grant, NewProgram
 from quota.schemas.scheduling import JobState
+from scheduler.replay.settings import DAY_S
+from scheduler.replay.traces import TraceJob
 
 PROGRAM = "trace"
 TERM_DAYS = 60
+UNCAPPED = HubCaps(organization_pool_thousandths=1000, queued_jobs=1_000_000)
 LEAD_WALL_S = 2.0
 """Between the last preparation and the first submission."""
 
@@ -77,7 +81,7 @@ class Lived:
 
 
 def live_through(wish: TraceWish, data: DataDir, port: int | None, progress: Progress) -> int:
-    """Play the trace, print what it came to and the oracle's verdict. Raises TraceTrouble, UsageTrouble."""
+    """Play the trace, print what it came to and the oracle's verdict. Raises BadTrace, UsageTrouble."""
     whole, jobs = load(wish)
     if data.path.exists() and any(data.path.iterdir()):
         raise UsageTrouble(f"{data.path} is not empty; a trace needs a fresh --data-dir")
@@ -102,7 +106,7 @@ def live_through(wish: TraceWish, data: DataDir, port: int | None, progress: Pro
 
 
 def load(wish: TraceWish) -> tuple[list[TraceJob], list[TraceJob]]:
-    """All jobs of the trace and those of the window. Raises TraceTrouble, UsageTrouble."""
+    """All jobs of the trace and those of the window. Raises BadTrace, UsageTrouble."""
     if wish.source == "synthetic":
         jobs = synthetic_trace(wish.seed, wish.start_day, wish.hours, wish.gpus)
         return jobs, jobs
@@ -132,6 +136,7 @@ def _prepare(hub: Hub, operator: QuotaClient, whole: Sequence[TraceJob], wish: T
     operator.create_program(
         NewProgram(id=PROGRAM, name="Trace", budget_gpu_hours=max(budget, sum(granted.values())))
     )
+    operator.put_caps(CapsPut(caps=UNCAPPED, reason="one organization of a trace may be half of its demand"))
     ends_at = operator.read_clock().now + TERM_DAYS * 24 * HOUR_MS
     for organization, gpu_hours in granted.items():
         with existing_is_fine():

@@ -29,8 +29,8 @@ from deploy.progress import Progress
 from deploy.session import Exit, UsageTrouble, refusal_lines
 from deploy.supervisor import StartFailed
 from deploy.trace import TraceWish, live_through
-from deploy.traces import TraceTrouble
 from quota.client import ServiceProblem, ServiceUnavailable
+from scheduler.replay.traces import BadTrace
 
 HOME = Path(".gpuhub")
 _MEASURED = ("quota", "scheduler", "agent")
@@ -161,7 +161,7 @@ def guarded(run: Callable[[Progress], int], interrupted: Ending = Ending()) -> i
     except KeyboardInterrupt:
         progress.say(interrupted.line)
         return int(interrupted.code)
-    except (DataDirTrouble, TraceTrouble, UsageTrouble) as trouble:
+    except (DataDirTrouble, BadTrace, UsageTrouble) as trouble:
         return _fail(Exit.USAGE, str(trouble))
     except ToolchainTrouble as trouble:
         return _fail(Exit.USAGE, str(trouble))

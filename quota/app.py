@@ -19,8 +19,10 @@ from quota.bookings import routes as bookings
 from quota.clock import Clock
 from quota.crash import open_database
 from quota.dispatch import fair_share_routes as sharing
+from quota.dispatch import forecast_routes as forecasting
 from quota.dispatch import log_routes as job_logs
 from quota.dispatch import routes as dispatch
+from quota.dispatch import snapshot_routes as snapshots
 from quota.dispatch.ranking import StoredQueue
 from quota.door import Hub, HubRoute, access, answer, authenticate, hub_of, public
 from quota.errors import Forbidden
@@ -29,6 +31,7 @@ from quota.identity import routes as identity
 from quota.identity import trail_routes as trail
 from quota.identity.doorkeeper import Doorkeeper
 from quota.identity.lockout import Limits
+from quota.jobs import caps_routes as caps
 from quota.jobs import change_routes as job_changes
 from quota.jobs import routes as jobs
 from quota.jobs import switch_routes as switches
@@ -104,13 +107,17 @@ def create_app(settings: Settings, clock: Clock | None = None) -> FastAPI:
     problems.install(app)
     # a request is compared with one route after the other, so the busiest come first
     app.include_router(dispatch.busy)
+    app.include_router(forecasting.busy)
     for room in (
         dispatch,
+        forecasting,
         jobs,
         job_logs,
         job_changes,
         switches,
+        caps,
         sharing,
+        snapshots,
         programs,
         grant_changes,
         limits_routes,

@@ -14,7 +14,7 @@ import sys
 import zlib
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
-from threading import Event
+from threading import Event, Semaphore
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Header, Query, Request, Response
@@ -30,6 +30,7 @@ from starlette.types import Message, Receive
 from quota.clock import Clock
 from quota.db import Database
 from quota.errors import BadRequest, BodyTooLarge, Forbidden, PreconditionFailed, Unauthenticated
+from quota.i18n import Language, choose
 from quota.queue import Queue
 from quota.schemas.identity import Caller, Role, Scope
 from quota.schemas.values import Id
@@ -67,6 +68,8 @@ class Hub:
     throttle: Throttle
     seats: Seats
     """Of those who read logs."""
+    questions: Semaphore = field(default_factory=Semaphore)
+    """Of what-if questions this process asks one at a time: each reads the whole state."""
     stopping: Event = field(default_factory=Event)
     """Set when the process was asked to stop: long polls answer at once."""
 
@@ -264,6 +267,17 @@ def caller_of(request: Request) -> Caller:
     """Who is calling, as the route's guard found out."""
     caller: Caller = request.state.caller
     return caller
+
+
+def language_of(request: Request) -> Language:
+    """The language that this request asks for."""
+    return choose(",".join(request.headers.getlist("Accept-Language")))
+
+
+def spoken(model: BaseModel, language: Language, status: int = 200) -> Response:
+    """`answer` with sentences in it: says in which language they are."""
+    told = {"Content-Language": language.value, "Vary": "Accept-Language"}
+    return Response(model.model_dump_json(), status, told, "application/json")
 
 
 def answer(model: BaseModel, status: int = 200) -> Response:

@@ -16,9 +16,9 @@ HubError
 ├── CursorExpired, LogsGone 410
 ├── PreconditionFailed 412   If-Match names another version
 ├── BodyTooLarge 413
-├── IdempotencyMismatch 422
-├── RateLimited, LockedOut, TooManyLogs 429   with `retry_after_s`, also sent as Retry-After
-└── NoLeader, ClusterUnreachable 503          the same
+├── IdempotencyMismatch, QuestionTooLong 422
+├── RateLimited, LockedOut, TooManyLogs, TooManyQuestions 429   with `retry_after_s`, also sent as Retry-After
+└── NoLeader, QuestionFailed, ClusterUnreachable 503          the same
 """
 
 from __future__ import annotations
@@ -77,6 +77,18 @@ class NeverFits(BadRequest):
     """The hub could never run this, even when it is empty."""
 
     code = "never_fits"
+
+
+class JobTooLarge(BadRequest):
+    """The job takes more GPUs than a job, or its organization, may have at once."""
+
+    code = "job_too_large"
+
+
+class WalltimeTooLong(BadRequest):
+    """The job asks for more time than a job may have."""
+
+    code = "walltime_too_long"
 
 
 class IdempotencyMismatch(HubError):
@@ -211,6 +223,18 @@ class GrantCapReached(Conflict):
     code = "grant_cap"
 
 
+class OrganizationCapReached(Conflict):
+    """The organization already has as many GPUs in use as it may have at once."""
+
+    code = "organization_cap"
+
+
+class QueueFull(Conflict):
+    """As many jobs of the organization wait as may wait at once."""
+
+    code = "queue_full"
+
+
 class PreconditionFailed(HubError):
     """The object was changed since it was read; read it again."""
 
@@ -283,10 +307,28 @@ class TooManyLogs(HubError):
     code, status = "too_many_logs", 429
 
 
+class TooManyQuestions(HubError):
+    """As many what-if questions are being played as may be at once."""
+
+    code, status = "too_many_questions", 429
+
+
+class QuestionTooLong(HubError):
+    """The what-if question was not played within its time."""
+
+    code, status = "question_too_long", 422
+
+
 class NoLeader(HubError):
-    """No scheduler leads at this moment, so nobody can read logs."""
+    """No scheduler leads at this moment, and only the one that leads can answer this."""
 
     code, status = "no_leader", 503
+
+
+class QuestionFailed(HubError):
+    """The scheduler could not play the what-if question."""
+
+    code, status = "question_failed", 503
 
 
 class ClusterUnreachable(HubError):

@@ -154,6 +154,12 @@ WHOLE: Mapping[str, object] = {
     "GrantEdit": {"ends_at": "2027-05-22T15:00:00.000Z", "reason": "agreed at the review of 3 November"},
     "OrganizationChange": {"name": "Alpha Lab Seoul", "reason": "the firm has a new name"},
     "ProgramChange": {"name": "AX vouchers 2026/27", "reason": "agreed at the review of 3 November"},
+    "WhatIfRequest": {
+        "changes": [
+            {"kind": "fair_share", "changes": {"reservations": 4, "preemption": {"notice_ms": 900_000}}}
+        ],
+        "horizon_h": 168,
+    },
     "ReconcileDay": {"day": "2026-11-20"},
     "ShareMove": {
         "from_organization_id": "alpha-lab",
@@ -181,6 +187,24 @@ WHOLE: Mapping[str, object] = {
             }
         },
         "paces": {"grant-01jd8x2m9q4t6v8w0y2z4b": {"lag_ms": 7_200_000, "as_of": "2026-11-22T09:00:00.000Z"}},
+    },
+    "EtaItem": {
+        "low": "2026-11-22T09:20:00.000Z",
+        "median": "2026-11-22T11:00:00.000Z",
+        "high": "2026-11-22T15:30:00.000Z",
+        "basis": "exact",
+    },
+    "ForecastDocument": {
+        "epoch": 7,
+        "as_of": "2026-11-22T09:00:00.000Z",
+        "etas": {
+            "job-01jd8x2m9q4t6v8w0y2z4b": {
+                "low": "2026-11-22T09:20:00.000Z",
+                "median": "2026-11-22T11:00:00.000Z",
+                "high": "2026-11-22T15:30:00.000Z",
+                "basis": "exact",
+            }
+        },
     },
 }
 """Examples of models whose fields depend on each other, by the model's name."""

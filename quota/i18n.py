@@ -1,8 +1,8 @@
 """What the service says, in the languages of its users: English in the code, Korean from gettext catalogues.
 
 `quota/texts/<language>/LC_MESSAGES` has one catalogue per kind of text, read once when it is first needed:
-`titles` (by problem code), `details` (by the English template with its named fields) and `fields` (by the type of
-a validation error).
+`titles` (by problem code), `details` and `sentences` (by the English template with its named fields; the latter are
+about jobs, see `quota.wording`) and `fields` (by the type of a validation error).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Language(StrEnum):
     KOREAN = "ko"
 
 
-DOMAINS = ("titles", "details", "fields")
+DOMAINS = ("titles", "details", "fields", "sentences")
 
 
 def choose(accept_language: str) -> Language:

@@ -30,12 +30,19 @@ from quota.errors import (
     RateLimited,
     Unauthenticated,
 )
+from quota.schemas.forecasts import ForecastDocument
 from quota.schemas.identity import Role
 from quota.schemas.scheduling import DecisionBatch, RankingDocument, ReportBatch
 from quota.schemas.service import Problem
 from quota.schemas.usage import EvidenceBatch
 
-RAW_MODELS: tuple[type[BaseModel], ...] = (DecisionBatch, ReportBatch, RankingDocument, EvidenceBatch)
+RAW_MODELS: tuple[type[BaseModel], ...] = (
+    DecisionBatch,
+    ReportBatch,
+    RankingDocument,
+    ForecastDocument,
+    EvidenceBatch,
+)
 """What routes parse themselves."""
 PROBLEM = "application/problem+json"
 TAKES_ANY_NAME = frozenset({"put_gpu_class", "put_policy"})

@@ -13,8 +13,9 @@ from sqlalchemy.exc import DataError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
+from quota.door import language_of
 from quota.errors import BadRequest, BodyTooLarge, HubError, NotFound, filled
-from quota.i18n import Language, choose, text
+from quota.i18n import Language, text
 from quota.schemas.service import Problem
 
 MEDIA_TYPE = "application/problem+json"
@@ -101,11 +102,6 @@ def _unexpected(request: Request, error: Exception) -> Response:
     language = language_of(request)
     title = _title(language, "internal_error", TITLES["internal_error"])
     return _problem(language, 500, "internal_error", title)
-
-
-def language_of(request: Request) -> Language:
-    """The language that this request asks for."""
-    return choose(",".join(request.headers.getlist("Accept-Language")))
 
 
 def _title(language: Language, code: str, english: str) -> str:

@@ -1,14 +1,27 @@
-"""What readers may ask about waiting jobs; the stored ranking answers it."""
+"""What readers may ask about waiting jobs; the stored ranking and forecast answer it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 from sqlalchemy import Connection
 
 from quota.schemas.bookings import OccurrenceRoom
+from quota.schemas.forecasts import JobEta
 from quota.schemas.scheduling import BookedRoom, Waiting, WaitReason
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a job stands among those that the ranking knows; 1 = next."""
+
+    position: int
+    of: int
+    own_position: int
+    """Among the jobs of its organization."""
+    own_of: int
 
 
 class Queue(Protocol):
@@ -36,6 +49,14 @@ class Queue(Protocol):
 
     def booking_lead_ms(self, connection: Connection) -> int:
         """How long before a booking begins others must be out of its room."""
+        ...
+
+    def place(self, job_id: str) -> Place | None:
+        """Place in the hub's queue and in its organization's; None if unranked."""
+        ...
+
+    def eta(self, job_id: str) -> JobEta | None:
+        """When a job is likely to start; None if the last forecast does not say."""
         ...
 
     def code(self, job_id: str) -> WaitReason | None:

@@ -24,8 +24,8 @@ class Settings(BaseSettings):
     """How long a scheduler lease lasts by database time; renewed every third of it."""
     feed_poll_s: float = 0.5
     """How often a long poll looks at the feed's head in the database."""
-    body_limit_bytes: int = 32 * 1024 * 1024
-    """Largest request body; a report of 2,000 items is about 1 MiB."""
+    body_limit_bytes: int = 64 * 1024 * 1024
+    """Largest request body; a report of 2,000 items is about 1 MiB, a whole ranking of 200,000 waiting jobs 45 MiB."""
     member_requests_per_s: Annotated[float, Field(ge=0)] = 50.0
     """How many requests a member's token may send a second, per process; 0: as many as it likes."""
     member_requests_burst: Annotated[int, Field(ge=1)] = 100
@@ -41,6 +41,8 @@ class Settings(BaseSettings):
     """Logs that one token may read at once, per process. Each holds a connection and two threads of the scheduler."""
     logs_at_once: Annotated[int, Field(ge=1)] = 48
     """The same for all tokens together; the scheduler's own limit is its `log_streams`."""
+    what_if_limit_s: Annotated[int, Field(ge=1, le=600)] = 60
+    """How long one what-if question may be played, by the scheduler that leads."""
     lockout_pair_failures: Annotated[int, Field(ge=1)] = 10
     """Failures of one address with one token's first characters within the window that lock this pair out."""
     lockout_address_failures: Annotated[int, Field(ge=1)] = 100

@@ -28,6 +28,7 @@ from scheduler.logs import LogDesk
 from scheduler.metrics import Metrics
 from scheduler.run import Lines, Scheduler
 from scheduler.settings import Settings
+from scheduler.whatif.desk import WhatIfDesk
 
 LEASE_TIMEOUT_S = 4.0
 """Shorter than a renewal's period, so that an unanswered renewal leaves time for the next."""
@@ -75,6 +76,9 @@ def run(
     ranking_interval_s: Annotated[
         float | None, typer.Option(help="The queue is published at most this often.")
     ] = None,
+    forecast_interval_s: Annotated[
+        float | None, typer.Option(help="When jobs will start is foretold at most this often; 0: never.")
+    ] = None,
 ) -> None:
     """Lead the hub's scheduling, or stand by while another scheduler does."""
     given = {
@@ -90,6 +94,7 @@ def run(
         "idle_interval_s": idle_interval_s,
         "report_interval_s": report_interval_s,
         "ranking_interval_s": ranking_interval_s,
+        "forecast_interval_s": forecast_interval_s,
     }
     settings = _settings({name: value for name, value in given.items() if value is not None})
     token = _secret("--token-env", token_env)
@@ -115,10 +120,11 @@ def serve(settings: Settings, token: str, cluster_token: str) -> None:
         for name, path in settings.kubernetes.items():
             described = read_cluster_file(path)
             clusters[name] = stack.enter_context(KubernetesCluster(name, described, step=crash.reach))
-        lines = Lines(line(LEASE_TIMEOUT_S), line(settings.call_timeout_s), line(settings.call_timeout_s))
+        patience_s = settings.call_timeout_s
+        lines = Lines(line(LEASE_TIMEOUT_S), line(patience_s), line(patience_s), line(patience_s))
         program = Scheduler(settings, Clock.from_text(settings.clock), lines, clusters, metrics, crash)
         desk = LogDesk(clusters, program.door_secret, settings.log_streams)
-        windows = Windows(metrics.text, program.readiness, program.waiting, desk)
+        windows = Windows(metrics.text, program.readiness, program.waiting, desk, WhatIfDesk(desk.admits))
         door = Door(settings.host, settings.port, windows)
         _log_to_stderr()
         program.register(settings.url or f"http://{settings.host}:{door.port}")

@@ -1,8 +1,10 @@
-"""The scheduler's own small HTTP door: metrics, health, why the waiting jobs wait, and logs for the quota service."""
+"""The scheduler's own small HTTP door: metrics, health, why the waiting jobs wait, and logs and what-if
+questions for the quota service."""
 
 from __future__ import annotations
 
 import json
+import selectors
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,10 +18,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from scheduler.clusters.logs import ClusterUnavailable, LogRequest, LogStream, NoLogs, NoLogsReason
 from scheduler.logs import LogDesk, TooManyLogs
+from scheduler.whatif.desk import TookTooLong, TooManyQuestions, Unanswered, WhatIfDesk
 
 LINES_SHOWN = 500
 READER_RESTS_S = 60.0
 """For so long the reader of a log may take nothing before it counts as gone."""
+MOST_QUESTION_BYTES = 512 * 1024 * 1024
+"""A what-if question carries the whole state; one of 50,000 jobs has about 30 MB."""
+LONGEST_QUESTION_S = 600
 METRICS_TYPE = "text/plain; version=1.0.0; charset=utf-8"
 
 
@@ -44,6 +50,7 @@ class Windows:
     waiting: Callable[[], list[str]]
     """One line per waiting job, first to be served first."""
     logs: LogDesk | None = None
+    what_if: WhatIfDesk | None = None
 
 
 class _LogQuery(BaseModel):
@@ -83,6 +90,8 @@ class Door:
     ) -> None:
         if self._server.windows.logs is not None:
             self._server.windows.logs.close()
+        if self._server.windows.what_if is not None:
+            self._server.windows.what_if.close()
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()
@@ -128,6 +137,17 @@ class _Handler(BaseHTTPRequestHandler):
             case _:
                 self._answer_json(HTTPStatus.NOT_FOUND, {"status": "not found"})
 
+    def do_POST(self) -> None:
+        """A what-if question of the quota service."""
+        desk = self.server.windows.what_if
+        self.close_connection = True
+        if desk is None or self.path.partition("?")[0] != "/-/what-if":
+            self._answer_json(HTTPStatus.NOT_FOUND, {"status": "not found"})
+        elif not desk.admits(self.headers.get("Authorization", "")):
+            self._answer_json(HTTPStatus.UNAUTHORIZED, {"code": "unauthorized"})
+        else:
+            self._answer_what_if(desk)
+
     def log_message(self, format: str, *args: object) -> None:
         """Scrapes are not worth a log line."""
 
@@ -154,6 +174,35 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer_json(HTTPStatus.TOO_MANY_REQUESTS, {"code": "too_many", "detail": str(full)})
         except ClusterUnavailable as trouble:
             self._answer_json(HTTPStatus.SERVICE_UNAVAILABLE, {"code": "unavailable", "detail": str(trouble)})
+
+    def _answer_what_if(self, desk: WhatIfDesk) -> None:
+        given = parse_qs(self.path.partition("?")[2]).get("limit_s", [""])[-1]
+        size = self.headers.get("Content-Length", "")
+        if not given.isdecimal() or not 1 <= int(given) <= LONGEST_QUESTION_S:
+            self._answer_json(HTTPStatus.UNPROCESSABLE_ENTITY, {"code": "invalid", "field": "limit_s"})
+            return
+        if not size.isdecimal() or int(size) > MOST_QUESTION_BYTES:
+            self._answer_json(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, {"code": "too_large"})
+            return
+        question = self.rfile.read(int(size))
+        try:
+            answer = desk.answer(question, int(given), self._is_gone)
+        except TooManyQuestions:
+            self._answer_json(HTTPStatus.TOO_MANY_REQUESTS, {"code": "too_many"})
+        except TookTooLong:
+            self._answer_json(HTTPStatus.GATEWAY_TIMEOUT, {"code": "too_long"})
+        except Unanswered as trouble:
+            self._answer_json(
+                HTTPStatus.INTERNAL_SERVER_ERROR, {"code": "unanswered", "detail": str(trouble)}
+            )
+        else:
+            self._answer(HTTPStatus.OK, answer, "application/json")
+
+    def _is_gone(self) -> bool:
+        """Whether the other side has hung up: it sends nothing after its question, so what is there is its end."""
+        with selectors.DefaultSelector() as waiting:
+            waiting.register(self.connection, selectors.EVENT_READ)
+            return bool(waiting.select(0))
 
     def _pass_on(self, desk: LogDesk, log: LogStream, request: LogRequest) -> None:
         """In chunks: a log that breaks off lacks the last one, so that its reader knows."""

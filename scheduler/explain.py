@@ -32,6 +32,9 @@ LINES: Mapping[WaitReason, str] = {
     WaitReason.BEHIND_IN_ORDER: "job {job} of {organization} was ahead and took the room",
     WaitReason.PLACEMENT_PAUSED: "operators let nothing start on {what} {name}",
     WaitReason.GRANT_CAP: "needs {needed} GPUs, {in_use} of the {cap} that grant {grant} may use at once are in use",
+    WaitReason.ORGANIZATION_CAP: (
+        "needs {needed} GPUs, {in_use} of the {cap} that organization {organization} may use at once are in use"
+    ),
     WaitReason.START_REFUSED: "its start was refused ({code}); it is tried again at {until_ms}",
 }
 
@@ -39,7 +42,15 @@ LINES: Mapping[WaitReason, str] = {
 def explain(waiting: Waiting) -> str:
     """One line; a number that is missing shows as `?`."""
     shown = _Shown({name: _show(name, value) for name, value in waiting.numbers.items()})
-    return LINES[waiting.code].format_map(shown).rstrip()
+    line = LINES[waiting.code].format_map(shown).rstrip()
+    within = {"node": "on one node", "rack": "in one rack"}.get(str(waiting.numbers.get("within")))
+    line += f"; all of it has to be {within}" if within else ""
+    others = waiting.numbers.get("other_classes")
+    return (
+        f"{line}; nor can it start on any of the {others} other GPU classes that it accepts"
+        if others
+        else line
+    )
 
 
 class _Shown(dict[str, str]):

@@ -15,6 +15,7 @@ from prometheus_client.registry import Collector
 from quota.schemas.scheduling import StopReason
 
 CYCLE_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+FORECAST_BUCKETS_S = (0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 60.0, 120.0, 300.0)
 WAIT_BUCKETS_S = (10, 30, 60, 300, 900, 1800, 3600, 7200, 14400, 28800, 86400, 259200, 604800)
 
 
@@ -78,6 +79,9 @@ class Metrics(Collector):
         self._admitted = 0
         self._actions: Counter[tuple[str, str]] = Counter()
         self._quota_errors = 0
+        self._forecasts = Tally(FORECAST_BUCKETS_S)
+        self._forecast_errors = 0
+        self._foretold_ms: int | None = None
         self._cycles = Tally(CYCLE_BUCKETS_S)
         self._waits: dict[str, Tally] = {}
         self._registry = CollectorRegistry()
@@ -92,6 +96,7 @@ class Metrics(Collector):
         with self._lock:
             if not leader:
                 self._picture = Picture()
+                self._foretold_ms = None
             self._leader = leader
 
     def show(self, picture: Picture) -> None:
@@ -130,6 +135,17 @@ class Metrics(Collector):
         with self._lock:
             self._quota_errors += 1
 
+    def foretold(self, as_of_ms: int, duration_s: float) -> None:
+        """A forecast from this moment was published, after so long."""
+        with self._lock:
+            self._foretold_ms = as_of_ms
+            self._forecasts.add(duration_s)
+
+    def forecast_failed(self) -> None:
+        """A forecast came to nothing."""
+        with self._lock:
+            self._forecast_errors += 1
+
     def collect(self) -> Iterator[Metric]:
         """Fresh families: a label value that is no more leaves no series behind."""
         with self._lock:
@@ -162,6 +178,10 @@ class Metrics(Collector):
             "hub_sched_quota_errors", "Calls that the quota service did not answer.", value=self._quota_errors
         )
 
+        yield CounterMetricFamily(
+            "hub_sched_forecast_failures", "Forecasts that came to nothing.", value=self._forecast_errors
+        )
+
     def _histograms(self) -> Iterator[Metric]:
         buckets, total = self._cycles.buckets()
         yield HistogramMetricFamily(
@@ -176,6 +196,13 @@ class Metrics(Collector):
             buckets, total = tally.buckets()
             waits.add_metric([gpu_class], buckets, total)
         yield waits
+        buckets, total = self._forecasts.buckets()
+        yield HistogramMetricFamily(
+            "hub_sched_forecast_duration_seconds",
+            "Wall time of a forecast, from the question to its publication.",
+            buckets=buckets,
+            sum_value=total,
+        )
 
     def _gauges(self) -> Iterator[Metric]:
         picture = self._picture
@@ -197,6 +224,12 @@ class Metrics(Collector):
             {(reason,): count for reason, count in picture.reasons.items()},
         )
         yield _by("hub_sched_gpus", "GPUs by what they do.", ["gpu_class", "state"], picture.gpus)
+        if self._foretold_ms is not None:
+            yield GaugeMetricFamily(
+                "hub_sched_forecast_timestamp_seconds",
+                "The moment that the last published forecast was made for (business time): its age is now less this.",
+                value=self._foretold_ms / 1000,
+            )
         yield _by(
             "hub_sched_booked_gpus",
             "GPUs of bookings that come or are on: whose room is kept, and that will not be free in time.",

@@ -58,6 +58,7 @@ def status_of(code: WaitReason) -> str:
             | WaitReason.ORGANIZATION_FROZEN
             | WaitReason.PLACEMENT_PAUSED
             | WaitReason.GRANT_CAP
+            | WaitReason.ORGANIZATION_CAP
         ):
             return "blocked"
     assert_never(code)

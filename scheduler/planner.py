@@ -124,12 +124,17 @@ class Planner:
             if self._cache.job(job_id) is not None
         }
 
-    def _changes(self, items: list[wire.FeedItem]) -> list[model.Change]:
+    def moment(self) -> Moment:
+        """What only this process knows now."""
         last_seen = {name: view.seen_ms for name, view in self._views.items() if view.seen_ms is not None}
         held_back = {job_id: refusal.until_ms for job_id, refusal in self._refusals.items()}
         policy = self._cache.policy()
         start_limit_ms = 0 if policy is None else policy.start_limit_wall_s * 1000 * self._clock.speed
-        moment = Moment(held_back, self._spared.keys(), last_seen, start_limit_ms)
+        return Moment(held_back, frozenset(self._spared), last_seen, start_limit_ms)
+
+    def _changes(self, items: list[wire.FeedItem]) -> list[model.Change]:
+        moment = self.moment()
+        last_seen = moment.last_seen
         changes = changes_of(items, self._clock, moment)
         for name, seen_ms in last_seen.items():
             cluster = self._cache.cluster(name)

@@ -22,6 +22,7 @@ from scheduler.crash import CrashPlan
 from scheduler.door import Readiness
 from scheduler.explain import explain
 from scheduler.feed import FeedFollower, FeedRead, SnapshotTaken
+from scheduler.forecasting import ForecastDesk, Forecaster
 from scheduler.gateway import Quota
 from scheduler.inbox import Inbox, Message, Observed
 from scheduler.lease import Lease, LeaseDesk, LeaseKeeper
@@ -43,6 +44,8 @@ class Lines:
     lease: LeaseDesk
     feed: Quota
     loop: Quota
+    forecast: ForecastDesk | None = None
+    """None: nothing is foretold."""
 
 
 class Scheduler:
@@ -83,8 +86,22 @@ class Scheduler:
             start_limit_s=settings.start_limit_s,
             rng=rng,
         )
+        self._forecaster = None if lines.forecast is None else self._make_forecaster(lines.forecast)
         self._term: Term | None = None
         self._term_over = threading.Event()
+
+    def _make_forecaster(self, desk: ForecastDesk) -> Forecaster | None:
+        settings = self._settings
+        if settings.forecast_interval_s == 0:
+            return None
+        return Forecaster(
+            desk,
+            self._clock,
+            self._metrics,
+            self._keeper.holds,
+            settings.forecast_interval_s,
+            settings.forecast_limit_s,
+        )
 
     def register(self, url: str) -> None:
         """Where others reach this process while it leads."""
@@ -104,6 +121,8 @@ class Scheduler:
             self._stopping.wait(self._settings.cycle_interval_s - (time.monotonic() - began_s))
             self._inbox.wait(self._patience_s())
         self._end_term()
+        if self._forecaster is not None:
+            self._forecaster.stop()
         # what is under way is finished here; what is not begun is done by whoever leads next
         for pool in self._pools.values():
             pool.shutdown(wait=True, cancel_futures=True)
@@ -130,6 +149,7 @@ class Scheduler:
         began_s = time.monotonic()
         self._step(self._term)
         self._metrics.cycle(time.monotonic() - began_s)
+        self._foretell()
 
     def readiness(self) -> Readiness:
         """Ready = the lease is held and the snapshot is loaded."""
@@ -153,6 +173,14 @@ class Scheduler:
         return lines
 
     # --- the loop ---
+
+    def _foretell(self) -> None:
+        """Hand over what is known, if a forecast is due and the term goes on."""
+        if self._forecaster is None or self._term is None or not self._forecaster.due():
+            return
+        standpoint = self._term.standpoint()
+        if standpoint is not None:
+            self._forecaster.ask(standpoint)
 
     def _begin_term(self, lease: Lease) -> None:
         self._term = Term(lease, self._around)
@@ -215,6 +243,8 @@ class Scheduler:
 
     def _start_threads(self) -> None:
         threading.Thread(target=self._keep_lease, name="lease", daemon=True).start()
+        if self._forecaster is not None:
+            threading.Thread(target=self._forecaster.run, name="forecast", daemon=True).start()
         for name in self._clusters:
             self._start_thread(f"observe-{name}", partial(self._observe_once, name), self._stopping)
 

@@ -35,6 +35,10 @@ class Settings(BaseSettings):
     """A cluster's watermark is told this often without events; the ledger's slices close behind it."""
     ranking_interval_s: float = Field(default=0.5, gt=0, le=600)
     """The queue's order and reasons are published at most this often."""
+    forecast_interval_s: float = Field(default=60.0, ge=0, le=86_400)
+    """When jobs will start is foretold at most this often, in a process of its own; 0: never."""
+    forecast_limit_s: float = Field(default=120.0, gt=0, le=3600)
+    """A forecast that takes longer is given up, and the next one comes later."""
     observe_wait_s: float = Field(default=1.0, ge=0, le=60)
     """How long a cluster is asked to wait for a change before it answers that there was none."""
     feed_wait_s: float = Field(default=25.0, ge=0, le=60)

@@ -27,6 +27,7 @@ from scheduler.cache import Cache
 from scheduler.core.model import Plan
 from scheduler.crash import CrashPlan
 from scheduler.feed import FeedNews, FeedRead, SnapshotTaken
+from scheduler.forecasting import Standpoint
 from scheduler.gateway import Gateway, Quota
 from scheduler.lease import Lease
 from scheduler.metrics import Metrics
@@ -132,6 +133,21 @@ class Term:
     def ranking_due_in_s(self) -> float:
         """When a change that came right after a ranking may be told, in wall seconds; 0 if it may be told now."""
         return self._publisher.due_in_s()
+
+    def standpoint(self) -> Standpoint | None:
+        """Everything that is known now, for a forecast; None before the first plan."""
+        plan = self._plan
+        if plan is None:
+            return None
+        return Standpoint(
+            epoch=self.epoch,
+            now_ms=self._around.clock.now_ms(),
+            items=self._cache.everything(),
+            moment=self._planner.moment(),
+            paces=plan.paces,
+            reservations=plan.reservations,
+            booked=plan.booked,
+        )
 
     def step(self) -> None:
         """One cycle; what could not be said is said by the next. Raises SteppedDown when the term is over."""
@@ -264,7 +280,7 @@ class Term:
         job = self._cache.job(result.job_id)
         if job is not None:
             waited_ms = max(0, self._around.clock.now_ms() - job.submitted_at)
-            metrics.admitted(job.gpu_class, waited_ms / 1000)
+            metrics.admitted(item.pods[0].gpu_class, waited_ms / 1000)
 
     def _rank(self) -> None:
         if not self._publisher.due() or self._plan is None:

@@ -11,14 +11,15 @@ from pydantic import TypeAdapter, ValidationError
 from quota.clock import Clock
 from quota.schemas import fair_share
 from quota.schemas import scheduling as wire
-from quota.schemas.values import ClassId, NodeName
+from quota.schemas.values import ClassId, NodeName, RackName
 from scheduler.clusters.port import NodeStatus, ObjectSpec, ObjectStatus
 from scheduler.clusters.port import PodPlacement as ClusterPodPlacement
 from scheduler.core import model
-from scheduler.core.policy import HOUR_MS, Lane, Policy, Preemption, Ranking
+from scheduler.core.policy import HOUR_MS, Entitlement, Lane, Policy, Preemption, Ranking
 
 _NODE_NAME: TypeAdapter[str] = TypeAdapter(NodeName)
 _CLASS_ID: TypeAdapter[str] = TypeAdapter(ClassId)
+_RACK_NAME: TypeAdapter[str] = TypeAdapter(RackName)
 
 
 # --- from quota to the core -----------------------------------------------------------------------
@@ -71,6 +72,8 @@ def _change_of(item: wire.FeedItem, clock: Clock, moment: Moment) -> model.Chang
                 organization.frozen,
                 organization.decayed_usage_gpu_us,
                 organization.decayed_as_of,
+                organization.max_gpus,
+                organization.pool_thousandths,
             )
         case wire.FeedItem(kind="gpu_class", gpu_class=wire.GpuClassObject() as gpu_class):
             return model.GpuClass(gpu_class.id, gpu_class.rate_thousandths, gpu_class.paused)
@@ -108,6 +111,8 @@ def job_of(job: wire.JobObject, held_back_until_ms: int | None, *, spared: bool 
         cancel_requested=job.cancel_requested_at is not None,
         restartable=job.restartable and not spared,
         preempted_at_ms=job.preempted_at,
+        fallbacks=tuple(name for name in job.gpu_classes if name != job.gpu_class),
+        topology=model.Topology(job.topology),
     )
 
 
@@ -140,6 +145,13 @@ def policy_of(policy: wire.PolicyObject, clock: Clock) -> Policy:
         booking_lead_ms=share.booking_lead_ms,
         booking_over_ms=share.booking_over_ms,
         booking_unused_ms=share.booking_unused_ms,
+        entitlements=tuple(
+            Entitlement(id, each.weight_thousandths, each.reserved_thousandths)
+            for id, each in sorted(share.programs.items())
+        ),
+        organization_weights=tuple(sorted(share.organization_weights.items())),
+        organization_pool_thousandths=policy.organization_pool_thousandths,
+        organization_pool_from_gpus=policy.organization_pool_from_gpus,
     )
 
 
@@ -217,6 +229,7 @@ def _attempt_of(attempt: wire.AttemptObject, start_limit_ms: int) -> model.Attem
         started_at_ms=attempt.last_started_at,
         ends_at_ms=_ends_at_ms(attempt, start_limit_ms),
         walltime_ms=attempt.walltime_ms,
+        organization_id=attempt.organization_id,
     )
 
 
@@ -267,6 +280,7 @@ def _node_of(node: wire.NodeObject) -> model.Node:
             capacity.gpu_class: model.Capacity(capacity.total, capacity.foreign, capacity.used)
             for capacity in node.capacities
         },
+        node.rack or "",
     )
 
 
@@ -388,6 +402,14 @@ def node_reports(nodes: Iterable[NodeStatus]) -> tuple[tuple[wire.NodeReport, ..
     return tuple(sorted(taken, key=lambda report: report.node)), tuple(left_out)
 
 
+def _rack(name: str) -> str | None:
+    """A name that quota would not take is no rack: the node works all the same."""
+    try:
+        return _RACK_NAME.validate_python(name)
+    except ValidationError:
+        return None
+
+
 def _node_report(node: NodeStatus) -> wire.NodeReport | None:
     foreign = dict(node.foreign)
     try:
@@ -402,6 +424,7 @@ def _node_report(node: NodeStatus) -> wire.NodeReport | None:
                 )
                 for gpu_class, total in sorted(node.classes)
             ),
+            rack=_rack(node.rack),
         )
     except ValidationError:
         return None

@@ -269,8 +269,9 @@ class Hub:
         *nodes: str,
         attempt: int | None = None,
         path: Sequence[str] | None = None,
+        gpu_class: str | None = None,
     ) -> StartItem:
-        """A start that puts the pods on `nodes` in turn (default: all on n0)."""
+        """A start that puts the pods on `nodes` in turn (default: all on n0), on the job's first class by default."""
         names = nodes or ("n0",)
         number = self.job(job.id).attempt + 1 if attempt is None else attempt
         return StartItem(
@@ -283,7 +284,7 @@ class Hub:
                 PodPlacement(
                     index=index,
                     node=names[index % len(names)],
-                    gpu_class=job.gpu_class,
+                    gpu_class=gpu_class or job.gpu_class,
                     count=job.gpus_per_pod,
                 )
                 for index in range(job.pods)

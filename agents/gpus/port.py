@@ -1,4 +1,7 @@
-"""What the loop asks of a reader of GPUs; the implementation today is the simulated cluster's."""
+"""What the loop asks of a reader of GPUs: the simulated cluster's, or NVML's of one machine.
+
+A GPU that is there but cannot be read is in the reading with `up` False; the others are not touched by its trouble.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,8 @@ class GpuReader(Protocol):
 
     def read(self, node: str, after_ms: int) -> NodeReading:
         """One node: samples newer than `after_ms`, workloads of now and those that ended after it.
+
+        Older samples may be among them; who counts leaves out what he has counted.
 
         Raises ReaderUnavailable.
         """

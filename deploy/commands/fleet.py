@@ -33,6 +33,7 @@ def list_nodes(as_json: Json = False) -> None:
         (
             node.cluster,
             node.node,
+            node.rack or "",
             capacity.gpu_class,
             *_counts(capacity.total, capacity.used, capacity.foreign),
             _state(node),
@@ -40,7 +41,7 @@ def list_nodes(as_json: Json = False) -> None:
         for node in found
         for capacity in node.capacities
     ]
-    columns = ("cluster", "node", "class", ">total", ">used", ">foreign", ">free", "state")
+    columns = ("cluster", "node", "rack", "class", ">total", ">used", ">foreign", ">free", "state")
     console().print(table("", columns, rows))
 
 

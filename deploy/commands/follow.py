@@ -53,10 +53,10 @@ def is_settled(job: JobDetail) -> bool:
 def _line(job: JobDetail) -> str:
     match job.state:
         case JobState.QUEUED:
-            return f"{job.id} waits: {waiting_line(job.waiting, job.position) or 'no cycle has seen it yet'}"
+            return f"{job.id} waits: {waiting_line(job)}"
         case JobState.ENDED:
             reason = "" if job.end_reason is None else f": {job.end_reason.value}"
-            return f"{job.id} ended{reason}"
+            return f"{job.id} ended{reason}" + (f" ({job.end_text})" if job.end_text else "")
         case _:
             places = sorted({pod.node for attempt in job.attempts[-1:] for pod in attempt.pods})
             limit = duration_text(job.walltime_s)

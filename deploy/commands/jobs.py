@@ -12,13 +12,22 @@ from rich.text import Text
 from deploy.commands.follow import follow_job
 from deploy.commands.switches import show_quote
 from deploy.durations import duration_s, duration_text
-from deploy.session import Exit, UsageTrouble, service
+from deploy.session import Exit, Language, UsageTrouble, service
 from deploy.show import JsonOption, console, hours, json_out, moment, table
 from deploy.waiting import waiting_line
+from quota.schemas.forecasts import EtaBasis, JobEta
 from quota.schemas.jobs import Attempt, Job, JobDetail, JobSubmission
-from quota.schemas.scheduling import EndReason, JobState
+from quota.schemas.scheduling import EndReason, JobState, Topology
 
 Json = Annotated[bool, JsonOption]
+Lang = Annotated[
+    Language | None,
+    typer.Option(
+        "--lang",
+        help="What sentences are told in; default GPUHUB_LANGUAGE, else the locale's.",
+        show_default=False,
+    ),
+]
 
 
 def submit(
@@ -29,6 +38,13 @@ def submit(
     gpu_class: Annotated[
         str, typer.Option(help="GPU class or MIG profile; see `gpuhub class list`.")
     ] = "h100",
+    fallback: Annotated[
+        list[str] | None,
+        typer.Option(help="A further GPU class that it accepts; may be repeated, in order of preference."),
+    ] = None,
+    topology: Annotated[
+        Topology, typer.Option(help="How its pods have to lie to each other, or should.")
+    ] = Topology.ANY,
     walltime: Annotated[str, typer.Option(help="Time limit: 1h30m, 90m or 5400.")] = "1h",
     grant: Annotated[
         str | None, typer.Option(help="The grant that pays; default: the one that ends first.")
@@ -49,15 +65,18 @@ def submit(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show cost, grant and wait, and submit nothing.")
     ] = False,
+    lang: Lang = None,
     as_json: Json = False,
 ) -> None:
     """Submit a job: `gpuhub submit train --gpus 4 --walltime 2h -- python train.py`."""
-    with service() as client:
+    with service(lang) as client:
         body = JobSubmission(
             name=name,
             gpu_class=gpu_class,
+            gpu_classes=(gpu_class, *fallback) if fallback else (),
             gpus_per_pod=gpus,
             pods=pods,
+            topology=topology,
             walltime_s=_walltime_s(walltime),
             grant_id=grant,
             restartable=restartable,
@@ -88,10 +107,11 @@ def jobs(
     state: Annotated[JobState | None, typer.Option(help="Only jobs in this state.")] = None,
     organization: Annotated[str | None, typer.Option(help="Operators: only this organization's.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=10_000, help="How many, newest first.")] = 20,
+    lang: Lang = None,
     as_json: Json = False,
 ) -> None:
     """List jobs, newest first."""
-    with service() as client:
+    with service(lang) as client:
         found: list[Job] = []
         before: str | None = None
         while len(found) < limit:
@@ -109,11 +129,12 @@ def jobs(
             job.organization_id,
             job.name,
             _state_text(job),
-            f"{job.pods} x {job.gpus_per_pod} {job.gpu_class}",
+            f"{job.pods} x {job.gpus_per_pod} {_classes_text(job)}",
             duration_text(job.walltime_s),
             hours(job.charged_gpu_us),
             moment(job.submitted_at),
             "" if job.waiting is None else f"{job.waiting.code.value}, place {job.position or '?'}",
+            "" if job.eta is None else moment(job.eta.median),
         )
         for job in found
     ]
@@ -127,15 +148,20 @@ def jobs(
         ">GPU-h charged",
         "submitted (KST)",
         "waits for",
+        "starts about",
     )
     console().print(
         table("", columns, rows) if rows else "no jobs; submit one with `gpuhub submit NAME -- COMMAND`"
     )
+    for waits in (job for job in found if job.waiting is not None):
+        console().print(f"{waits.id} waits: {waiting_line(waits)}", markup=False, soft_wrap=True)
 
 
-def job(job_id: Annotated[str, typer.Argument(help="The job's id.")], as_json: Json = False) -> None:
+def job(
+    job_id: Annotated[str, typer.Argument(help="The job's id.")], lang: Lang = None, as_json: Json = False
+) -> None:
     """Show one job: its attempts, where it runs, what it was charged and why it waits."""
-    with service() as client:
+    with service(lang) as client:
         found = client.read_job(job_id)
     if as_json:
         json_out(found)
@@ -184,11 +210,16 @@ def _state_text(job: Job) -> str:
     return job.state.value if job.end_reason is None else f"{job.state.value}: {job.end_reason.value}"
 
 
+def _classes_text(job: Job) -> str:
+    lie = "" if job.topology is Topology.ANY else f" ({job.topology.value.replace('_', ' ')})"
+    return " or ".join(job.gpu_classes or (job.gpu_class,)) + lie
+
+
 def _job_view(job: JobDetail) -> RenderableType:
     head = [
         f"{job.id}  {job.name}  ({job.organization_id})",
-        f"  state      {_state_text(job)}",
-        f"  asks for   {job.pods} x {job.gpus_per_pod} {job.gpu_class} "
+        f"  state      {_state_text(job)}" + (f" ({job.end_text})" if job.end_text else ""),
+        f"  asks for   {job.pods} x {job.gpus_per_pod} {_classes_text(job)} "
         f" for at most {duration_text(job.walltime_s)} (costs at most {hours(job.cost_limit_gpu_us)} GPU-h)",
         f"  submitted  {moment(job.submitted_at)}"
         + (f", ended {moment(job.ended_at)}" if job.ended_at else "")
@@ -196,13 +227,24 @@ def _job_view(job: JobDetail) -> RenderableType:
         f"  charged    {hours(job.charged_gpu_us)} GPU-h of the reference GPU",
     ]
     if job.waiting is not None and job.state is JobState.QUEUED:
-        head.append(f"  waits      {waiting_line(job.waiting, job.position)}")
+        head.append(f"  waits      {waiting_line(job)}")
+        if job.eta is not None:
+            head.append(f"  starts     {_eta_line(job.eta)}")
     parts: list[RenderableType] = [Text("\n".join(head))]
     parts.extend(
         Text(f"\nattempt {attempt.attempt}\n" + "\n".join(_attempt_lines(attempt, job)))
         for attempt in job.attempts
     )
     return Group(*parts)
+
+
+def _eta_line(eta: JobEta) -> str:
+    """The band and the middle, in Korea's time, and what they rest on."""
+    on = "played futures" if eta.basis is EtaBasis.EXACT else "the rate at which its organization is served"
+    return (
+        f"likely {moment(eta.low)} to {moment(eta.high)}, about {moment(eta.median)} (KST)"
+        f"; foretold {moment(eta.as_of)} from {on}"
+    )
 
 
 def _attempt_lines(attempt: Attempt, job: JobDetail) -> list[str]:
@@ -215,6 +257,8 @@ def _attempt_lines(attempt: Attempt, job: JobDetail) -> list[str]:
         f"  ran        {moment(attempt.last_started_at)} to {moment(attempt.ended_at)}" + _ran_text(attempt),
         f"  charge     {_charge_text(attempt)}",
     ]
+    if attempt.stop_text is not None:
+        lines.append(f"  notice     {attempt.stop_text}")
     if attempt.extensions:
         given = ", ".join(
             f"{duration_text(entry.walltime_s)} on {moment(entry.at)} ({entry.reason})"

@@ -12,9 +12,9 @@ from deploy.durations import duration_text
 from deploy.moments import moment_ms
 from deploy.session import UsageTrouble, service
 from deploy.show import AUDITORS, OPERATORS, JsonOption, console, hours, json_out, moment, table, won
-from deploy.waiting import waiting_line
+from deploy.waiting import reason_text
 from quota.client import QuotaClient
-from quota.schemas.quotes import GrantQuote, Quote
+from quota.schemas.quotes import ClassQuote, GrantQuote, Quote
 from quota.schemas.switches import (
     Affected,
     FreezeChange,
@@ -164,12 +164,15 @@ def show_quote(found: Quote) -> None:
         f" paid by {found.grant_id or 'no grant now'}",
         markup=False,
     )
+    if len(found.classes) > 1:
+        shown = ("GPU class", ">costs at most, GPU-h", ">won", "paid by", "starts")
+        out.print(table("GPU classes in order of preference", shown, map(_class_cells, found.classes)))
+        out.print(f"what follows is for {found.gpu_class}", markup=False)
     columns = ("grant", "could pay", ">left", ">GPUs left", "ends (KST)", ">limit that fits")
     out.print(table("grants in the order in which they are asked", columns, map(_grant_cells, found.grants)))
-    reason = "" if wait.waiting is None else f" ({waiting_line(wait.waiting)})"
-    lines = [
-        f"starts {wait.starts.value}{reason}; place {wait.position or wait.position_at_worst} in the queue"
-    ]
+    reason = reason_text(wait.waiting, wait.waiting_text)
+    starts = wait.starts.value + (f" ({reason})" if reason else "")
+    lines = [f"starts {starts}; place {wait.position or wait.position_at_worst} in the queue"]
     if wait.room_at_the_latest is not None and wait.room_at_the_latest > found.as_of:
         lines.append(f"room at the latest by {moment(wait.room_at_the_latest)} KST if nothing goes before it")
     if wait.start_by is not None:
@@ -183,6 +186,12 @@ def show_quote(found: Quote) -> None:
     if wait.ranking_age_s is not None:
         lines.append(f"the queue was ranked {duration_text(wait.ranking_age_s)} ago")
     out.print("\n".join(lines), markup=False)
+
+
+def _class_cells(one: ClassQuote) -> tuple[str, ...]:
+    reason = "" if one.waiting is None else f" ({one.waiting.code.value})"
+    cost = one.cost
+    return one.gpu_class, hours(cost.gpu_us), won(cost.krw), one.grant_id or "", one.starts.value + reason
 
 
 def _grant_cells(one: GrantQuote) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from deploy.controlplane.api import STRATEGIC_PATCH, Api
 from deploy.controlplane.gpus import MODELS, PRODUCT, gpu_class, mig_resource, split_class
-from scheduler.simulator.fleet import read_fleet
+from scheduler.simulator.fleet import read_fleet, read_racks
 
 TAINT = {"key": "hub/managed", "effect": "NoSchedule"}
 KWOK = {"kwok.x-k8s.io/node": "fake"}
@@ -22,6 +22,8 @@ SPARE_MEMORY_MIB = 8_192
 """What a node has beyond its GPUs' parts, for pods that every node runs."""
 
 Node = dict[str, Any]
+RACK = "topology.kubernetes.io/rack"
+"""The label by which a cluster's configuration finds racks unless it names another."""
 
 
 class NodeTrouble(Exception):
@@ -30,12 +32,14 @@ class NodeTrouble(Exception):
 
 def read_nodes(specs: Sequence[str]) -> list[Node]:
     """Node objects from texts like `sim-[0-3]:h100=8` or `sim-5:h100-1g.10gb=28`. Raises ValueError."""
+    racks = read_racks(specs)
     return [
-        node_object(name, Counter(gpu.gpu_class for gpu in gpus)) for name, gpus in read_fleet(specs).items()
+        node_object(name, Counter(gpu.gpu_class for gpu in gpus), racks.get(name))
+        for name, gpus in read_fleet(specs).items()
     ]
 
 
-def node_object(name: str, gpus: Counter[str]) -> Node:
+def node_object(name: str, gpus: Counter[str], rack: str | None = None) -> Node:
     """A node with so many GPUs of each class. Raises ValueError."""
     resources = _resources(gpus)
     return {
@@ -49,6 +53,7 @@ def node_object(name: str, gpus: Counter[str]) -> Node:
                 "kubernetes.io/hostname": name,
                 "kubernetes.io/os": "linux",
                 "kubernetes.io/arch": "amd64",
+                **({} if rack is None else {RACK: rack}),
                 **_gpu_labels(name, gpus),
             },
         },

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from quota.client.audit import AuditCalls
 from quota.client.bookings import BookingCalls
+from quota.client.caps import CapsCalls
 from quota.client.fleet import FleetCalls
 from quota.client.identity import IdentityCalls
 from quota.client.jobs import JobCalls
@@ -14,6 +15,7 @@ from quota.client.limits import LimitCalls
 from quota.client.programs import ProgramCalls
 from quota.client.reconciliation import ReconciliationCalls
 from quota.client.scheduling import SchedulingCalls
+from quota.client.snapshots import SnapshotCalls
 from quota.client.statements import StatementCalls
 from quota.client.switches import SwitchCalls
 from quota.client.transport import ServiceProblem, ServiceUnavailable
@@ -29,9 +31,11 @@ class QuotaClient(
     FleetCalls,
     BookingCalls,
     SwitchCalls,
+    CapsCalls,
     IdentityCalls,
     AuditCalls,
     ReconciliationCalls,
     SchedulingCalls,
+    SnapshotCalls,
 ):
     """Calls one quota service with one token."""

@@ -18,8 +18,10 @@ from quota.dispatch.preemptions import check_preemption, taken_to_save_every_ms
 from quota.errors import BadRequest, GrantNotActive, HubError, NotFound, WrongState
 from quota.fleet import service as fleet
 from quota.identity.freezing import check_not_frozen
+from quota.jobs import organization_caps
 from quota.jobs import service as job_service
 from quota.jobs.caps import take_gpus
+from quota.jobs.choices import classes_of, unit_of
 from quota.jobs.states import check_move
 from quota.jobs.tables import attempts, jobs, placements
 from quota.ledger import holds
@@ -37,6 +39,7 @@ from quota.schemas.scheduling import (
     StartItem,
     StopItem,
     StopReason,
+    Topology,
 )
 from quota.schemas.values import built
 
@@ -149,7 +152,9 @@ def _item(tx: Tx, item: DecisionItem, stopped: frozenset[tuple[str, int]]) -> It
 
 def _start(tx: Tx, item: StartItem, stopped: frozenset[tuple[str, int]]) -> ItemResult:
     job = _startable_job(tx, item)
-    rate = tx.once(("rate", job.gpu_class), lambda: fleet.read_rate(tx.connection, job.gpu_class))
+    # what it is placed on is what it costs, whatever it would have liked best
+    gpu_class = item.pods[0].gpu_class
+    rate = tx.once(("rate", gpu_class), lambda: fleet.read_rate(tx.connection, gpu_class))
     gpus = job.pods * job.gpus_per_pod
     cost = amount_gpu_us(job.walltime_ms, gpus, rate.rate_thousandths)
     grant = _check_grant(tx, job, item)
@@ -157,6 +162,7 @@ def _start(tx: Tx, item: StartItem, stopped: frozenset[tuple[str, int]]) -> Item
         tx, job.id, item.attempt, item.grant_id, item.account_path, cost, gpus, rate, actor=ACTOR
     )
     take_gpus(tx, item.grant_id, grant.max_gpus, gpus)
+    organization_caps.take_gpus(tx, job.organization_id, gpus)
     fleet.take_capacity(tx, item.cluster, item.pods)
     row = _attempt_row(tx, job, item, hold_id)
     if (item.job_id, item.attempt) in stopped:
@@ -198,19 +204,36 @@ def _startable_job(tx: Tx, item: StartItem) -> Row[Any]:
             job_id=job.id,
             left_ms=job.not_before_ms - tx.now_ms,
         )
-    asked = [(job.gpu_class, job.gpus_per_pod)] * job.pods
+    gpu_class, classes = item.pods[0].gpu_class, classes_of(job)
+    asked = [(gpu_class, job.gpus_per_pod)] * job.pods
     placed = [(pod.gpu_class, pod.count) for pod in item.pods]
     indexes = [pod.index for pod in item.pods]
-    if placed != asked or indexes != list(range(job.pods)):
+    if gpu_class not in classes or placed != asked or indexes != list(range(job.pods)):
         raise BadRequest(
             "the placement is not {pods} pods of {gpus_per_pod} {gpu_class} in order",
             pods=job.pods,
             gpus_per_pod=job.gpus_per_pod,
-            gpu_class=job.gpu_class,
+            gpu_class="/".join(classes),
         )
-    rely_on(tx, item.cluster, job.gpu_class, job.organization_id)
+    _check_topology(tx, job, item)
+    rely_on(tx, item.cluster, gpu_class, job.organization_id)
     check_not_frozen(tx, job.organization_id)
     return job
+
+
+def _check_topology(tx: Tx, job: Row[Any], item: StartItem) -> None:
+    """A gang that has to be on one node or in one rack is, as the nodes are now."""
+    unit = unit_of(Topology(job.topology), job.gpus_per_pod, job.pods)
+    names = {pod.node for pod in item.pods}
+    if not unit.is_bound or len(names) == 1:
+        return
+    racks = fleet.racks_of(tx.connection, item.cluster, names) if unit.in_rack else {None}
+    if len(racks) > 1 or None in racks:
+        raise WrongState(
+            "the nodes of job {job_id} lie not as its topology {topology} has it",
+            job_id=job.id,
+            topology=job.topology,
+        )
 
 
 def _check_grant(tx: Tx, job: Row[Any], item: StartItem) -> Row[Any]:

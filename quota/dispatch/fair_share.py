@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
-from sqlalchemy import Connection, Row, select, update
+from sqlalchemy import Column, Connection, Row, select, update
 
 from quota.audit import service as audit
 from quota.db import Tx
 from quota.dispatch.tables import fair_share
 from quota.door import check_match, etag
+from quota.errors import BadRequest
+from quota.identity.tables import organizations
+from quota.programs.tables import programs
 from quota.schemas.fair_share import FairShare, FairShareDocument, FairSharePut
 from quota.schemas.identity import Caller
 
@@ -27,8 +31,9 @@ def put_fair_share(
 ) -> FairShareDocument:
     """Change how the hub shares; the scheduler follows it from its next cycle on. The same again changes nothing.
 
-    Raises PreconditionFailed.
+    Raises PreconditionFailed, and BadRequest for a programme or an organization that there is not.
     """
+    _check_known(tx.connection, body.fair_share)
     # not FOR UPDATE: whoever only reads does not wait
     before = _document(tx.connection.execute(_ROW.with_for_update(key_share=True)).one())
     check_match(if_match, before.etag)
@@ -52,6 +57,27 @@ def put_fair_share(
         after=body.fair_share.model_dump(mode="json"),
     )
     return read_fair_share(tx.connection)
+
+
+def _check_known(connection: Connection, share: FairShare) -> None:
+    """A name that is mistyped would weigh nothing."""
+    for program_id in _unknown(connection, programs.c.id, share.programs):
+        raise BadRequest(
+            "there is no programme {program_id}", field="fair_share.programs", program_id=program_id
+        )
+    for organization_id in _unknown(connection, organizations.c.id, share.organization_weights):
+        raise BadRequest(
+            "there is no organization {organization_id}",
+            field="fair_share.organization_weights",
+            organization_id=organization_id,
+        )
+
+
+def _unknown(connection: Connection, column: Column[str], names: Collection[str]) -> list[str]:
+    if not names:
+        return []
+    known = connection.execute(select(column).where(column.in_(list(names)))).scalars()
+    return sorted(set(names) - set(known))
 
 
 def checkpoint_ms(tx: Tx) -> int | None:

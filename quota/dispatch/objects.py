@@ -13,7 +13,9 @@ from sqlalchemy import BindParameter, ColumnElement, Connection, Row, and_, bind
 from quota.bookings.tables import bookings, occurrences
 from quota.dispatch.policy import policy_object
 from quota.fleet.tables import clusters, gpu_classes, node_capacity, nodes, rates
+from quota.identity.caps import stored_caps
 from quota.identity.tables import organizations
+from quota.jobs.choices import classes_of
 from quota.jobs.tables import attempts, jobs, placements
 from quota.ledger.tables import holds
 from quota.prepared import Prepared
@@ -36,6 +38,7 @@ from quota.schemas.scheduling import (
     PodPlacement,
     StopReason,
     StopRecord,
+    Topology,
 )
 from quota.schemas.values import built
 
@@ -252,6 +255,7 @@ def _nodes(connection: Connection, ids: Collection[str]) -> dict[str, BaseModel]
             cluster=rows[0].cluster,
             node=rows[0].node,
             schedulable=rows[0].schedulable and not rows[0].cordoned,
+            rack=rows[0].rack,
             capacities=tuple(
                 built(
                     NodeCapacityObject,
@@ -270,16 +274,20 @@ def _nodes(connection: Connection, ids: Collection[str]) -> dict[str, BaseModel]
 
 def _organizations(connection: Connection, ids: Collection[str]) -> dict[str, BaseModel]:
     rows = _ORGANIZATIONS.all(connection, {"ids": ids})
-    return {
-        row.id: built(
-            OrganizationObject,
-            id=row.id,
-            frozen=row.frozen,
-            decayed_usage_gpu_us=row.decayed_usage_gpu_us,
-            decayed_as_of=row.decayed_as_of_ms,
-        )
-        for row in rows
-    }
+    return {row.id: _organization(row) for row in rows}
+
+
+def _organization(row: Row[Any]) -> OrganizationObject:
+    caps = stored_caps(row.caps)
+    return built(
+        OrganizationObject,
+        id=row.id,
+        frozen=row.frozen,
+        decayed_usage_gpu_us=row.decayed_usage_gpu_us,
+        decayed_as_of=row.decayed_as_of_ms,
+        max_gpus=caps.max_gpus,
+        pool_thousandths=caps.pool_thousandths,
+    )
 
 
 def _grants(connection: Connection, ids: Collection[str], now_ms: int) -> dict[str, BaseModel]:
@@ -316,8 +324,10 @@ def _jobs(connection: Connection, ids: Collection[str], now_ms: int) -> dict[str
             organization_id=row.organization_id,
             grant_id=row.grant_id,
             gpu_class=row.gpu_class,
+            gpu_classes=classes_of(row),
             gpus_per_pod=row.gpus_per_pod,
             pods=row.pods,
+            topology=Topology(row.topology),
             walltime_ms=row.walltime_ms,
             grace_ms=row.grace_ms,
             restartable=row.restartable,

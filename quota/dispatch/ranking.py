@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import threading
 import zlib
+from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from pydantic import TypeAdapter
 from sqlalchemy import Connection, bindparam, insert, select, update
@@ -13,10 +15,14 @@ from sqlalchemy import Connection, bindparam, insert, select, update
 from quota.db import Tx
 from quota.dispatch import lease
 from quota.dispatch.fair_share import read_fair_share
+from quota.dispatch.forecasts import StoredForecast
 from quota.dispatch.tables import ranking
 from quota.errors import RankingBaseUnknown
+from quota.jobs.tables import jobs
 from quota.programs.tables import grants
+from quota.queue import Place
 from quota.schemas.bookings import OccurrenceRoom
+from quota.schemas.forecasts import JobEta
 from quota.schemas.scheduling import (
     BookedRoom,
     RankingDocument,
@@ -28,6 +34,8 @@ from quota.schemas.scheduling import (
 
 _RESERVATIONS: TypeAdapter[tuple[Reservation, ...]] = TypeAdapter(tuple[Reservation, ...])
 _BOOKED: TypeAdapter[tuple[BookedRoom, ...]] = TypeAdapter(tuple[BookedRoom, ...])
+
+_JOBS_AT_ONCE = 500
 
 _PACE = (
     update(grants)
@@ -88,18 +96,56 @@ def read_booked(connection: Connection) -> tuple[BookedRoom, ...]:
     return () if stored is None else _BOOKED.validate_json(stored)
 
 
+@dataclass(frozen=True, slots=True)
+class _Ranks:
+    """One ranking's order as places; replaced as a whole, because others read it meanwhile."""
+
+    positions: Mapping[str, int]
+    own: Mapping[str, int]
+    """Places among the jobs of the same organization."""
+    organizations: Mapping[str, str]
+    """By job; a job never changes its own."""
+    lengths: Mapping[str, int]
+    """Ranked jobs by organization."""
+
+    def place(self, job_id: str) -> Place | None:
+        if job_id not in self.positions:
+            return None
+        own_of = self.lengths[self.organizations.get(job_id, "")]
+        return Place(self.positions[job_id], len(self.positions), self.own[job_id], own_of)
+
+
+def _ranks(connection: Connection, order: list[str], organizations: Mapping[str, str]) -> _Ranks:
+    """The places of an order; `organizations` are those known, only the others are read."""
+    known = {job_id: organizations[job_id] for job_id in order if job_id in organizations}
+    new = [job_id for job_id in order if job_id not in known]
+    for first in range(0, len(new), _JOBS_AT_ONCE):
+        some = jobs.c.id.in_(new[first : first + _JOBS_AT_ONCE])
+        for row in connection.execute(select(jobs.c.id, jobs.c.organization_id).where(some)):
+            known[row.id] = row.organization_id
+    own, lengths = dict[str, int](), Counter[str]()
+    for job_id in order:
+        organization_id = known.get(job_id, "")
+        lengths[organization_id] += 1
+        own[job_id] = lengths[organization_id]
+    positions = {job_id: place for place, job_id in enumerate(order, 1)}
+    return _Ranks(positions, own, known, lengths)
+
+
 class StoredQueue:
     """The stored ranking, unpacked once per cycle and process."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._version: tuple[int, int] | None = None
-        self._positions: dict[str, int] = {}
+        self._ranks = _Ranks({}, {}, {}, {})
         self._reasons: dict[str, dict[str, object]] = {}
         self._booked: dict[str, BookedRoom] = {}
+        self._forecast = StoredForecast()
 
     def refresh(self, connection: Connection) -> None:
-        """Take over the stored ranking if it is a newer one."""
+        """Take over the stored ranking and forecast if they are newer ones."""
+        self._forecast.refresh(connection)
         row = connection.execute(
             select(ranking.c.cycle, ranking.c.at_ms).where(ranking.c.id == 1)
         ).one_or_none()
@@ -108,7 +154,7 @@ class StoredQueue:
         with self._lock:
             full = connection.execute(select(ranking).where(ranking.c.id == 1)).one()
             document = json.loads(zlib.decompress(full.body))
-            self._positions = {job_id: place for place, job_id in enumerate(document["order"], 1)}
+            self._ranks = _ranks(connection, document["order"], self._ranks.organizations)
             self._reasons = document["reasons"]
             self._booked = {room.booking_id: room for room in _BOOKED.validate_json(full.booked)}
             self._version = (full.cycle, full.at_ms)
@@ -119,7 +165,15 @@ class StoredQueue:
 
     def position(self, job_id: str) -> int | None:
         """Place in the hub's queue, 1 = next; None if unranked."""
-        return self._positions.get(job_id)
+        return self._ranks.positions.get(job_id)
+
+    def place(self, job_id: str) -> Place | None:
+        """Place in the hub's queue and in its organization's; None if unranked."""
+        return self._ranks.place(job_id)
+
+    def eta(self, job_id: str) -> JobEta | None:
+        """When a job is likely to start; None if the last forecast does not say."""
+        return self._forecast.eta(job_id)
 
     def booked(self, occurrence_id: str) -> OccurrenceRoom | None:
         """Where the room of one time of a booking is; None if no cycle has said."""

@@ -44,6 +44,16 @@ ranking = Table(
     Column("booked", Text, nullable=False, server_default=text("'[]'")),
 )
 
+forecast = Table(
+    "forecast",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("as_of_ms", BigInteger, nullable=False),
+    Column("stored_at_ms", BigInteger, nullable=False),
+    # zlib of JSON: job -> [low, median, high, basis]
+    Column("body", LargeBinary, nullable=False),
+)
+
 fair_share = Table(
     "fair_share",
     metadata,

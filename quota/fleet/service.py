@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from sqlalchemy import Connection, Row, and_, bindparam, func, insert, select, update
@@ -46,6 +46,12 @@ _TOTALS = Prepared(
     select(node_capacity.c.cluster, node_capacity.c.total, func.count().label("nodes"))
     .where(node_capacity.c.gpu_class == bindparam("of_class"))
     .group_by(node_capacity.c.cluster, node_capacity.c.total)
+)
+_RACK_TOTALS = Prepared(
+    select(node_capacity.c.cluster, nodes.c.rack, node_capacity.c.total, func.count().label("nodes"))
+    .join(nodes, and_(nodes.c.cluster == node_capacity.c.cluster, nodes.c.node == node_capacity.c.node))
+    .where(node_capacity.c.gpu_class == bindparam("of_class"), nodes.c.rack.is_not(None))
+    .group_by(node_capacity.c.cluster, nodes.c.rack, node_capacity.c.total)
 )
 _NODES = Prepared(
     select(nodes.c.node, nodes.c.schedulable, nodes.c.cordoned)
@@ -120,28 +126,34 @@ def put_gpu_class(tx: Tx, caller: Caller, body: NewGpuClass, if_match: str | Non
     return read_gpu_class(tx.connection, body.id)
 
 
-def read_rate(connection: Connection, gpu_class: str) -> Rate:
-    """The present rate of a class. Raises UnknownGpuClass with the classes there are."""
+def read_rate(connection: Connection, gpu_class: str, field: str = "gpu_class") -> Rate:
+    """The present rate of a class that `field` names. Raises UnknownGpuClass with the classes there are."""
     row = _RATE.one_or_none(connection, {"of_class": gpu_class})
     if row is None:
         known = connection.execute(select(gpu_classes.c.id).order_by(gpu_classes.c.id)).scalars().all()
         listed = ", ".join(known) or "none yet"
         raise UnknownGpuClass(
             "the hub has no GPU class {gpu_class}; it has: {listed}",
-            field="gpu_class",
+            field=field,
             gpu_class=gpu_class,
             listed=listed,
         )
     return Rate(row.id, row.gpu_class, row.rate_thousandths, row.price_krw)
 
 
-def largest_gangs(connection: Connection, gpu_class: str, gpus_per_pod: int) -> int:
-    """How many pods of this size the emptiest imaginable cluster could run at once."""
-    rows = _TOTALS.all(connection, {"of_class": gpu_class})
-    pods: dict[str, int] = defaultdict(int)
+def largest_gangs(connection: Connection, gpu_class: str, gpus_per_pod: int, *, in_rack: bool = False) -> int:
+    """How many pods of this size the emptiest imaginable cluster, or one rack of it, could run at once."""
+    rows = (_RACK_TOTALS if in_rack else _TOTALS).all(connection, {"of_class": gpu_class})
+    pods: dict[tuple[str, str], int] = defaultdict(int)
     for row in rows:
-        pods[row.cluster] += row.nodes * (row.total // gpus_per_pod)
+        pods[row.cluster, row.rack if in_rack else ""] += row.nodes * (row.total // gpus_per_pod)
     return max(pods.values(), default=0)
+
+
+def racks_of(connection: Connection, cluster: str, names: Collection[str]) -> set[str | None]:
+    """The racks of these nodes; None among them where one is not known."""
+    rows = connection.execute(select(nodes.c.rack).where(nodes.c.cluster == cluster, nodes.c.node.in_(names)))
+    return set(rows.scalars())
 
 
 def change_node(tx: Tx, caller: Caller, cluster: str, node: str, body: NodeChange) -> Node:
@@ -219,16 +231,13 @@ def advance_watermark(tx: Tx, cluster: str, observed_through_ms: int) -> bool:
 
 
 def _store_node(tx: Tx, cluster: str, report: NodeReport, row: Row[Any] | None) -> None:
+    said = {"schedulable": report.schedulable, "rack": report.rack}
     if row is None:
+        spot = {"cluster": cluster, "node": report.node, "cordoned": False}
+        tx.connection.execute(insert(nodes), spot | said)
+    elif (row.schedulable, row.rack) != (report.schedulable, report.rack):
         tx.connection.execute(
-            insert(nodes),
-            {"cluster": cluster, "node": report.node, "schedulable": report.schedulable, "cordoned": False},
-        )
-    elif row.schedulable != report.schedulable:
-        tx.connection.execute(
-            update(nodes)
-            .where(nodes.c.cluster == cluster, nodes.c.node == report.node)
-            .values(schedulable=report.schedulable)
+            update(nodes).where(nodes.c.cluster == cluster, nodes.c.node == report.node).values(**said)
         )
     else:
         return

@@ -47,6 +47,8 @@ nodes = Table(
     Column("node", String(253), primary_key=True),
     Column("schedulable", Boolean, nullable=False),
     Column("cordoned", Boolean, nullable=False),
+    # as its cluster reports it; null: none is known
+    Column("rack", String(63)),
 )
 
 node_capacity = Table(

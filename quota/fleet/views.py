@@ -106,6 +106,7 @@ def _nodes(connection: Connection, rows: Sequence[Row[Any]]) -> tuple[Node, ...]
             node=row.node,
             schedulable=row.schedulable,
             cordoned=row.cordoned,
+            rack=row.rack,
             capacities=tuple(capacities[(row.cluster, row.node)]),
             etag=etag(row.cluster, row.node, row.cordoned),
         )

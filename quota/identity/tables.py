@@ -28,6 +28,18 @@ organizations = Table(
     # fair-share only; never touches a budget
     Column("decayed_usage_gpu_us", Float, nullable=False),
     Column("decayed_as_of_ms", BigInteger, nullable=False),
+    # an OrganizationCaps as JSON; what it does not name is the hub's
+    Column("caps", Text, nullable=False, server_default=text("'{}'")),
+)
+
+hub_caps = Table(
+    "hub_caps",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("version", Integer, nullable=False),
+    # a HubCaps as JSON; what it does not name is the default
+    Column("document", Text, nullable=False),
+    Column("changed_at_ms", BigInteger, nullable=False),
 )
 
 tokens = Table(

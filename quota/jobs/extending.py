@@ -13,6 +13,7 @@ from quota.errors import BadRequest, CapacityTaken, GrantNotActive, Insufficient
 from quota.identity import service as identity
 from quota.identity.freezing import check_not_frozen
 from quota.jobs.booked import free_until_ms
+from quota.jobs.organization_caps import longest_walltime_s
 from quota.jobs.service import lock_job
 from quota.jobs.tables import attempts, jobs
 from quota.ledger import extending, holds
@@ -23,7 +24,7 @@ from quota.programs.tables import grants
 from quota.queue import Queue
 from quota.schemas.identity import Caller
 from quota.schemas.job_changes import ExtendedJob, JobExtension
-from quota.schemas.jobs import BIGGEST_WALLTIME_S, Extension
+from quota.schemas.jobs import Extension
 from quota.schemas.scheduling import JobState
 
 _OPEN = (JobState.STARTING.value, JobState.RUNNING.value)
@@ -45,6 +46,7 @@ class _Room:
     """How many more whole seconds each bound leaves an attempt, and the bounds."""
 
     limit_s: int
+    max_walltime_s: int
     grant_s: int
     balance_s: int
     told_s: int
@@ -126,8 +128,10 @@ def _room(tx: Tx, organization_id: str, row: Row[Any], held: Hold, queue: Queue 
         told_gpu_us = extending.room_gpu_us(tx, [f"share:{row.grant_id}:{organization_id}"])
     grant_ends_ms, ends_ms = int(grant.ends_at_ms), starts_ms + row.walltime_ms
     booked_at_ms = None if queue is None else free_until_ms(tx, queue, row, ends_ms)
+    max_walltime_s = longest_walltime_s(tx, organization_id)
     return _Room(
-        limit_s=BIGGEST_WALLTIME_S - row.walltime_ms // 1000,
+        limit_s=max_walltime_s - row.walltime_ms // 1000,
+        max_walltime_s=max_walltime_s,
         grant_s=(grant_ends_ms - starts_ms - row.walltime_ms) // 1000,
         balance_s=left_gpu_us // per_s,
         told_s=told_gpu_us // per_s,
@@ -152,7 +156,7 @@ def _check_fits(body: JobExtension, held: Hold, room: _Room, grant_id: str) -> N
         raise BadRequest(
             "a job may run for at most {limit_s} s; {fitting_walltime_s} s more fit",
             field="walltime_s",
-            limit_s=BIGGEST_WALLTIME_S,
+            limit_s=room.max_walltime_s,
             fitting_walltime_s=room.fitting_s,
         )
     if body.walltime_s > room.grant_s:

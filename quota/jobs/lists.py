@@ -8,6 +8,7 @@ from typing import Any
 from sqlalchemy import Connection, Select, or_, select
 
 from quota.door import page
+from quota.jobs.choices import accepts
 from quota.jobs.tables import attempts, jobs
 from quota.jobs.views import job_views
 from quota.queue import Queue
@@ -25,6 +26,7 @@ class JobFilter:
     grant_id: str | None = None
     """Jobs that asked for this grant, and jobs of which an attempt ran on it."""
     gpu_class: str | None = None
+    """Jobs that accept this class."""
     submitted_from_ms: int | None = None
     submitted_until_ms: int | None = None
     """Before this time, not at it: two periods that meet have no job in common."""
@@ -53,7 +55,7 @@ def _filtered(wanted: JobFilter) -> Select[Any]:
         ran = select(attempts.c.job_id).where(attempts.c.grant_id == wanted.grant_id)
         statement = statement.where(or_(jobs.c.grant_id == wanted.grant_id, jobs.c.id.in_(ran)))
     if wanted.gpu_class is not None:
-        statement = statement.where(jobs.c.gpu_class == wanted.gpu_class)
+        statement = statement.where(accepts(wanted.gpu_class))
     if wanted.submitted_from_ms is not None:
         statement = statement.where(jobs.c.submitted_at_ms >= wanted.submitted_from_ms)
     if wanted.submitted_until_ms is not None:

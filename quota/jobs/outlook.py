@@ -14,8 +14,8 @@ START_LIMIT_WALL_S = 600
 CLUSTER_UNSEEN_WALL_S = 60
 """Nothing is started on a cluster that was not heard of for this long."""
 
-Place = tuple[str, str]
-"""Cluster, node."""
+Place = tuple[str, str, str | None]
+"""Cluster, node, the node's rack."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +26,8 @@ class Ask:
     gpus_per_pod: int
     walltime_ms: int
     cost_gpu_us: int
+    in_rack: bool = False
+    """Whether one rack has to hold all pods."""
 
     @property
     def gpus(self) -> int:
@@ -176,22 +178,24 @@ class Times:
 
 
 def room_at_ms(ask: Ask, free: Mapping[Place, int], occupied: Iterable[Occupied], now_ms: int) -> int | None:
-    """The first moment at which some cluster has room for all pods, if nothing else starts. None: not in sight.
+    """The first moment at which a cluster, or rack, has room for all pods if nothing else starts; None: not in sight.
 
     `free` are the GPUs of nodes that take jobs; what is occupied on other nodes frees no room.
     """
+    if ask.in_rack:
+        free = {place: gpus for place, gpus in free.items() if place[2] is not None}
     spare = dict(free)  # below zero where a node lost GPUs that are in use
-    fitting: dict[str, int] = defaultdict(int)
-    for (cluster, _), gpus in spare.items():
-        fitting[cluster] += max(0, gpus) // ask.gpus_per_pod
+    fitting: dict[tuple[str, str | None], int] = defaultdict(int)
+    for (cluster, _, rack), gpus in spare.items():
+        fitting[cluster, rack if ask.in_rack else None] += max(0, gpus) // ask.gpus_per_pod
     if max(fitting.values(), default=0) >= ask.pods:
         return now_ms
     ends = [one for one in occupied if one.until_ms is not None and one.place in free]
     for one in sorted(ends, key=lambda one: one.until_ms or 0):
-        cluster, before = one.place[0], spare[one.place]
+        domain, before = (one.place[0], one.place[2] if ask.in_rack else None), spare[one.place]
         spare[one.place] = after = before + one.gpus
-        fitting[cluster] += max(0, after) // ask.gpus_per_pod - max(0, before) // ask.gpus_per_pod
-        if fitting[cluster] >= ask.pods:
+        fitting[domain] += max(0, after) // ask.gpus_per_pod - max(0, before) // ask.gpus_per_pod
+        if fitting[domain] >= ask.pods:
             return one.until_ms
     return None
 

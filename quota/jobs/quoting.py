@@ -3,33 +3,31 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
 from sqlalchemy import Connection, Row, and_, bindparam, func, select
 
 from quota.clock import Clock, wall_ms
-from quota.fleet import service as fleet
-from quota.fleet.tables import clusters, gpu_classes, hub_switches, node_capacity, nodes
+from quota.fleet.rules import Rate
 from quota.identity.tables import organizations
 from quota.ids import earliest_id
+from quota.jobs import organization_caps
 from quota.jobs.caps import gpus_in_use
+from quota.jobs.choices import accepts, unit_of
+from quota.jobs.openings import FleetView
 from quota.jobs.outlook import (
-    CLUSTER_UNSEEN_WALL_S,
-    START_LIMIT_WALL_S,
     Ask,
     Judged,
-    Occupied,
-    Place,
     Purse,
-    Times,
     binding,
     judge,
-    room_at_ms,
     size_band,
     start_by_ms,
 )
-from quota.jobs.tables import attempts, jobs, placements
+from quota.jobs.service import read_rates
+from quota.jobs.tables import attempts, jobs
 from quota.ledger.rules import amount_gpu_us, won
 from quota.ledger.tables import accounts
 from quota.programs import service as programs
@@ -37,6 +35,7 @@ from quota.programs.paths import account_paths
 from quota.queue import Queue
 from quota.schemas.jobs import JobSubmission
 from quota.schemas.quotes import (
+    ClassQuote,
     GrantQuote,
     GrantVerdict,
     Quote,
@@ -51,6 +50,7 @@ HISTORY_DAYS = 7
 HISTORY_JOBS = 500
 HISTORY_LEAST = 5
 """Fewer would tell a firm about single jobs of another."""
+_NEVER_MS = 1 << 62
 _HISTORY_WALL_MS = 30 * 24 * 3_600_000
 """No job is looked at that was submitted before this."""
 _FOR_ROOM = frozenset(
@@ -68,30 +68,13 @@ _FOR_ROOM = frozenset(
 """Who waits for one of these may be given the room first."""
 
 _WAITS = jobs.c.state == JobState.QUEUED.value
-_OPEN_NODES = (
-    select(node_capacity, clusters.c.paused, clusters.c.observed_through_ms)
-    .join(nodes, and_(nodes.c.cluster == node_capacity.c.cluster, nodes.c.node == node_capacity.c.node))
-    .join(clusters, clusters.c.id == nodes.c.cluster)
-    .where(
-        node_capacity.c.gpu_class == bindparam("of_class"),
-        nodes.c.schedulable.is_(True),
-        nodes.c.cordoned.is_(False),
-    )
-)
-_OCCUPIED = (
-    select(attempts, placements.c.node, placements.c.gpus)
-    .join(
-        placements,
-        and_(placements.c.job_id == attempts.c.job_id, placements.c.attempt == attempts.c.attempt),
-    )
-    .where(attempts.c.capacity_held.is_(True), placements.c.gpu_class == bindparam("of_class"))
-)
 _FIRST_STARTS = (
     select((attempts.c.claimed_at_ms - jobs.c.submitted_at_ms).label("waited_ms"))
     .join(attempts, and_(attempts.c.job_id == jobs.c.id, attempts.c.attempt == 1))
     .where(
         jobs.c.id >= bindparam("oldest"),
         jobs.c.gpu_class == bindparam("of_class"),
+        jobs.c.fallback_classes == "[]",
         (jobs.c.pods * jobs.c.gpus_per_pod).between(bindparam("gpus_from"), bindparam("gpus_to")),
         attempts.c.claimed_at_ms >= bindparam("since"),
     )
@@ -105,18 +88,56 @@ def quote(
 ) -> Quote:
     """Quote a job that a submission would take; `queue` was refreshed from the same connection."""
     now_ms = clock.now_ms()
-    rate = fleet.read_rate(connection, body.gpu_class)
-    walltime_ms, gpus = body.walltime_s * 1000, body.pods * body.gpus_per_pod
-    cost = amount_gpu_us(walltime_ms, gpus, rate.rate_thousandths)
-    ask = Ask(body.pods, body.gpus_per_pod, walltime_ms, cost)
-    judged = judge(ask, _purses(connection, organization_id, body.grant_id, now_ms), now_ms)
-    chosen = next((one for one in judged if one.verdict is GrantVerdict.CHOSEN), None)
+    purses = _purses(connection, organization_id, body.grant_id, now_ms)
+    options = [
+        _option(connection, organization_id, body, rate, purses, queue, clock, now_ms)
+        for rate in read_rates(connection, body)
+    ]
+    # as the scheduler would: the first that starts now, else where room comes first
+    best = min(options, key=_rank)
     return Quote(
         as_of=now_ms,
         organization_id=organization_id,
-        gpu_class=body.gpu_class,
-        gpus=gpus,
+        gpu_class=best.quote.gpu_class,
+        gpus=body.pods * body.gpus_per_pod,
         walltime_s=body.walltime_s,
+        cost=best.quote.cost,
+        grant_id=best.quote.grant_id,
+        grants=tuple(_grant_quote(one) for one in best.judged),
+        could_ever_start=any(option.quote.could_ever_start for option in options),
+        estimate=best.estimate,
+        classes=tuple(option.quote for option in options),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Option:
+    """The job on one of the classes that it accepts."""
+
+    quote: ClassQuote
+    judged: list[Judged]
+    estimate: WaitEstimate
+
+
+def _option(
+    connection: Connection,
+    organization_id: str,
+    body: JobSubmission,
+    rate: Rate,
+    purses: list[Purse],
+    queue: Queue,
+    clock: Clock,
+    now_ms: int,
+) -> _Option:
+    walltime_ms, gpus = body.walltime_s * 1000, body.pods * body.gpus_per_pod
+    cost = amount_gpu_us(walltime_ms, gpus, rate.rate_thousandths)
+    unit = unit_of(body.topology, body.gpus_per_pod, body.pods)
+    ask = Ask(unit.pods, unit.gpus_per_pod, walltime_ms, cost, in_rack=unit.in_rack)
+    judged = judge(ask, purses, now_ms)
+    chosen = next((one for one in judged if one.verdict is GrantVerdict.CHOSEN), None)
+    estimate = _estimate(connection, organization_id, rate.gpu_class, ask, judged, queue, clock, now_ms)
+    quoted = ClassQuote(
+        gpu_class=rate.gpu_class,
         cost=QuotedCost(
             gpu_us=cost,
             gpu_hours=cost,
@@ -126,10 +147,19 @@ def quote(
             price_krw=rate.price_krw,
         ),
         grant_id=None if chosen is None else chosen.purse.grant_id,
-        grants=tuple(_grant_quote(one) for one in judged),
         could_ever_start=any(one.could_ever for one in judged),
-        estimate=_estimate(connection, organization_id, body.gpu_class, ask, judged, queue, clock, now_ms),
+        starts=estimate.starts,
+        waiting=estimate.waiting,
+        room_at_the_latest=estimate.room_at_the_latest,
     )
+    return _Option(quoted, judged, estimate)
+
+
+def _rank(option: _Option) -> tuple[int, int]:
+    order = (StartOutlook.NOW, StartOutlook.LATER, StartOutlook.NEVER)
+    room_ms = option.estimate.room_at_the_latest
+    paid = option.quote.grant_id is not None
+    return 2 * order.index(option.estimate.starts) + (not paid), _NEVER_MS if room_ms is None else room_ms
 
 
 # --- grants ---------------------------------------------------------------------------------------
@@ -203,11 +233,12 @@ def _estimate(
     clock: Clock,
     now_ms: int,
 ) -> WaitEstimate:
-    fleet_view = _FleetView(connection, gpu_class, clock, now_ms)
+    fleet_view = FleetView(connection, gpu_class, clock, now_ms)
     room = fleet_view.room_at_ms(ask)
     waiting = (
         _frozen(connection, organization_id)
         or _unpaid(ask, judged)
+        or _capped(connection, organization_id, ask)
         or fleet_view.closed(ask)
         or _no_room(connection, gpu_class, ask, room, queue, now_ms)
     )
@@ -261,13 +292,22 @@ def _unpaid(ask: Ask, judged: list[Judged]) -> Waiting | None:
     return Waiting(code=code, numbers=numbers)
 
 
+def _capped(connection: Connection, organization_id: str, ask: Ask) -> Waiting | None:
+    """A grant pays, but the organization has as many GPUs in use as it may."""
+    found = organization_caps.gpus_left(connection, organization_id)
+    if found is None or found[1] + ask.gpus <= found[0]:
+        return None
+    numbers: dict[str, int | str] = {"organization": organization_id, "cap": found[0], "in_use": found[1]}
+    return Waiting(code=WaitReason.ORGANIZATION_CAP, numbers=numbers | {"needed": ask.gpus})
+
+
 def _no_room(
     connection: Connection, gpu_class: str, ask: Ask, room: int | None, queue: Queue, now_ms: int
 ) -> Waiting | None:
     """Why it would wait for room: none is free, or others of its class wait for what is."""
     if room != now_ms:
         return Waiting(code=WaitReason.NO_FREE_GPU, numbers={"gpu_class": gpu_class, "needed": ask.gpus})
-    ids = connection.execute(select(jobs.c.id).where(_WAITS, jobs.c.gpu_class == gpu_class)).scalars()
+    ids = connection.execute(select(jobs.c.id).where(_WAITS, accepts(gpu_class))).scalars()
     before = sum(1 for job_id in ids if (queue.code(job_id) or WaitReason.NEW) in _FOR_ROOM)
     if not before:
         return None
@@ -279,71 +319,6 @@ def _position(connection: Connection, organization_id: str, queue: Queue) -> int
     places = [queue.position(job_id) for job_id in connection.execute(mine).scalars()]
     last = max((place for place in places if place is not None), default=None)
     return None if last is None else last + 1
-
-
-class _FleetView:
-    """The nodes that a class's jobs may use now, and what occupies them."""
-
-    def __init__(self, connection: Connection, gpu_class: str, clock: Clock, now_ms: int) -> None:
-        self._connection, self._gpu_class = connection, gpu_class
-        self._speed, self._now_ms = clock.speed, now_ms
-        self._free: dict[Place, int] = {}
-        self._paused: dict[str, dict[Place, int]] = defaultdict(dict)
-        self._unseen: dict[str, dict[Place, int]] = defaultdict(dict)
-        seen_since = now_ms - CLUSTER_UNSEEN_WALL_S * 1000 * clock.speed
-        for row in connection.execute(_OPEN_NODES, {"of_class": gpu_class}):
-            target = self._free
-            if row.paused:
-                target = self._paused[row.cluster]
-            elif row.observed_through_ms is None or row.observed_through_ms < seen_since:
-                target = self._unseen[row.cluster]
-            target[(row.cluster, row.node)] = row.total - row.foreign_used - row.used
-
-    def room_at_ms(self, ask: Ask) -> int | None:
-        """Now, or when running attempts must have made room."""
-        if room_at_ms(ask, self._free, (), self._now_ms) is not None:
-            return self._now_ms
-        start_limit_ms = START_LIMIT_WALL_S * 1000 * self._speed
-        rows = self._connection.execute(_OCCUPIED, {"of_class": self._gpu_class})
-        occupied = [
-            Occupied((row.cluster, row.node), row.gpus, _times(row).until_ms(start_limit_ms, self._now_ms))
-            for row in rows
-        ]
-        return room_at_ms(ask, self._free, occupied, self._now_ms)
-
-    def closed(self, ask: Ask) -> Waiting | None:
-        """What is paused or unseen of what the job would start on."""
-        switches = select(hub_switches.c.placement_paused)
-        if self._connection.execute(switches).scalar_one():
-            return _paused("hub", "")
-        class_paused = select(gpu_classes.c.paused).where(gpu_classes.c.id == self._gpu_class)
-        if self._connection.execute(class_paused).scalar_one():
-            return _paused("gpu_class", self._gpu_class)
-        if room_at_ms(ask, self._free, (), self._now_ms) is not None:
-            return None
-        for cluster, free in sorted(self._unseen.items()):
-            if room_at_ms(ask, free, (), self._now_ms) is not None:
-                return Waiting(code=WaitReason.CLUSTER_UNSEEN, numbers={"cluster": cluster})
-        for cluster, free in sorted(self._paused.items()):
-            if room_at_ms(ask, free, (), self._now_ms) is not None:
-                return _paused("cluster", cluster)
-        return None
-
-
-def _paused(what: str, name: str) -> Waiting:
-    return Waiting(code=WaitReason.PLACEMENT_PAUSED, numbers={"what": what, "name": name})
-
-
-def _times(row: Row[Any]) -> Times:
-    stopped = None if row.stop_at_ms is None else row.stop_at_ms + (row.stop_grace_ms or 0)
-    return Times(
-        claimed_ms=row.claimed_at_ms,
-        last_started_ms=row.last_started_at_ms,
-        walltime_ms=row.walltime_ms,
-        grace_ms=row.grace_ms,
-        stop_ends_ms=stopped,
-        ended=row.state == JobState.ENDED.value,
-    )
 
 
 def _history(connection: Connection, gpu_class: str, gpus: int, now_ms: int) -> WaitHistory | None:

@@ -9,15 +9,19 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, and_, false, func, select, tuple_
 
 from quota.fleet.tables import clusters, node_capacity, nodes
+from quota.jobs.choices import Unit, accepts, classes_of, unit_of
 from quota.jobs.tables import attempts, jobs, placements
 from quota.ledger.tables import holds
-from quota.schemas.scheduling import JobState
+from quota.schemas.scheduling import JobState, Topology
 from quota.schemas.switches import SHOWN_IDS, Affected, Reach
 
 _WAITS = jobs.c.state == JobState.QUEUED.value
+_SHAPE = (jobs.c.gpu_class, jobs.c.fallback_classes, jobs.c.topology, jobs.c.gpus_per_pod, jobs.c.pods)
 
-Shape = tuple[str, int, int]
-"""GPU class, GPUs per pod, pods."""
+Shape = tuple[str, str, str, int, int]
+"""GPU class, the further ones that it accepts as they are stored, topology, GPUs per pod, pods."""
+Totals = dict[str, dict[tuple[str, str | None], list[int]]]
+"""GPUs of nodes, by class, by cluster and rack."""
 
 
 def of_organization(connection: Connection, organization_id: str) -> Reach:
@@ -32,9 +36,9 @@ def of_hub(connection: Connection) -> Reach:
 
 
 def of_class(connection: Connection, gpu_class: str) -> Reach:
-    """Everything of one GPU class."""
+    """What runs on a GPU class, and the waiting jobs that accept it."""
     running = holds.c.gpu_class == gpu_class
-    return _reach(connection, jobs.c.gpu_class == gpu_class, running)
+    return _reach(connection, accepts(gpu_class), running)
 
 
 def of_cluster(connection: Connection, cluster: str) -> Reach:
@@ -99,20 +103,26 @@ def _holding(*conditions: ColumnElement[bool]) -> Any:
 def _has_shape(shapes: Sequence[Shape]) -> ColumnElement[bool]:
     if not shapes:
         return false()
-    return tuple_(jobs.c.gpu_class, jobs.c.gpus_per_pod, jobs.c.pods).in_(shapes)
+    return tuple_(*_SHAPE).in_(shapes)
 
 
 def _shut_out(connection: Connection, cluster: str, node: str | None) -> list[Shape]:
     """The shapes of waiting jobs that need this cluster, or this node of it, even if all GPUs were free."""
-    rest: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
-    whole: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+    rest: Totals = defaultdict(lambda: defaultdict(list))
+    whole: Totals = defaultdict(lambda: defaultdict(list))
     for row in connection.execute(_totals(cluster, node)):
-        whole[row.gpu_class][row.cluster].append(row.total)
+        whole[row.gpu_class][row.cluster, row.rack].append(row.total)
         if row.cluster != cluster or node not in (None, row.node):
-            rest[row.gpu_class][row.cluster].append(row.total)
-    waiting = select(jobs.c.gpu_class, jobs.c.gpus_per_pod, jobs.c.pods).where(_WAITS).distinct()
-    shapes = [(row.gpu_class, row.gpus_per_pod, row.pods) for row in connection.execute(waiting)]
-    return sorted(shape for shape in shapes if _fits(shape, whole) and not _fits(shape, rest))
+            rest[row.gpu_class][row.cluster, row.rack].append(row.total)
+    found = []
+    for row in connection.execute(select(*_SHAPE).where(_WAITS).distinct()):
+        unit, classes = unit_of(Topology(row.topology), row.gpus_per_pod, row.pods), classes_of(row)
+        if any(_fits(name, unit, whole) for name in classes) and not any(
+            _fits(name, unit, rest) for name in classes
+        ):
+            shape = (row.gpu_class, row.fallback_classes, row.topology, row.gpus_per_pod, row.pods)
+            found.append(shape)
+    return sorted(found)
 
 
 def _totals(cluster: str, node: str | None) -> Any:
@@ -121,7 +131,11 @@ def _totals(cluster: str, node: str | None) -> Any:
     at_node = and_(at_cluster, nodes.c.node == node) if node is not None else false()
     return (
         select(
-            node_capacity.c.cluster, node_capacity.c.node, node_capacity.c.gpu_class, node_capacity.c.total
+            node_capacity.c.cluster,
+            node_capacity.c.node,
+            node_capacity.c.gpu_class,
+            node_capacity.c.total,
+            nodes.c.rack,
         )
         .join(nodes, and_(nodes.c.cluster == node_capacity.c.cluster, nodes.c.node == node_capacity.c.node))
         .join(clusters, clusters.c.id == nodes.c.cluster)
@@ -134,7 +148,11 @@ def _totals(cluster: str, node: str | None) -> Any:
     )
 
 
-def _fits(shape: Shape, totals: dict[str, dict[str, list[int]]]) -> bool:
-    gpu_class, gpus_per_pod, pods = shape
-    of_class = totals.get(gpu_class, {})
-    return any(sum(total // gpus_per_pod for total in found) >= pods for found in of_class.values())
+def _fits(gpu_class: str, unit: Unit, totals: Totals) -> bool:
+    """Whether a cluster, or one of its racks if that is asked for, could hold it were it empty."""
+    pods: dict[tuple[str, str | None], int] = defaultdict(int)
+    for (cluster, rack), found in totals.get(gpu_class, {}).items():
+        if rack is not None or not unit.in_rack:
+            where = cluster, rack if unit.in_rack else None
+            pods[where] += sum(total // unit.gpus_per_pod for total in found)
+    return max(pods.values(), default=0) >= unit.pods

@@ -7,12 +7,23 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request, Response
 
 from quota.db import Tx
-from quota.door import READERS, After, HubRoute, IdempotencyKey, access, answer, caller_of, hub_of
+from quota.door import (
+    READERS,
+    After,
+    HubRoute,
+    IdempotencyKey,
+    access,
+    caller_of,
+    hub_of,
+    language_of,
+    spoken,
+)
 from quota.identity.idempotency import once
 from quota.jobs import service
 from quota.jobs.lists import JobFilter
 from quota.jobs.lists import list_jobs as list_page
 from quota.jobs.quoting import quote
+from quota.jobs.telling import Teller
 from quota.schemas.identity import Role, Scope
 from quota.schemas.jobs import Job, JobDetail, JobPage, JobSubmission
 from quota.schemas.quotes import Quote
@@ -40,7 +51,8 @@ def submit_job(
     would pay, when it could start; what a submission would be refused for, the quote is refused for too.
 
     409 `insufficient_balance` (what is left, what was needed), 409 `no_grant`, 422 `unknown_gpu_class`,
-    422 `never_fits`, 422 `idempotency_key_reused`, 409 `grant_cap`, 404 `not_found` for a grant or organization.
+    422 `never_fits`, 422 `job_too_large`, 422 `walltime_too_long`, 422 `idempotency_key_reused`, 409 `grant_cap`,
+    409 `queue_full`, 404 `not_found` for a grant or organization.
     """
     caller = caller_of(request)
     hub = hub_of(request)
@@ -48,12 +60,16 @@ def submit_job(
     def submit(tx: Tx) -> Job:
         return once(tx, caller, key, "submit_job", body, Job, lambda: service.submit(tx, caller, body))
 
+    language = language_of(request)
     if not dry_run:
-        return answer(hub.database.write(submit), 201)
+        # what is kept for the key has no sentences: who repeats it may read another language
+        made = hub.database.write(submit)
+        return spoken(Teller(None, language, hub.clock.now_ms()).job(made), language, 201)
     would_be = hub.database.preview(submit)
     with hub.database.read() as connection:
         hub.queue.refresh(connection)
-        return answer(quote(connection, would_be.organization_id, body, hub.queue, hub.clock))
+        found = quote(connection, would_be.organization_id, body, hub.queue, hub.clock)
+        return spoken(Teller(connection, language, hub.clock.now_ms()).quote(found), language)
 
 
 @router.get(
@@ -73,7 +89,8 @@ def list_jobs(
     after: After = None,
     limit: Annotated[int, Query(ge=1, le=200, description="How many items a page has at most.")] = 50,
 ) -> Response:
-    """Jobs, newest first, each with why it waits; a member sees its organization's.
+    """Jobs, newest first, each with why it waits; a member sees its organization's. Sentences are in the language of
+    Accept-Language, English or Korean.
 
     `grant_id` finds jobs that asked for the grant or ran on it; `submitted_until` itself is not within the period.
     """
@@ -82,7 +99,10 @@ def list_jobs(
     wanted = JobFilter(state, organization_id, grant_id, gpu_class, submitted_from, submitted_until)
     with hub.database.read() as connection:
         hub.queue.refresh(connection)
-        return answer(list_page(connection, caller, hub.queue, wanted, after, limit))
+        page = list_page(connection, caller, hub.queue, wanted, after, limit)
+        language = language_of(request)
+        told = Teller(connection, language, hub.clock.now_ms()).jobs(page.items)
+        return spoken(page.model_copy(update={"items": told}), language)
 
 
 @router.get(
@@ -92,12 +112,17 @@ def list_jobs(
     openapi_extra=access(*READERS, scope=Scope.JOBS_READ),
 )
 def read_job(request: Request, job_id: Id) -> Response:
-    """One job with its attempts, its charge and what the agents measured."""
+    """One job with its attempts, its charge and what the agents measured.
+
+    While it waits, `waiting_text` says why and `place_text` where it stands, in the language of Accept-Language.
+    """
     caller = caller_of(request)
     hub = hub_of(request)
     with hub.database.read() as connection:
         hub.queue.refresh(connection)
-        return answer(service.read_job(connection, caller, job_id, hub.queue))
+        found = service.read_job(connection, caller, job_id, hub.queue)
+        language = language_of(request)
+        return spoken(Teller(connection, language, hub.clock.now_ms()).job(found), language)
 
 
 @router.post(
@@ -110,4 +135,6 @@ def cancel_job(request: Request, job_id: Id) -> Response:
     """Ask a job to end: a waiting one ends at once, a placed one is stopped within its grace."""
     caller = caller_of(request)
     hub = hub_of(request)
-    return answer(hub.database.write(lambda tx: service.cancel(tx, caller, job_id, hub.queue)))
+    language = language_of(request)
+    done = hub.database.write(lambda tx: service.cancel(tx, caller, job_id, hub.queue))
+    return spoken(Teller(None, language, hub.clock.now_ms()).job(done), language)

@@ -12,9 +12,11 @@ from quota.audit import service as audit
 from quota.db import Tx
 from quota.errors import BadRequest, GrantCapReached, InsufficientBalance, NeverFits, NoGrant, NotFound
 from quota.fleet import service as fleet
+from quota.fleet.rules import Rate
 from quota.identity import service as identity
 from quota.ids import new_id
-from quota.jobs import views
+from quota.jobs import organization_caps, views
+from quota.jobs.choices import stored_fallbacks, unit_of
 from quota.jobs.states import check_move
 from quota.jobs.tables import attempts, jobs
 from quota.ledger.rules import amount_gpu_us
@@ -41,15 +43,20 @@ _NEW_JOB = Prepared.insert(jobs, jobs.c.keys())
 
 
 def submit(tx: Tx, caller: Caller, body: JobSubmission) -> Job:
-    """Queue a job after checking that it could ever run and ever be paid. Nothing is held yet.
+    """Queue a job after checking that it could ever run and ever be paid, on one of its classes. Nothing is held yet.
 
-    Raises UnknownGpuClass, NeverFits, NoGrant, InsufficientBalance, NotFound, BadRequest.
+    What keeps it from all of them is told of the class that it prefers.
+
+    Raises UnknownGpuClass, NeverFits, NoGrant, InsufficientBalance, NotFound, BadRequest, JobTooLarge,
+    WalltimeTooLong, QueueFull.
     """
     organization_id = _organization_of(caller, body)
-    rate = fleet.read_rate(tx.connection, body.gpu_class)
-    _check_could_fit(tx.connection, body)
-    cost = amount_gpu_us(body.walltime_s * 1000, body.pods * body.gpus_per_pod, rate.rate_thousandths)
-    _check_could_pay(tx, organization_id, body, cost)
+    costs = [
+        amount_gpu_us(body.walltime_s * 1000, body.pods * body.gpus_per_pod, rate.rate_thousandths)
+        for rate in read_rates(tx.connection, body)
+    ]
+    _check_could_run(tx, organization_id, body, costs)
+    organization_caps.check_submission(tx, organization_id, body)
     spec = {
         "image": body.image,
         "command": list(body.command),
@@ -62,8 +69,10 @@ def submit(tx: Tx, caller: Caller, body: JobSubmission) -> Job:
         "organization_id": organization_id,
         "grant_id": body.grant_id,
         "gpu_class": body.gpu_class,
+        "fallback_classes": stored_fallbacks(body.accepted_classes),
         "gpus_per_pod": body.gpus_per_pod,
         "pods": body.pods,
+        "topology": body.topology.value,
         "walltime_ms": body.walltime_s * 1000,
         "grace_ms": body.grace_s * 1000,
         "restartable": body.restartable,
@@ -82,7 +91,7 @@ def submit(tx: Tx, caller: Caller, body: JobSubmission) -> Job:
     _NEW_JOB.change(tx.connection, row)
     tx.touch("job", str(row["id"]))
     audit.record(tx, caller, "job.submit", str(row["id"]), detail={"organization_id": organization_id})
-    return views.fresh_job(row, rate, cost)
+    return views.fresh_job(row, body.accepted_classes, max(costs))
 
 
 def cancel(tx: Tx, caller: Caller, job_id: str, queue: Queue) -> Job:
@@ -172,17 +181,48 @@ def _organization_of(caller: Caller, body: JobSubmission) -> str:
     return body.organization_id
 
 
-def _check_could_fit(connection: Connection, body: JobSubmission) -> None:
-    pods = fleet.largest_gangs(connection, body.gpu_class, body.gpus_per_pod)
-    if pods >= body.pods:
+def read_rates(connection: Connection, body: JobSubmission) -> list[Rate]:
+    """The present rate of every class that the job accepts. Raises UnknownGpuClass."""
+    first, *further = body.accepted_classes
+    rates = [fleet.read_rate(connection, first)]
+    return rates + [fleet.read_rate(connection, name, field="gpu_classes") for name in further]
+
+
+def _check_could_run(tx: Tx, organization_id: str, body: JobSubmission, costs_gpu_us: list[int]) -> None:
+    first: NeverFits | GrantCapReached | InsufficientBalance | None = None
+    for gpu_class, cost in zip(body.accepted_classes, costs_gpu_us, strict=True):
+        try:
+            _check_could_fit(tx.connection, body, gpu_class)
+            _check_could_pay(tx, organization_id, body, cost)
+        except (NeverFits, GrantCapReached, InsufficientBalance) as error:
+            first = first or error
+        else:
+            return
+    assert first is not None, "a job without a class"
+    raise first
+
+
+def _check_could_fit(connection: Connection, body: JobSubmission, gpu_class: str) -> None:
+    together = unit_of(body.topology, body.gpus_per_pod, body.pods)
+    pods = fleet.largest_gangs(connection, gpu_class, together.gpus_per_pod, in_rack=together.in_rack)
+    if pods >= together.pods:
         return
+    if together.is_bound:
+        raise NeverFits(
+            "{needed_pods} pods of {gpus_per_pod} {gpu_class} never fit together as topology {topology} has it",
+            field="topology",
+            needed_pods=body.pods,
+            gpus_per_pod=body.gpus_per_pod,
+            gpu_class=gpu_class,
+            topology=body.topology.value,
+        )
     field = "gpus_per_pod" if pods == 0 else "pods"
     raise NeverFits(
         "{needed_pods} pods of {gpus_per_pod} {gpu_class} never fit: an empty cluster takes {possible_pods} such pods",
         field=field,
         needed_pods=body.pods,
         gpus_per_pod=body.gpus_per_pod,
-        gpu_class=body.gpu_class,
+        gpu_class=gpu_class,
         possible_pods=pods,
     )
 

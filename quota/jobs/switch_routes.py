@@ -9,9 +9,10 @@ from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel
 
 from quota.db import Tx
-from quota.door import HubRoute, IfMatch, access, answer, caller_of, hub_of, tagged
+from quota.door import HubRoute, IfMatch, access, answer, caller_of, hub_of, language_of, tagged
 from quota.fleet import switches as placement
 from quota.jobs import grant_edits, switches
+from quota.jobs.telling import Teller
 from quota.programs.service import tag_of_grant
 from quota.schemas.fleet import Node, NodeChange
 from quota.schemas.identity import Role, Scope
@@ -137,9 +138,17 @@ def requeue_job(request: Request, job_id: Id, body: RequeueRequest, dry_run: Dry
 
     What it used stays charged. 409 `wrong_state` for a job that waits, stops or ended.
     """
-    caller = caller_of(request)
+    caller, language = caller_of(request), language_of(request)
     queue = hub_of(request).queue
-    return _throw(request, dry_run, lambda tx: switches.requeue(tx, caller, job_id, body, queue))
+
+    def requeue(tx: Tx) -> RequeueReply:
+        reply = switches.requeue(tx, caller, job_id, body, queue)
+        told = Teller(tx.connection, language, tx.now_ms).job(reply.job)
+        return reply.model_copy(update={"job": told})
+
+    answered = _throw(request, dry_run, requeue)
+    answered.headers.update({"Content-Language": language.value, "Vary": "Accept-Language"})
+    return answered
 
 
 @router.patch(

@@ -12,6 +12,7 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    text,
 )
 
 from quota.db import metadata
@@ -31,8 +32,11 @@ jobs = Table(
     Column("organization_id", String(40), ForeignKey("organizations.id"), nullable=False),
     Column("grant_id", String(60), ForeignKey("grants.id")),
     Column("gpu_class", String(63), nullable=False),
+    # JSON, in order of preference: what it accepts besides gpu_class
+    Column("fallback_classes", String(300), nullable=False, server_default=text("'[]'")),
     Column("gpus_per_pod", Integer, nullable=False),
     Column("pods", Integer, nullable=False),
+    Column("topology", String(20), nullable=False, server_default=text("'any'")),
     Column("walltime_ms", BigInteger, nullable=False),
     Column("grace_ms", BigInteger, nullable=False),
     Column("restartable", Boolean, nullable=False),
@@ -53,6 +57,13 @@ jobs = Table(
 )
 Index("ix_jobs_organization_id_id", jobs.c.organization_id, jobs.c.id)
 Index("ix_jobs_state_id", jobs.c.state, jobs.c.id)
+# so that those that wait are counted at each submission without looking at others
+Index(
+    "ix_jobs_queued_organization_id",
+    jobs.c.organization_id,
+    sqlite_where=text("state = 'queued'"),
+    postgresql_where=text("state = 'queued'"),
+)
 
 attempts = Table(
     "attempts",
@@ -94,6 +105,7 @@ attempts = Table(
 Index("ix_attempts_open", attempts.c.cluster, attempts.c.settled)
 Index("ix_attempts_stop_for_job", attempts.c.stop_for_job)
 Index("ix_attempts_grant_id_capacity_held", attempts.c.grant_id, attempts.c.capacity_held)
+Index("ix_attempts_organization_id_capacity_held", attempts.c.organization_id, attempts.c.capacity_held)
 Index("ix_attempts_capacity_held", attempts.c.capacity_held, attempts.c.job_id)
 
 placements = Table(

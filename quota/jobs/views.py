@@ -9,17 +9,33 @@ from sqlalchemy import Connection, Row, bindparam, func, select
 
 from quota.fleet import service as fleet
 from quota.fleet.rules import Rate
-from quota.jobs.tables import attempts, placements
+from quota.jobs.choices import classes_of
+from quota.jobs.tables import attempts, jobs, placements
 from quota.ledger.rules import amount_gpu_us
 from quota.ledger.tables import accounts, holds, transfers
-from quota.queue import Queue
+from quota.queue import Place, Queue
+from quota.schemas.forecasts import JobEta
 from quota.schemas.identity import Caller, Role
 from quota.schemas.jobs import Attempt, Extension, Job
 from quota.schemas.ledger import TransferType
-from quota.schemas.scheduling import EndReason, JobState, PodPlacement, StopReason, Waiting, WaitReason
+from quota.schemas.scheduling import (
+    EndReason,
+    JobState,
+    PodPlacement,
+    StopReason,
+    Topology,
+    Waiting,
+    WaitReason,
+)
 
-TOLD_TEXTS = frozenset({"gpu_class", "grant_id", "grant", "until", "starts_at", "ends_at"})
+TOLD_TEXTS = frozenset(
+    {"gpu_class", "within", "grant_id", "grant", "until", "starts_at", "ends_at", "what", "code"}
+)
 """Texts of a wait reason that a tenant may read; others could name somebody else."""
+JOB_TEXTS = frozenset({"job", "ending_job"})
+"""Texts that name a job: a tenant reads them of its own jobs."""
+OTHERS_NUMBERS = frozenset({"lag_thousandths"})
+"""Numbers about the organization that a wait reason names: a tenant reads them of its own."""
 SUMS = frozenset({"in_use", "left_gpu_us"})
 """Numbers of a wait reason that sum over all parties of a grant, unless they are of a party's own share."""
 _EXTENSIONS = (
@@ -48,14 +64,18 @@ def job_views(connection: Connection, caller: Caller, rows: list[Row[Any]], queu
         for total in connection.execute(statement):
             charged[total.job_id] = int(total.charged)
             limits[total.job_id] = int(total.amount)
-    rates = {name: fleet.read_rate(connection, name) for name in {row.gpu_class for row in rows}}
+    accepted = {row.id: classes_of(row) for row in rows}
+    named = {name for classes in accepted.values() for name in classes}
+    rates = {name: fleet.read_rate(connection, name) for name in named}
     reasons = _reasons(connection, caller, rows, queue)
     return [
         _job(
             row,
-            rates[row.gpu_class],
+            accepted[row.id],
+            [rates[name] for name in accepted[row.id]],
             reasons.get(row.id),
-            queue.position(row.id),
+            queue.place(row.id),
+            queue.eta(row.id),
             charged.get(row.id, 0),
             limits.get(row.id),
         )
@@ -75,6 +95,10 @@ def _reasons(
     if caller.role is not Role.MEMBER:
         return reasons
     own = _own_accounts(connection, caller, {waiting.numbers.get("grant") for waiting in reasons.values()})
+    own |= _own_jobs(
+        connection, caller, {waiting.numbers.get(name) for waiting in reasons.values() for name in JOB_TEXTS}
+    )
+    own |= {str(caller.organization_id)}
     return {
         job_id: waiting.model_copy(update={"numbers": _told(waiting, own)})
         for job_id, waiting in reasons.items()
@@ -82,13 +106,20 @@ def _reasons(
 
 
 def _told(waiting: Waiting, own: Collection[object]) -> dict[str, int | str]:
-    """Without what others do. `own` are the caller's grants and its shares' accounts."""
+    """Without what others do. `own` are the caller's organization, jobs, grants and its shares' accounts."""
     numbers = waiting.numbers
     summed = "grant" in numbers and not {numbers["grant"], numbers.get("account")} & set(own)
+    hidden = SUMS if summed else frozenset()
+    if numbers.get("organization") not in own:
+        hidden |= OTHERS_NUMBERS
+    texts = set(TOLD_TEXTS)
+    texts |= {name for name in (*JOB_TEXTS, "organization") if numbers.get(name) in own}
+    if numbers.get("what") == "gpu_class":
+        texts.add("name")
     return {
         name: value
         for name, value in numbers.items()
-        if not (summed and name in SUMS) and (isinstance(value, int) or name in TOLD_TEXTS)
+        if name not in hidden and (isinstance(value, int) or name in texts)
     }
 
 
@@ -102,12 +133,31 @@ def _own_accounts(connection: Connection, caller: Caller, grant_ids: Collection[
     return frozenset(row.grant_id if row.kind == "grant" else row.id for row in connection.execute(mine))
 
 
+def _own_jobs(connection: Connection, caller: Caller, job_ids: Collection[object]) -> frozenset[str]:
+    """Of these jobs the caller's own."""
+    named = [job_id for job_id in job_ids if job_id is not None]
+    if not named:
+        return frozenset()
+    mine = select(jobs.c.id).where(jobs.c.organization_id == caller.organization_id, jobs.c.id.in_(named))
+    return frozenset(connection.execute(mine).scalars())
+
+
 def _job(
-    row: Row[Any], rate: Rate, waiting: Waiting | None, position: int | None, charged: int, limit: int | None
+    row: Row[Any],
+    accepted: tuple[str, ...],
+    rates: list[Rate],
+    waiting: Waiting | None,
+    place: Place | None,
+    eta: JobEta | None,
+    charged: int,
+    limit: int | None,
 ) -> Job:
+    place = None if waiting is None else place
     cost = limit
-    if cost is None:
-        cost = amount_gpu_us(row.walltime_ms, row.pods * row.gpus_per_pod, rate.rate_thousandths)
+    if cost is None or (waiting is not None and len(rates) > 1):
+        # the next attempt may be on a dearer class than the last one
+        dearest = max(rate.rate_thousandths for rate in rates)
+        cost = max(limit or 0, amount_gpu_us(row.walltime_ms, row.pods * row.gpus_per_pod, dearest))
     return Job(
         id=row.id,
         name=row.name,
@@ -115,8 +165,10 @@ def _job(
         state=JobState(row.state),
         end_reason=None if row.end_reason is None else EndReason(row.end_reason),
         gpu_class=row.gpu_class,
+        gpu_classes=accepted,
         gpus_per_pod=row.gpus_per_pod,
         pods=row.pods,
+        topology=Topology(row.topology),
         walltime_s=row.walltime_ms // 1000,
         grace_s=row.grace_ms // 1000,
         grant_id=row.grant_id,
@@ -128,13 +180,17 @@ def _job(
         cost_limit_gpu_hours=cost,
         attempt=row.attempt,
         waiting=waiting,
-        position=None if waiting is None else position,
+        position=None if place is None else place.position,
+        queue_length=None if place is None else place.of,
+        own_position=None if place is None else place.own_position,
+        own_queue_length=None if place is None else place.own_of,
+        eta=None if waiting is None else eta,
         charged_gpu_us=charged,
         charged_gpu_hours=charged,
     )
 
 
-def fresh_job(row: dict[str, Any], rate: Rate, cost: int) -> Job:
+def fresh_job(row: dict[str, Any], accepted: tuple[str, ...], cost: int) -> Job:
     return Job(
         **{
             name: row[name]
@@ -145,10 +201,12 @@ def fresh_job(row: dict[str, Any], rate: Rate, cost: int) -> Job:
                 "gpu_class",
                 "gpus_per_pod",
                 "pods",
+                "topology",
                 "grant_id",
                 "restartable",
             )
         },
+        gpu_classes=accepted,
         state=JobState.QUEUED,
         end_reason=None,
         walltime_s=row["walltime_ms"] // 1000,

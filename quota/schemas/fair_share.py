@@ -11,7 +11,7 @@ from typing import Annotated
 
 from pydantic import ConfigDict, Field, field_validator
 
-from quota.schemas.values import Instant, Reason, Reply, Request, wrong
+from quota.schemas.values import Instant, Reason, Reply, Request, Slug, wrong
 
 HOUR_MS = 3_600_000
 DAY_MS = 24 * HOUR_MS
@@ -22,6 +22,7 @@ PREEMPTIONS_PER_DAY = 3
 Gpus = Annotated[int, Field(strict=True, ge=1, le=100_000)]
 Times = Annotated[int, Field(strict=True, ge=1, le=1000)]
 Share = Annotated[int, Field(strict=True, ge=0, le=1000)]
+Weight = Annotated[int, Field(strict=True, ge=10, le=100_000)]
 UpToADay = Annotated[int, Field(strict=True, ge=0, le=DAY_MS)]
 UpToAYear = Annotated[int, Field(strict=True, ge=0, le=366 * DAY_MS)]
 
@@ -104,6 +105,15 @@ class Preemption(Request):
     """What a start after a preemption costs each of its GPUs."""
 
 
+class ProgramShare(Request):
+    """What a programme is entitled to beside its grants."""
+
+    weight_thousandths: Weight = 1000
+    """What its lag counts: who weighs twice is ranked as twice as far behind its pace, or half as far ahead."""
+    reserved_thousandths: Share = 0
+    """While it keeps less than this part of the pool, and its jobs wait, they go before everybody else's; 0: never."""
+
+
 class FairShare(Request):
     """How the hub shares GPUs that several want."""
 
@@ -140,6 +150,24 @@ class FairShare(Request):
     """A job in booked room may end so long after it, if nothing is booked there next."""
     booking_unused_ms: UpToAYear = 900_000
     """Booked room that nobody used so long after its begin is anybody's, unless the booking is to be held."""
+    programs: Annotated[dict[Slug, ProgramShare], Field(max_length=1000)] = Field(default_factory=dict)
+    """By programme, of those that weigh more or less than others or have a part of the pool reserved. The reserved
+    parts come to 1000 thousandths at most."""
+    organization_weights: Annotated[dict[Slug, Weight], Field(max_length=10_000)] = Field(
+        default_factory=dict
+    )
+    """By organization, in thousandths, of those that weigh more or less than others: as of a programme."""
+
+    @field_validator("programs")
+    @classmethod
+    def _no_more_than_there_is(cls, programs: dict[str, ProgramShare]) -> dict[str, ProgramShare]:
+        reserved = sum(share.reserved_thousandths for share in programs.values())
+        if reserved > 1000:
+            raise wrong(
+                "the reserved parts of the pool come to {reserved} thousandths; at most 1000 are possible",
+                reserved=reserved,
+            )
+        return programs
 
 
 class FairSharePut(Request):

@@ -81,6 +81,7 @@ class Node(Reply):
     node: str
     schedulable: bool
     cordoned: bool
+    rack: str | None = None
     capacities: tuple[NodeCapacity, ...]
     etag: str = ""
     """Its version, for If-Match: changes with `cordoned` only."""

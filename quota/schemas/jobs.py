@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
-from quota.schemas.scheduling import EndReason, JobState, PodPlacement, StopReason, Waiting
+from quota.schemas.forecasts import JobEta
+from quota.schemas.scheduling import EndReason, JobState, PodPlacement, StopReason, Topology, Waiting
 from quota.schemas.values import ClassId, GpuHoursOut, GpuUs, Id, Instant, Name, Reply, Request, wrong
 
 BIGGEST_WALLTIME_S = 30 * 24 * 3600
+MOST_CLASSES = 4
 
 ShortText = Annotated[str, Field(max_length=1000)]
 Annotations = Annotated[
@@ -46,8 +48,15 @@ class JobSubmission(Request):
 
     name: Name
     gpu_class: ClassId
+    gpu_classes: Annotated[
+        tuple[ClassId, ...], Field(max_length=MOST_CLASSES, exclude_if=lambda classes: not classes)
+    ] = ()
+    """Every class that it accepts, in order of preference, `gpu_class` first; none: that one only. All pods of an
+    attempt get GPUs of one class, and its cost is by that class's rate."""
     gpus_per_pod: Annotated[int, Field(strict=True, ge=1, le=1024)] = 1
     pods: Annotated[int, Field(strict=True, ge=1, le=4096)] = 1
+    topology: Annotated[Topology, Field(exclude_if=lambda topology: topology is Topology.ANY)] = Topology.ANY
+    """How its pods lie to each other; for a single pod it says nothing."""
     walltime_s: Annotated[int, Field(strict=True, ge=1, le=BIGGEST_WALLTIME_S)]
     grace_s: Annotated[int, Field(strict=True, ge=0, le=3600)] = 30
     """How long the job may take to stop when asked."""
@@ -62,6 +71,20 @@ class JobSubmission(Request):
     annotations: Annotations = Field(default_factory=dict)
     organization_id: Id | None = None
     """Only for operators who submit for an organization."""
+
+    @model_validator(mode="after")
+    def _prefers_its_class(self) -> JobSubmission:
+        if len(set(self.gpu_classes)) < len(self.gpu_classes):
+            twice = next(name for name in self.gpu_classes if self.gpu_classes.count(name) > 1)
+            raise wrong("gpu_classes names {gpu_class} twice", gpu_class=twice)
+        if self.gpu_classes and self.gpu_classes[0] != self.gpu_class:
+            raise wrong("gpu_classes begins with gpu_class, {gpu_class}", gpu_class=self.gpu_class)
+        return self
+
+    @property
+    def accepted_classes(self) -> tuple[str, ...]:
+        """Every class that it accepts, the preferred one first."""
+        return self.gpu_classes or (self.gpu_class,)
 
 
 class Extension(Reply):
@@ -104,6 +127,10 @@ class Attempt(Reply):
     end_reason: EndReason | None
     stop_reason: StopReason | None
     stop_at: Instant | None
+    end_text: str | None = None
+    """Why it ended, as a sentence in the language of the request."""
+    stop_text: str | None = None
+    """Why and when it is stopped; null once it ended."""
 
 
 class MeasuredGpu(Reply):
@@ -125,8 +152,11 @@ class Job(Reply):
     state: JobState
     end_reason: EndReason | None
     gpu_class: str
+    gpu_classes: tuple[str, ...] = ()
+    """Every class that it accepts, in order of preference, `gpu_class` first."""
     gpus_per_pod: int
     pods: int
+    topology: Topology = Topology.ANY
     walltime_s: int
     grace_s: int
     grant_id: str | None
@@ -135,12 +165,26 @@ class Job(Reply):
     ended_at: Instant | None
     cancel_requested_at: Instant | None
     cost_limit_gpu_us: GpuUs
+    """What is held at most: once it started, what was; before, the cost on the dearest class that it accepts."""
     cost_limit_gpu_hours: GpuHoursOut
     attempt: int
     waiting: Waiting | None
     """Why it waits, with numbers; null once it does not."""
+    waiting_text: str | None = None
+    """The same as a sentence, in the language of the request."""
     position: int | None
     """Place in the hub's queue, 1 = next; null once it does not wait."""
+    queue_length: int | None = None
+    """How many jobs are ranked in the hub."""
+    own_position: int | None = None
+    """Place among the waiting jobs of its organization."""
+    own_queue_length: int | None = None
+    place_text: str | None = None
+    """The four numbers before as a sentence, in the language of the request."""
+    end_text: str | None = None
+    """Why it ended, as a sentence in the language of the request."""
+    eta: JobEta | None = None
+    """When it is likely to start; null once it does not wait, and while nobody can say."""
     charged_gpu_us: GpuUs
     """Settled less refunded, over all attempts."""
     charged_gpu_hours: GpuHoursOut

@@ -84,6 +84,8 @@ class WaitEstimate(Reply):
     starts: StartOutlook
     waiting: Waiting | None
     """Why it would wait; null when it would not."""
+    waiting_text: str | None = None
+    """The same as a sentence, in the language of the request."""
     position: int | None
     """Its place behind the last ranked job of its organization; null when that has none waiting."""
     position_at_worst: int
@@ -98,6 +100,19 @@ class WaitEstimate(Reply):
     history: WaitHistory | None
 
 
+class ClassQuote(Reply):
+    """What the job would cost on one of the classes that it accepts, and when it could start there."""
+
+    gpu_class: str
+    cost: QuotedCost
+    grant_id: str | None
+    """The grant that would pay if it started there now."""
+    could_ever_start: bool
+    starts: StartOutlook
+    waiting: Waiting | None
+    room_at_the_latest: Instant | None
+
+
 class Quote(Reply):
     """What `POST /v1/jobs` would do with this job. Nothing was stored."""
 
@@ -105,7 +120,7 @@ class Quote(Reply):
     as_of: Instant
     organization_id: str
     gpu_class: str
-    """A job names one class. A quote over several would be that of the dearest."""
+    """The class that the rest is about: the first on which it could start now, else where room comes first."""
     gpus: int
     walltime_s: int
     cost: QuotedCost
@@ -115,3 +130,5 @@ class Quote(Reply):
     """In the order in which they are asked."""
     could_ever_start: bool
     estimate: WaitEstimate
+    classes: tuple[ClassQuote, ...]
+    """Every class that the job accepts, in order of preference."""

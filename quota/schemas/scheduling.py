@@ -25,6 +25,7 @@ from quota.schemas.values import (
     Name,
     NodeName,
     Numbers,
+    RackName,
     Reply,
     Request,
     Sequence,
@@ -100,6 +101,22 @@ class WaitReason(StrEnum):
     """An operator paused the hub, the clusters that could run it, or its GPU class."""
     GRANT_CAP = "grant_cap"
     """The grant already has as many GPUs in use as it may have at once."""
+    ORGANIZATION_CAP = "organization_cap"
+    """The organization already has as many GPUs in use as it may have at once."""
+
+
+class Topology(StrEnum):
+    """How the pods of a gang lie to each other. What is required is waited for; what is preferred is taken if there."""
+
+    ANY = "any"
+    SAME_NODE = "same_node"
+    SAME_RACK = "same_rack"
+    """Nodes whose rack is not known are in none."""
+    PREFER_SAME_NODE = "prefer_same_node"
+    """One node, else one rack, else anywhere."""
+    PREFER_SAME_RACK = "prefer_same_rack"
+    SPREAD = "spread"
+    """As evenly over nodes as there is room: on distinct ones where there are enough."""
 
 
 # --- objects of snapshot and feed ---------------------------------------------------------------
@@ -130,8 +147,11 @@ class JobObject(Reply):
     organization_id: str
     grant_id: str | None
     gpu_class: str
+    gpu_classes: tuple[str, ...] = ()
+    """Every class that it accepts, in order of preference, `gpu_class` first."""
     gpus_per_pod: int
     pods: int
+    topology: Topology = Topology.ANY
     walltime_ms: int
     grace_ms: int
     restartable: bool
@@ -231,6 +251,10 @@ class OrganizationObject(Reply):
     frozen: bool
     decayed_usage_gpu_us: float
     decayed_as_of: Instant
+    max_gpus: int | None = None
+    """How many GPUs its attempts may keep at once, whatever the pool."""
+    pool_thousandths: int | None = None
+    """Which part of the pool its attempts may keep at once; 1000: any; null: that of the policy."""
 
 
 class GpuClassObject(Reply):
@@ -259,6 +283,8 @@ class NodeObject(Reply):
     node: str
     schedulable: bool
     capacities: tuple[NodeCapacityObject, ...]
+    rack: str | None = None
+    """As its cluster reports it; null: none is known."""
 
 
 class ClusterObject(Reply):
@@ -300,6 +326,10 @@ class PolicyObject(Reply):
     abandonments_limit: int
     fair_share: FairShare = Field(default_factory=FairShare)
     """Who goes first, who may pass, and who is stopped for whom."""
+    organization_pool_thousandths: int = 1000
+    """Which part of the pool an organization may keep at once; 1000: any."""
+    organization_pool_from_gpus: int = 0
+    """A smaller pool is not divided in this way."""
 
 
 FeedKind = Literal[
@@ -490,6 +520,8 @@ class NodeReport(Request):
     node: NodeName
     schedulable: bool
     classes: Annotated[tuple[ClassCount, ...], Field(max_length=64)]
+    rack: Annotated[RackName | None, Field(exclude_if=lambda rack: rack is None)] = None
+    """The rack that it is in, by a name of its cluster's; null: none is known."""
 
 
 class StartedItem(Request):

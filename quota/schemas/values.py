@@ -179,6 +179,10 @@ NodeName = Annotated[
 Id = Annotated[
     str, Field(pattern=r"^[a-z0-9][a-z0-9:_.-]{0,127}$", examples=["job-01jd8x2m9q4t6v8w0y2z4b6d8f"])
 ]
+RackName = Annotated[
+    str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?$", examples=["rack-b2"])
+]
+"""A Kubernetes label's value."""
 NodeToken = Annotated[
     str,
     Field(

@@ -153,6 +153,8 @@ class NodeStatus:
     last_seen_ms: int
     classes: tuple[tuple[str, int], ...]
     foreign: tuple[tuple[str, int], ...]
+    rack: str = ""
+    """Nodes with the same one share a rack; "" where none is known."""
 
 
 @dataclass(frozen=True, slots=True)

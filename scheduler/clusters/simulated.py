@@ -327,4 +327,5 @@ def _node_status(node: dict[str, Any]) -> NodeStatus:
         last_seen_ms=node["last_seen_ms"],
         classes=tuple(sorted(node["classes"].items())),
         foreign=tuple(sorted(node["foreign"].items())),
+        rack=node.get("rack", ""),
     )

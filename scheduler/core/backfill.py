@@ -7,11 +7,11 @@ a node was lost, or an attempt did not end in time.
 
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from scheduler.core.fit import Fleet, Shape, Shelf
-from scheduler.core.model import Reservation
+from scheduler.core.model import RACK, Reservation
 from scheduler.core.profile import (
     NEVER_MS,
     OVERDUE_MS,
@@ -32,6 +32,7 @@ class Hole:
     """Where and from when on a job has room for all its walltime."""
 
     starts_at_ms: int
+    gpu_class: str
     cluster: str
     gpus_by_node: Mapping[str, int]
 
@@ -101,6 +102,22 @@ class Horizon:
         self._screens.pop(place, None)
         self._bounds.pop(place, None)
 
+    def room_back(self, shape: Shape, clusters: Iterable[str]) -> tuple[int, str] | None:
+        """(moment, attempt): whose end at the latest leaves enough free in one cluster, reservations aside."""
+        best: tuple[int, str] | None = None
+        for cluster in clusters:
+            place = shape.gpu_class, cluster
+            shelf = self._fleet.open.get(shape.gpu_class, {}).get(cluster)
+            profile = self._profiles.get(place)
+            if shelf is None or profile is None or shelf.holding(shape.gpus_per_pod) < shape.pods:
+                continue
+            on_nodes = self._picks.get(place, {})
+            picked = {node: sum(gpus for _, _, gpus in taken) for node, taken in on_nodes.items() if taken}
+            found = profile.room_back(shape.gpus_per_pod, shape.pods, shelf.nodes, picked)
+            if found and (best is None or found < best):
+                best = found
+        return best
+
     def taken(self, place: Place, node: str) -> Taken:
         """What picks, reservations and bookings take of a node."""
         found = self._taken[place].get(node)
@@ -123,9 +140,10 @@ class Horizon:
             profile = self._profiles.get((shape.gpu_class, cluster))
             if shelf is None or profile is None:
                 continue
-            found = self._hole_in(cluster, shelf, profile, shape, walltime_ms)
-            if found and (best is None or found.starts_at_ms < best.starts_at_ms):
-                best = found
+            for _, domain in self._fleet.domains(shape, (cluster,)):
+                found = self._hole_in(cluster, shelf, domain, profile, shape, walltime_ms)
+                if found and (best is None or found.starts_at_ms < best.starts_at_ms):
+                    best = found
         return best
 
     def holds(self, reservation: Reservation, walltime_ms: int) -> bool:
@@ -179,31 +197,11 @@ class Horizon:
 
     def leaves_room(self, shape: Shape, clusters: Iterable[str]) -> bool:
         """Whether it fits now in one cluster beside what is booked within its span, reservations aside."""
-        by_cluster = self._fleet.open.get(shape.gpu_class, {})
-        for cluster in clusters:
-            shelf = by_cluster.get(cluster)
-            fitting = shelf.fitting(shape.gpus_per_pod) if shelf else 0
-            if fitting < shape.pods:
-                continue
-            bound = self.bound(shape.gpu_class, cluster)
-            if bound is None or fitting - bound.lost(shape.gpus_per_pod, shape.span_ms) >= shape.pods:
-                return True
-        return False
+        return self._allows(shape, clusters, self.bound)
 
     def allows(self, shape: Shape, clusters: Iterable[str]) -> bool:
         """Whether it may start now and run its whole walltime without delaying a reservation."""
-        by_cluster = self._fleet.open.get(shape.gpu_class, {})
-        for cluster in clusters:
-            shelf = by_cluster.get(cluster)
-            if shelf is None:
-                continue
-            fitting = shelf.fitting(shape.gpus_per_pod)
-            if fitting < shape.pods:
-                continue
-            screen = self.screen(shape.gpu_class, cluster)
-            if screen is None or fitting - screen.lost(shape.gpus_per_pod, shape.span_ms) >= shape.pods:
-                return True
-        return False
+        return self._allows(shape, clusters, self.screen)
 
     def limits(self, shape: Shape, clusters: Iterable[str]) -> dict[str, Mapping[str, int]]:
         """By cluster: what a job of this span may use at most of nodes on which room is kept."""
@@ -221,11 +219,34 @@ class Horizon:
         near = [seat for seat in seats if seat.starts_at_ms < until_ms and seat.job_id != shape.kept_for]
         return min(near or seats, key=lambda seat: (seat.starts_at_ms, seat.made_at_ms, seat.number)).job_id
 
+    def _allows(
+        self, shape: Shape, clusters: Iterable[str], screen_of: Callable[[str, str], "Screen | None"]
+    ) -> bool:
+        """Whether it fits now in one cluster (or rack) on what these screens leave."""
+        for cluster, shelf in self._fleet.domains(shape, clusters):
+            fitting = shelf.fitting(shape.gpus_per_pod)
+            if fitting < shape.pods:
+                continue
+            screen = screen_of(shape.gpu_class, cluster)
+            if screen is None:
+                return True
+            within = shelf.nodes if shape.within == RACK else None
+            if fitting - screen.lost(shape.gpus_per_pod, shape.span_ms, within) >= shape.pods:
+                return True
+        return False
+
     def _hole_in(
-        self, cluster: str, shelf: Shelf, profile: Profile, shape: Shape, walltime_ms: int
+        self,
+        cluster: str,
+        shelf: Shelf,
+        domain: Shelf,
+        profile: Profile,
+        shape: Shape,
+        walltime_ms: int,
     ) -> Hole | None:
+        """On the nodes of `domain`: all those of the cluster (`shelf`), or of one rack."""
         size, now_ms = shape.gpus_per_pod, self.now_ms
-        if shelf.holding(size) < shape.pods:
+        if domain.holding(size) < shape.pods:
             return None
         place = shape.gpu_class, cluster
         taken = {
@@ -238,10 +259,12 @@ class Horizon:
         if not profile.nodes.keys() <= taken:
             slots = profile.slots(size, shelf.nodes)
             usual = [slot for slot in slots if slot[1] not in taken] if taken else slots
+            if domain is not shelf:
+                usual = [slot for slot in usual if slot[1] in domain.nodes]
         special = [
             (name, profile.nodes[name], self.taken(place, name))
             for name in sorted(taken)
-            if name in shelf.nodes
+            if name in domain.nodes
         ]
         at_ms = now_ms
         while True:
@@ -259,7 +282,7 @@ class Horizon:
         gpus_by_node: dict[str, int] = {}
         for _, name in found[: shape.pods]:
             gpus_by_node[name] = gpus_by_node.get(name, 0) + size
-        return Hole(at_ms, cluster, gpus_by_node)
+        return Hole(at_ms, shape.gpu_class, cluster, gpus_by_node)
 
     def _seat(self, reservation: Reservation, walltime_ms: int, sign: int) -> None:
         place = reservation.gpu_class, reservation.cluster
@@ -327,18 +350,19 @@ class Screen:
         """What stays free on each node for so long, reservations counted."""
         return self._least_in(self._begun(span_ms))
 
-    def lost(self, size: int, span_ms: int) -> int:
-        """How many pods of this size less than the free GPUs say can run for so long."""
+    def lost(self, size: int, span_ms: int, within: Container[str] | None = None) -> int:
+        """How many pods of this size less than the free GPUs say can run for so long, on these nodes or on all."""
         begun = self._begun(span_ms)
+        if within is not None:
+            return self._lost_on(size, [name for name in self._nodes if name in within], begun)
         found = self._lost.get((size, begun))
         if found is None:
-            nodes = self._shelf.nodes
-            found = sum(
-                nodes[name][0] // size - min(nodes[name][0], least) // size
-                for name, least in self._least_in(begun).items()
-            )
-            self._lost[size, begun] = found
+            found = self._lost[size, begun] = self._lost_on(size, self._nodes, begun)
         return found
+
+    def _lost_on(self, size: int, names: Iterable[str], begun: int) -> int:
+        nodes, least = self._shelf.nodes, self._least_in(begun)
+        return sum(nodes[n][0] // size - min(nodes[n][0], least[n]) // size for n in names)
 
     def look_again(self, nodes: Iterable[str]) -> None:
         """The room on these nodes changed."""
@@ -370,6 +394,7 @@ def moved(reservation: Reservation, hole: Hole) -> Reservation:
     """The same promise, elsewhere."""
     return replace(
         reservation,
+        gpu_class=hole.gpu_class,
         cluster=hole.cluster,
         starts_at_ms=hole.starts_at_ms,
         gpus_by_node=hole.gpus_by_node,

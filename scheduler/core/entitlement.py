@@ -220,44 +220,51 @@ class Balances:
         self.left[account.id] = min(copies.values())
 
 
-class Caps:
-    """How many GPUs the attempts on each grant keep, this cycle's picks counted."""
+_Kept = tuple[str, str, int]
+"""Grant, organization, GPUs."""
 
-    __slots__ = ("_attempts", "in_use")
+
+class Caps:
+    """How many GPUs the attempts on each grant and of each organization keep, this cycle's picks counted."""
+
+    __slots__ = ("_attempts", "in_use", "used_by")
 
     def __init__(self) -> None:
-        self._attempts: dict[str, tuple[str, int]] = {}
-        self.in_use: Counter[str] = Counter()
+        self._attempts: dict[str, _Kept] = {}
+        self.in_use: Counter[str] = Counter()  # by grant
+        self.used_by: Counter[str] = Counter()  # by organization
 
-    def put(self, attempt: Attempt) -> tuple[str, ...]:
-        """Count an attempt as it is now. Returns the grants whose count changed."""
+    def put(self, attempt: Attempt) -> tuple[_Kept, ...]:
+        """Count an attempt as it is now. Returns what it counted as, and does, if that changed."""
         before = self._attempts.get(attempt.id)
         if attempt.gpus_held:
-            self._attempts[attempt.id] = now = (attempt.grant_id, attempt.gpus_held)
+            now = attempt.grant_id, attempt.organization_id, attempt.gpus_held
+            self._attempts[attempt.id] = now
         else:
             self._attempts.pop(attempt.id, None)
             now = None
         return self._move(before, now)
 
-    def drop(self, attempt_id: str) -> tuple[str, ...]:
-        """The attempt is no more. Returns the grants whose count changed."""
+    def drop(self, attempt_id: str) -> tuple[_Kept, ...]:
+        """The attempt is no more. Returns what it counted as."""
         return self._move(self._attempts.pop(attempt_id, None), None)
 
-    def charge(self, grant_id: str, gpus: int) -> None:
+    def charge(self, grant_id: str, organization_id: str, gpus: int) -> None:
         """Count a pick of this cycle (negative: give it back)."""
         self.in_use[grant_id] += gpus
+        self.used_by[organization_id] += gpus
 
     def left(self, grant: Grant) -> int | None:
         """How many GPUs more may be in use; negative when the cap was lowered since. None: there is no cap."""
         return None if grant.max_gpus is None else grant.max_gpus - self.in_use[grant.id]
 
-    def _move(self, before: tuple[str, int] | None, now: tuple[str, int] | None) -> tuple[str, ...]:
+    def _move(self, before: _Kept | None, now: _Kept | None) -> tuple[_Kept, ...]:
         if before == now:
             return ()
         for counted, sign in ((before, -1), (now, 1)):
             if counted:
-                self.in_use[counted[0]] += sign * counted[1]
-        return tuple(counted[0] for counted in (before, now) if counted)
+                self.charge(counted[0], counted[1], sign * counted[2])
+        return tuple(counted for counted in (before, now) if counted)
 
 
 def _held_by(grant: Grant, parties: Sequence[str], held_gpu_us: int) -> Mapping[str, int]:

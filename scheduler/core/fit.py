@@ -4,7 +4,7 @@ from bisect import bisect_left, insort
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from scheduler.core.model import Node
+from scheduler.core.model import RACK, Node
 
 MINUTE_MS = 60_000
 HOUR_MS = 60 * MINUTE_MS
@@ -30,8 +30,12 @@ class Shape(NamedTuple):
     pods: int
     kept_for: str = ""
     """The job's own id when room is kept for it: it alone may use that room."""
+    within: str = ""
+    """RACK when one rack has to hold all pods; NODE when one node has, which then count as one pod."""
     span_ms: int = 0
     """Its walltime, rounded up to one of `SPANS_MS`: how long it must not be in the way of a reservation."""
+    classes: tuple[str, ...] = ()
+    """All that the job accepts, in order of preference, if there are several: it has a shape for each."""
 
     @property
     def gpus(self) -> int:
@@ -101,35 +105,46 @@ class Shelf:
         return free, total
 
 
+Racks = dict[str, dict[str, dict[str, Shelf]]]
+"""By class, cluster and rack."""
+
+
 class Fleet:
     """All nodes, by class and cluster; what a cycle takes is journalled and given back by `rollback`."""
 
-    __slots__ = ("_journal", "_nodes", "open", "shut")
+    __slots__ = ("_journal", "_nodes", "open", "open_racks", "shut", "shut_racks")
 
     def __init__(self) -> None:
         self._nodes: dict[str, Node] = {}
         self._journal: list[tuple[Shelf, str, int]] = []
         self.open: dict[str, dict[str, Shelf]] = {}  # class: cluster: schedulable nodes
         self.shut: dict[str, dict[str, Shelf]] = {}  # class: cluster: the others
+        self.open_racks: Racks = {}  # the same nodes once more, as far as their racks are known
+        self.shut_racks: Racks = {}
 
     def put(self, node: Node) -> None:
         """Add a node or change it."""
         self.drop(node.id)
         self._nodes[node.id] = node
-        side = self.open if node.schedulable else self.shut
+        side, racks = (self.open, self.open_racks) if node.schedulable else (self.shut, self.shut_racks)
         for gpu_class, capacity in node.capacities.items():
             free = max(0, capacity.total - capacity.foreign - capacity.used)
             shelf = side.setdefault(gpu_class, {}).setdefault(node.cluster, Shelf())
             shelf.put(node.node, free, capacity.total)
+            if node.rack:
+                of_cluster = racks.setdefault(gpu_class, {}).setdefault(node.cluster, {})
+                of_cluster.setdefault(node.rack, Shelf()).put(node.node, free, capacity.total)
 
     def drop(self, node_id: str) -> None:
         """Forget a node; an unknown one is no matter."""
         node = self._nodes.pop(node_id, None)
         if node is None:
             return
-        side = self.open if node.schedulable else self.shut
+        side, racks = (self.open, self.open_racks) if node.schedulable else (self.shut, self.shut_racks)
         for gpu_class in node.capacities:
             side[gpu_class][node.cluster].drop(node.node)
+            if node.rack:
+                racks[gpu_class][node.cluster][node.rack].drop(node.node)
 
     def node(self, node_id: str) -> Node | None:
         """A node as it was put."""
@@ -140,8 +155,18 @@ class Fleet:
         by_cluster = self.open.get(gpu_class, {})
         return {cluster: by_cluster[cluster] for cluster in clusters if cluster in by_cluster}
 
+    def domains(self, shape: Shape, clusters: Iterable[str]) -> list[tuple[str, Shelf]]:
+        """Of each of these clusters what may hold the gang: all its schedulable nodes, or rack by rack."""
+        if shape.within != RACK:
+            return list(self.shelves(shape.gpu_class, clusters).items())
+        by_cluster = self.open_racks.get(shape.gpu_class, {})
+        return [(c, shelf) for c in clusters for _, shelf in sorted(by_cluster.get(c, {}).items(), key=_name)]
+
     def fits(self, shape: Shape, clusters: Iterable[str]) -> bool:
         """Whether all pods fit together in one of these clusters."""
+        if shape.within == RACK:
+            racks = self.domains(shape, clusters)
+            return any(shelf.fitting(shape.gpus_per_pod) >= shape.pods for _, shelf in racks)
         by_cluster = self.open.get(shape.gpu_class, {})
         return any(
             by_cluster[cluster].fitting(shape.gpus_per_pod) >= shape.pods
@@ -155,9 +180,17 @@ class Fleet:
         for name, gpus in gpus_by_node.items():
             shelf.shift(name, -sign * gpus)
             self._journal.append((shelf, name, sign * gpus))
+            if self.open_racks and (rack := self._nodes[f"{cluster}/{name}"].rack):
+                shelf_of_rack = self.open_racks[gpu_class][cluster][rack]
+                shelf_of_rack.shift(name, -sign * gpus)
+                self._journal.append((shelf_of_rack, name, sign * gpus))
 
     def rollback(self) -> None:
         """Undo everything taken."""
         while self._journal:
             shelf, name, gpus = self._journal.pop()
             shelf.shift(name, gpus)
+
+
+def _name(rack: tuple[str, Shelf]) -> str:
+    return rack[0]

@@ -14,12 +14,17 @@ GroupKey = tuple[str | None, Shape, int]
 
 
 class Group:
-    """Waiting jobs that cost the same, fit the same and draw on the same grant."""
+    """Waiting jobs that cost the same, fit the same and draw on the same grant.
+
+    Jobs that accept several GPU classes have a group for each: a family, whose groups share their entries and
+    are judged each by itself, since neither cost nor room is the same.
+    """
 
     __slots__ = (
         "book",
         "cost_gpu_us",
         "entries",
+        "family",
         "key",
         "listed",
         "path",
@@ -42,6 +47,7 @@ class Group:
         self.reason: Reason | None = None
         self.listed = False  # in Knowledge.by_shape
         self.told: Reason | None = None  # the reason that every one of its jobs was told, if it is one
+        self.family: tuple[Group, ...] = ()  # in order of preference; none for a single class
 
     @property
     def gpus(self) -> int:
@@ -58,9 +64,35 @@ class Group:
         """The jobs that were not picked in this cycle."""
         return self.entries[self.taken :] if self.taken else self.entries
 
+    @property
+    def able(self) -> "Sequence[Group]":
+        """Of its family those that could pay, in order of preference."""
+        if self.family:
+            return [group for group in self.family if group.book]
+        return (self,) if self.book else ()
+
+    @property
+    def speaks(self) -> bool:
+        """Whether its jobs are told why this group waits: of a family the first that could pay, else the first."""
+        if not self.family:
+            return True
+        return self is next((group for group in self.family if group.book), self.family[0])
+
+    def take(self) -> None:
+        """Its first job was picked, and is no longer to be had by another class."""
+        for group in self.family or (self,):
+            group.taken += 1
+
+    def give_back(self) -> None:
+        """Nothing of it was picked."""
+        for group in self.family or (self,):
+            group.taken, group.told = 0, None
+
     def blocked(self, code: WaitReason, **numbers: int | str) -> None:
         """The jobs wait for something other than room."""
         self.book, self.path = None, ()
+        if self.family:
+            numbers["other_classes"] = len(self.family) - 1
         if self.reason is None or self.reason.code is not code or self.reason.numbers != numbers:
             self.reason = Reason(code, numbers)
 
@@ -95,11 +127,11 @@ class Leaf:
         heap = self.heads[group.shape]
         if heap[0][1] is not group:
             self.drop(group)
-            group.taken += 1
+            group.take()
             if group.taken < len(group.entries):
                 self.add(group)
             return
-        group.taken += 1
+        group.take()
         if group.taken < len(group.entries):
             heapreplace(heap, (group.entries[group.taken], group))
         else:
@@ -108,6 +140,12 @@ class Leaf:
                 del self.heads[group.shape]
         self.first = min((heap[0][0] for heap in self.heads.values()), default=None)
         self._ids = self._since_of = self._since_ms = None
+
+    def step(self, group: Group) -> None:
+        """The first job of the group, wherever that stands, was picked for one of its family."""
+        self.drop(group)
+        if group.taken < len(group.entries):
+            self.add(group)
 
     def add(self, group: Group) -> None:
         """A group that drew on another grant until a pick of this cycle."""

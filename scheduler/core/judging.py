@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from scheduler.core.capping import Ceiling
 from scheduler.core.entitlement import Balances, Caps, GrantBook
 from scheduler.core.groups import Group
 from scheduler.core.model import WaitReason
@@ -64,8 +65,12 @@ class Judge:
         offers: Offers,
         step_ms: int,
         now_ms: int,
+        ceiling: Ceiling | None = None,
     ) -> None:
         self.rates, self.offers, self.step_ms, self.now_ms = rates, offers, step_ms, now_ms
+        self.ceiling = ceiling
+        self.is_capped = False
+        """Whether a group could pay and is kept back by the organization's cap."""
         self.until_ms = NEVER_MS
         self.running: list[Offer] = []
         self.coming: list[GrantBook] = []
@@ -86,7 +91,8 @@ class Judge:
     def decide(self, group: Group) -> None:
         """Give the group the first grant and path that suffice, or the reason nearest to sufficing.
 
-        A grant that is capped is passed over like one that is short; of the two the cap is nearer.
+        A grant that is capped is passed over like one that is short; of the two the cap is nearer. The organization's
+        own cap binds last: no other grant would help.
         """
         pinned, shape, walltime_ms = group.key
         rate = self.rates.get(shape.gpu_class)
@@ -105,8 +111,7 @@ class Judge:
             self._look_again(latest_ms + 1)
             if offer.remainder >= cost:
                 if offer.gpus_left is None or offer.gpus_left >= group.gpus:
-                    group.book, group.reason = offer.book, None
-                    group.path = next(p for p, r in zip(offer.paths, offer.rooms, strict=True) if r >= cost)
+                    self._draw(group, offer, cost)
                     return
                 capped.append(offer)
             elif in_time is None or offer.remainder > in_time.remainder:
@@ -117,6 +122,15 @@ class Judge:
             group.blocked(WaitReason.GRANT_EXHAUSTED, **self.offers.exhausted(in_time, cost))
         else:
             self._out_of_time(group, pinned)
+
+    def _draw(self, group: Group, offer: Offer, cost_gpu_us: int) -> None:
+        """The grant pays, unless the organization has as many GPUs as it may."""
+        if self.ceiling and self.ceiling.left < group.gpus:
+            self.is_capped = True
+            group.blocked(WaitReason.ORGANIZATION_CAP, **self.ceiling.numbers(group.gpus))
+            return
+        group.book, group.reason = offer.book, None
+        group.path = next(p for p, r in zip(offer.paths, offer.rooms, strict=True) if r >= cost_gpu_us)
 
     def _out_of_time(self, group: Group, pinned: str | None) -> None:
         """No running grant lasts long enough: name the one that lasts longest, else the first to come."""

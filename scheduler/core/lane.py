@@ -1,8 +1,19 @@
-"""The first stage of a cycle: small short jobs pass, the shortest first."""
+"""The first stages of a cycle: programmes below their reserved part of the pool, then small short jobs."""
 
 from scheduler.core.order import Race
 from scheduler.core.picks import Picks
 from scheduler.core.policy import Lane
+
+
+def serve_owed(picks: Picks) -> None:
+    """Jobs of programmes that keep less than their reserved part of the pool; reservations do not bind them."""
+    live = {shape for shape in picks.fit_now() if not shape.kept_for or shape.kept_for in picks.horizon.seats}
+    if live:
+        picks.tree.start()
+    while live and (turn := picks.tree.next(Race(live, owed_only=True))):
+        closed = picks.start(*turn, picks.take(turn[2]))
+        live.difference_update(closed)
+        picks.look_again(closed)
 
 
 def serve_lane(picks: Picks, lane: Lane) -> None:
@@ -22,9 +33,10 @@ def serve_lane(picks: Picks, lane: Lane) -> None:
         if here:
             picks.tree.start()
         while here and (turn := picks.tree.next(Race(here, lane=lane, worst_behind_share=worst))):
-            closed = picks.start(*turn, picks.take(turn[2].shape))
+            closed = picks.start(*turn, picks.take(turn[2]))
             here.difference_update(closed)
             live.difference_update(closed)
+            picks.look_again(closed)
 
 
 def _worst_behind_share(picks: Picks) -> float:

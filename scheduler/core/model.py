@@ -10,6 +10,9 @@ from enum import StrEnum
 
 from scheduler.core.policy import Policy
 
+NODE, RACK = "node", "rack"
+"""Within what all pods have to fit."""
+
 
 class JobState(StrEnum):
     """Where a job or an attempt is on its way. Only QUEUED jobs wait."""
@@ -38,11 +41,14 @@ class WaitReason(StrEnum):
     """(grant, account, needed_gpu_us, left_gpu_us): the account that is short, "" when no path is open"""
     GRANT_CAP = "grant_cap"
     """(grant, cap, in_use, needed): GPUs; a job larger than the cap waits until people change it"""
+    ORGANIZATION_CAP = "organization_cap"
+    """(organization, cap, in_use, needed): GPUs, as for a grant; those that others are being stopped for are in use"""
     PLACEMENT_PAUSED = "placement_paused"
     """(what, name): "hub" with no name, or the "gpu_class" or "cluster" of this name"""
     BEHIND_IN_ORDER = "behind_in_order"
-    """(position, organization, job): the start of this plan, counted from 1, that took the room. Told to the first
-    job in order of each shape only: for the jobs behind it, it is not that start that keeps them waiting."""
+    """(position, organization, job, lag_thousandths): the start of this plan, counted from 1, that took the room, and
+    how far the grant that pays for it ranks behind its pace, in thousandths of its term. Told to the first job in
+    order of each shape only: for the jobs behind it, it is not that start that keeps them waiting."""
     ROOM_RESERVED = "room_reserved"
     """(job): the one for which the room is kept, now or from a moment before this job could end"""
     BOOKED = "booked"
@@ -54,9 +60,24 @@ class WaitReason(StrEnum):
     NODES_UNAVAILABLE = "nodes_unavailable"
     """(gpu_class, gpus)"""
     NO_FREE_GPU = "no_free_gpu"
-    """(gpu_class, needed, free): fewer are free in all clusters together than the job needs"""
+    """(gpu_class, needed, free, [room_at_ms, ending_job]): fewer are free in all clusters together than the job needs.
+    The last two where they are known: by when running jobs have made room at the latest, and whose end does so"""
     NO_NODE_FITS = "no_node_fits"
-    """(gpu_class, gpus_per_pod, pods, pods_fit): enough are free, but scattered over nodes or clusters"""
+    """(gpu_class, gpus_per_pod, pods, pods_fit, [room_at_ms, ending_job]): enough are free, but scattered over nodes
+    or clusters. `within` besides where one "node" has to hold all pods (they then count as one), or one "rack"."""
+
+
+class Topology(StrEnum):
+    """How the pods of a gang lie to each other. What is required is part of whether they fit, the rest of where."""
+
+    ANY = "any"
+    SAME_NODE = "same_node"
+    SAME_RACK = "same_rack"
+    PREFER_SAME_NODE = "prefer_same_node"
+    """One node, else one rack, else anywhere."""
+    PREFER_SAME_RACK = "prefer_same_rack"
+    SPREAD = "spread"
+    """As evenly over nodes as the room allows: on distinct ones where there are enough."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +107,8 @@ class Node:
     node: str
     schedulable: bool
     capacities: Mapping[str, Capacity]
+    rack: str = ""
+    """Its name within the cluster; "" for a node of which no rack is known: it shares one with no other."""
 
     @property
     def id(self) -> str:
@@ -164,16 +187,21 @@ class Organization:
     frozen: bool = False
     decayed_usage_gpu_us: float = 0.0
     as_of_ms: int = 0
+    max_gpus: int | None = None
+    """How many GPUs its attempts may keep at once, whatever the pool."""
+    pool_thousandths: int | None = None
+    """Which part of the pool its attempts may keep at once; 1000: any; None: that of the policy."""
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A request for `pods` pods that start together, each with GPUs of one class on one node."""
+    """A request for `pods` pods that start together, each on one node with GPUs of the same class."""
 
     id: str
     organization_id: str
     grant_id: str | None
     gpu_class: str
+    """The class that it prefers."""
     gpus_per_pod: int
     pods: int
     walltime_ms: int
@@ -187,6 +215,24 @@ class Job:
     """Whether it may be stopped for another and come again."""
     preempted_at_ms: tuple[int, ...] = ()
     """When it was preempted, at least within the last 24 hours."""
+    fallbacks: tuple[str, ...] = ()
+    """Further classes that it accepts, in order of preference; all its pods get one and the same."""
+
+    topology: Topology = Topology.ANY
+
+    @property
+    def unit(self) -> tuple[int, int, str]:
+        """(GPUs, how many such, within what): what has to fit. All pods on one node are like one large pod."""
+        if self.pods > 1 and self.topology is Topology.SAME_NODE:
+            return self.gpus, 1, NODE
+        if self.pods > 1 and self.topology is Topology.SAME_RACK:
+            return self.gpus_per_pod, self.pods, RACK
+        return self.gpus_per_pod, self.pods, ""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Every class that it accepts, the preferred one first."""
+        return self.gpu_class, *self.fallbacks
 
     @property
     def gpus(self) -> int:
@@ -236,6 +282,8 @@ class Attempt:
     """When it ends at the latest: its GPUs count as free from then on. None: nobody knows."""
     walltime_ms: int | None = None
     """What its cost is for. A stop moves its end and leaves this."""
+    organization_id: str = ""
+    """Whose it is; "": not known, and counted below nobody's cap."""
 
     @property
     def id(self) -> str:

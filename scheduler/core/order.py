@@ -1,5 +1,7 @@
 """Who is next: programme, then organization, then grant, the one furthest behind its pace first.
 
+A programme that keeps less than its reserved part of the pool goes before all others.
+
 A consortium's grant stands under each of its parties with one and the same lag.
 
 Equal lags are told apart by usage (decayed, plus what is held), then by the first job in order (gangs that go
@@ -24,6 +26,13 @@ Key = tuple[int, float, Entry]
 """(-lag, usage, first job); smaller is served sooner, and no two at one level are equal."""
 FLOOR_LAG_MS = 1 << 62
 """The rank of who runs below the floor of the policy: before everybody else."""
+RESERVED_LAG_MS = 1 << 63
+"""The rank of a programme that keeps less than its reserved part of the pool: before the floor."""
+PLAIN = 1000
+"""The weight, in thousandths, of who has no other."""
+
+
+_NO_STANDINGS: Mapping[str, "Standing"] = {}
 
 
 class Floor(NamedTuple):
@@ -46,6 +55,8 @@ class Race(NamedTuple):
     lane: Lane | None = None
     """Only jobs whose grant lets them pass in it."""
     worst_behind_share: float = 0.0
+    owed_only: bool = False
+    """Only jobs of programmes that keep less than their reserved part of the pool."""
 
     def of(self, branch: "Branch", leaf: Leaf) -> list[tuple[Entry, Group]]:
         """The first jobs that take part, one per shape."""
@@ -53,21 +64,42 @@ class Race(NamedTuple):
         longest_ms = 1 << 62
         if self.lane and not branch.is_below_floor:
             longest_ms = leaf.book.lane_ms(self.lane, self.worst_behind_share)
-        return [
-            heap[0]
-            for shape, heap in leaf.heads.items()
-            if (shape in self.live or (wide and shape in self.reservable)) and shape.span_ms <= longest_ms
-        ]
+        heads = list[tuple[Entry, Group]]()
+        for shape, heap in leaf.heads.items():
+            if (shape in self.live or (wide and shape in self.reservable)) and shape.span_ms <= longest_ms:
+                if not shape.classes:
+                    heads.append(heap[0])
+                elif found := [head for head in heap if self._is_choice(head[1])]:
+                    heads.append(min(found))
+        return heads
+
+    def _is_choice(self, group: Group) -> bool:
+        """Whether no class that its jobs prefer takes part: the first that fits, else the first to reserve."""
+        able = group.able
+        live = next((each for each in able if each.shape in self.live), None)
+        return group is (live or next((each for each in able if each.shape in self.reservable), None))
 
 
 class Usage:
-    """What an organization used of late and holds now, wherever it got it from."""
+    """What an organization used of late and holds now, wherever it got it from; and what its lag counts."""
 
-    __slots__ = ("decayed", "held")
+    __slots__ = ("decayed", "held", "weight_thousandths")
 
-    def __init__(self, decayed: float) -> None:
+    def __init__(self, decayed: float, weight_thousandths: int = PLAIN) -> None:
         self.decayed = decayed
         self.held = 0
+        self.weight_thousandths = weight_thousandths
+
+
+class Standing(NamedTuple):
+    """What the policy entitles a programme to."""
+
+    weight_thousandths: int
+    owed_gpus: int
+    """How many GPUs it keeps less than its reserved part of the pool; negative: more."""
+
+
+COMMON = Standing(PLAIN, 0)
 
 
 class Branch:
@@ -115,7 +147,8 @@ class Branch:
         else:
             self.first = min((leaf.first for leaf in self.leaves() if leaf.first), default=None)
         usage = self.usage.decayed + self.usage.held
-        self.key = _key(self.ranking, self.lag_weighted, usage, self.weight, self.first)
+        counts = self.usage.weight_thousandths
+        self.key = _key(self.ranking, self.lag_weighted, usage, self.weight, self.first, counts)
         was_below = self.is_below_floor
         self.is_below_floor = self.key is not None and self.floor is not None and self._runs_below(self.floor)
         self.program.below_floor += self.is_below_floor - was_below
@@ -158,15 +191,19 @@ class Program:
         "contest",
         "decayed",
         "held",
+        "id",
         "key",
         "lag_weighted",
+        "owed_gpus",
         "ranking",
         "shared",
         "weight",
+        "weight_thousandths",
     )
 
-    def __init__(self, ranking: Ranking) -> None:
-        self.ranking = ranking
+    def __init__(self, id: str, ranking: Ranking) -> None:
+        self.id, self.ranking = id, ranking
+        self.weight_thousandths, self.owed_gpus = COMMON
         self.shared: list[GrantBook] = []  # grants of several parties
         self.branches: list[Branch] = []
         self.below_floor = 0  # how many of them
@@ -178,8 +215,9 @@ class Program:
         self.decayed = 0.0
         self.key: Key | None = None
 
-    def begin(self, usages: Mapping[str, Usage]) -> None:
+    def begin(self, usages: Mapping[str, Usage], standing: Standing) -> None:
         """A new cycle: lags and usage as they are now. A grant of several parties counts once."""
+        self.weight_thousandths, self.owed_gpus = standing
         for branch in self.branches:
             branch.begin(usages)
         self.weight = sum(branch.weight for branch in self.branches)
@@ -200,7 +238,10 @@ class Program:
 
     def key_with(self, first: Entry | None) -> Key | None:
         """Its key, if that were the first of its jobs."""
-        key = _key(self.ranking, self.lag_weighted, self.decayed + self.held, self.weight, first)
+        usage, counts = self.decayed + self.held, self.weight_thousandths
+        key = _key(self.ranking, self.lag_weighted, usage, self.weight, first, counts)
+        if key and self.owed_gpus > 0:
+            return (-RESERVED_LAG_MS + key[0], *key[1:])
         return (-FLOOR_LAG_MS + key[0], *key[1:]) if key and self.below_floor else key
 
 
@@ -230,10 +271,18 @@ class Tree:
                 self._programs[program_id].shared.append(book)
             self._branches_of[book.grant.id] = branches
 
-    def begin(self, usages: Mapping[str, Usage]) -> None:
-        """A new cycle: lags and usage as they are now. The grants are the same, or there is a new tree."""
+    def begin(self, usages: Mapping[str, Usage], standings: Mapping[str, Standing] = _NO_STANDINGS) -> None:
+        """A new cycle: lags and usage as they are now. The grants are the same, or there is a new tree.
+
+        `standings`: of the programmes that have one of their own.
+        """
         for program in self._programs.values():
-            program.begin(usages)
+            program.begin(usages, standings.get(program.id, COMMON))
+
+    @property
+    def owes(self) -> bool:
+        """Whether a programme keeps less than its reserved part of the pool."""
+        return any(program.owed_gpus > 0 for program in self._programs.values())
 
     def start(self) -> None:
         """Make ready for `next`: only a cycle that has room needs it."""
@@ -251,6 +300,8 @@ class Tree:
         """The job to be served now: the first of the returned group."""
         while self._contest:
             key, _, program = self._contest[0]
+            if race.owed_only and key is program.key and program.owed_gpus <= 0:
+                return None
             turn = self._next_of(program, race) if key is program.key else None
             if turn is None:
                 heappop(self._contest)
@@ -286,7 +337,7 @@ class Tree:
                 return turn[0], branch, turn[1], turn[2]
         return None
 
-    def pick(self, branch: Branch, book: GrantBook, cost_gpu_us: int, rate: int) -> None:
+    def pick(self, branch: Branch, book: GrantBook, cost_gpu_us: int, rate: int, gpus: int) -> None:
         """Count a pick's cost as spent by its grant and as used by its organization, in every programme.
 
         The grant's lag moves for all its parties: `refresh` each of them.
@@ -297,6 +348,7 @@ class Tree:
         for party in self._branches_of[book.grant.id]:
             party.lag_weighted += moved
         branch.program.lag_weighted += moved
+        branch.program.owed_gpus -= gpus
         branch.usage.held += cost_gpu_us
         for other in self._branches[branch.organization].values():
             other.program.held += cost_gpu_us
@@ -335,7 +387,7 @@ class Tree:
 
     def _grow(self, program_id: str, organization_id: str, queues: Mapping[str, Queue]) -> Branch:
         """The branch of a party, new with its programme where it is the first there."""
-        program = self._programs.setdefault(program_id, Program(self.ranking))
+        program = self._programs.setdefault(program_id, Program(program_id, self.ranking))
         of_organization = self._branches.setdefault(organization_id, {})
         branch = of_organization.get(program_id)
         if branch is None:
@@ -351,13 +403,34 @@ class Tree:
             heappush(self._contest, (program.key, self._serial, program))
 
 
-def _key(ranking: Ranking, lag_weighted: int, usage: float, weight: int, first: Entry | None) -> Key | None:
+def weighed(lag_ms: int, weight_thousandths: int) -> int:
+    """A lag as its owner's weight counts it: who weighs twice is ranked as twice as far behind, or half as far ahead.
+
+    So of what cannot be delivered he misses half as much as another, and of what is left over he gets twice as much.
+    """
+    if weight_thousandths == PLAIN:
+        return lag_ms
+    if lag_ms > 0:
+        return lag_ms * weight_thousandths // PLAIN
+    return -(-lag_ms * PLAIN // weight_thousandths)
+
+
+def _key(
+    ranking: Ranking,
+    lag_weighted: int,
+    usage: float,
+    weight: int,
+    first: Entry | None,
+    weight_thousandths: int = PLAIN,
+) -> Key | None:
     """By what a programme or an organization is ranked; None while it has no job that could pay."""
     if first is None:
         return None
+    if weight_thousandths != PLAIN:
+        usage = usage * PLAIN / weight_thousandths
     match ranking:
         case Ranking.GRANT:
-            return -(lag_weighted // weight), usage, first
+            return -weighed(lag_weighted // weight, weight_thousandths), usage, first
         case Ranking.DECAY:
             return 0, usage / weight, first
         case Ranking.FIFO:

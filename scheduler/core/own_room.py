@@ -9,7 +9,7 @@ from scheduler.core.booked import Booked
 from scheduler.core.bookings import Laid, may_use
 from scheduler.core.groups import Entry, Group
 from scheduler.core.picks import Picks
-from scheduler.core.placement import Room
+from scheduler.core.placement import Room, choose_room
 from scheduler.core.profile import Taken, least_free
 
 
@@ -57,23 +57,19 @@ def _candidates(picks: Picks, laid: Laid) -> Iterator[tuple[Entry, Group]]:
 
 
 def _room(picks: Picks, booked: Booked, laid: Laid, group: Group) -> Room | None:
-    """All its pods on what is left of the booked room, the fullest nodes first."""
-    known, place, size = picks.known, laid.place, group.shape.gpus_per_pod
+    """All its pods on what is left of the booked room, lying to each other as the job says, the fullest nodes first."""
+    known, place = picks.known, laid.place
     shelf = known.fleet.open.get(place[0], {}).get(place[1])
     if shelf is None:
         return None
-    now_ms, left = known.now_ms, list[tuple[int, str]]()
+    # of the other nodes it may use nothing
+    now_ms, left = known.now_ms, dict.fromkeys(shelf.nodes, 0)
     for node, gpus in laid.room.gpus_by_node.items():
         spare = gpus - laid.used.get(node, 0)
-        if node in shelf.nodes and spare >= size:
+        if node in shelf.nodes and spare > 0:
             taken = Taken([*booked.beside(laid, node), *picks.horizon.picked(place, node)])
             profile = known.profiles[place].nodes[node]
             free = least_free(profile, taken, now_ms, now_ms + group.walltime_ms, now_ms)
-            left.append((min(spare, free, shelf.nodes[node][0]), node))
-    missing, gpus_by_node = group.shape.pods, dict[str, int]()
-    for spare, node in sorted(left):
-        here = min(missing, max(0, spare) // size)
-        if here:
-            gpus_by_node[node] = here * size
-            missing -= here
-    return None if missing else Room(place[0], place[1], gpus_by_node)
+            left[node] = max(0, min(spare, free))
+    topology = known.jobs[group.entries[group.taken][2]].topology
+    return choose_room(group.shape, topology, known.fleet, (place[1],), {place[1]: left})

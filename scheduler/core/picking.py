@@ -1,6 +1,6 @@
-"""The picks of one cycle, stage by stage: booked room, lane, preemption, promised room, and all that fits around it."""
+"""The picks of one cycle, stage by stage: booked room, parts of the pool, lane, preemption, promised room, the rest."""
 
-from scheduler.core.lane import serve_lane
+from scheduler.core.lane import serve_lane, serve_owed
 from scheduler.core.own_room import serve_booked
 from scheduler.core.picks import Picks
 from scheduler.core.reserving import seat, serve_all
@@ -14,12 +14,9 @@ def fill(picks: Picks) -> None:
         picks.horizon.sit(reservation, known.jobs[job_id].walltime_ms)
     if picks.booked:
         serve_booked(picks, picks.booked)
-    for shape in known.by_shape:
-        picks.fitting.setdefault(shape.gpu_class, {}).setdefault(shape[:4], []).append(shape)
-    for gpu_class, by_key in picks.fitting.items():
-        for shapes in by_key.values():
-            shapes.sort(key=lambda shape: shape.span_ms)
-        picks.drop_unfit(gpu_class)
+    _find_fitting(picks)
+    if picks.tree.owes:
+        serve_owed(picks)
     if policy.lane:
         serve_lane(picks, policy.lane)
     if policy.preemption:
@@ -29,3 +26,13 @@ def fill(picks: Picks) -> None:
         serve_all(picks, seat(picks))
     for organization_id in picks.touched:
         known.judge(organization_id)
+
+
+def _find_fitting(picks: Picks) -> None:
+    """The shapes that fit on what is free before the first pick outside booked room."""
+    for shape in picks.known.by_shape:
+        picks.fitting.setdefault(shape.gpu_class, {}).setdefault(shape[:5], []).append(shape)
+    for gpu_class, by_key in picks.fitting.items():
+        for shapes in by_key.values():
+            shapes.sort(key=lambda shape: shape.span_ms)
+        picks.drop_unfit(gpu_class)

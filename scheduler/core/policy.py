@@ -77,6 +77,17 @@ class Preemption:
 
 
 @dataclass(frozen=True, slots=True)
+class Entitlement:
+    """What a programme is entitled to beside its grants."""
+
+    program_id: str
+    weight_thousandths: int = 1000
+    """What its lag counts in the order; see `order.weighed`."""
+    reserved_thousandths: int = 0
+    """While it keeps less than this part of the pool, its jobs go before everybody else's; 0: they never do."""
+
+
+@dataclass(frozen=True, slots=True)
 class Policy:
     """How the core weighs history, lag, room and silence. Business milliseconds throughout."""
 
@@ -120,6 +131,14 @@ class Policy:
     """A job in booked room may end so long after it, if nothing is booked there next."""
     booking_unused_ms: int = 15 * MINUTE_MS
     """Booked room that nobody used so long after its begin is anybody's, unless the booking is to be held."""
+    organization_pool_thousandths: int = 1000
+    """An organization keeps at most this part of the pool, all GPUs of the nodes that take jobs; 1000: any."""
+    organization_pool_from_gpus: int = 0
+    """A smaller pool is not divided in this way."""
+    entitlements: tuple[Entitlement, ...] = ()
+    """Of the programmes that weigh more or less than others, or have a part of the pool reserved."""
+    organization_weights: tuple[tuple[str, int], ...] = ()
+    """(organization, thousandths): what its lag counts in the order; see `order.weighed`. Of the others 1000."""
 
 
 class _Grant(TypedDict):

@@ -60,11 +60,11 @@ def victim_of(job: Job, attempt: Attempt, gpu_class: str, rule: Preemption, now_
 
 def choose(
     shape: Shape,
-    shelves: Mapping[str, Shelf],
+    domains: Iterable[tuple[str, Shelf]],
     victims: Iterable[Victim],
     limits: Mapping[str, Mapping[str, int]],
 ) -> Eviction | None:
-    """The cheapest eviction after which all pods fit in one cluster; None if no eviction is enough.
+    """The cheapest eviction after which all pods fit in one domain (cluster or rack); None if none is enough.
 
     `limits`: by cluster and node, how many of the free GPUs may be used there at most.
     """
@@ -72,9 +72,9 @@ def choose(
     for victim in victims:
         by_cluster.setdefault(victim.attempt.cluster, {}).setdefault(victim.node, []).append(victim)
     best: Eviction | None = None
-    for cluster, on_nodes in sorted(by_cluster.items()):
-        shelf = shelves.get(cluster)
-        found = _choose_in(cluster, shelf, shape, on_nodes, limits.get(cluster, {})) if shelf else None
+    for cluster, shelf in domains:
+        on_nodes = by_cluster.get(cluster)
+        found = _choose_in(cluster, shelf, shape, on_nodes, limits.get(cluster, {})) if on_nodes else None
         if found and (best is None or found.lost_gpu_ms < best.lost_gpu_ms):
             best = found
     return best

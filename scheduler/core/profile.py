@@ -72,6 +72,22 @@ class NodeProfile:
             self._ends[later - 1] if later < len(cumulated) else NEVER_MS,
         )
 
+    def slots(self, size: int) -> list[int]:
+        """The moment from which on each further pod of this size fits, reservations aside; 0 is now."""
+        found = [0] * (self.free // size)
+        needed = (len(found) + 1) * size
+        for end_ms, gpus in zip(self._ends, (self._cumulated or self._cumulate())[1:], strict=True):
+            if end_ms >= NEVER_MS:
+                break
+            while self.free + gpus >= needed:
+                found.append(end_ms)
+                needed += size
+        return found
+
+    def ending_at(self, end_ms: int) -> str:
+        """The attempt that gives GPUs back then; of several the first by id."""
+        return min(attempt for attempt, (at_ms, _) in self._gpus.items() if at_ms == end_ms)
+
     def _cumulate(self) -> list[int]:
         if self._cumulated is None:
             pairs = sorted(self._gpus.values())
@@ -172,12 +188,34 @@ class Profile:
         self._dirty[size] = set()
         return ordered
 
+    def room_back(
+        self, size: int, pods: int, open_nodes: Mapping[str, object], picked: Mapping[str, int]
+    ) -> tuple[int, str] | None:
+        """(moment, attempt): when running attempts have made room for so many pods at the latest, and which does so.
+
+        `picked`: GPUs by node that this cycle gave away, taken to be gone for good. Reservations do not count. A
+        moment may lie in the past, when an attempt has not ended in time. None: not in sight, or there is room now.
+        """
+        found: list[tuple[int, str]] = []
+        for slot in self.slots(size, open_nodes):
+            if len(found) == pods:
+                break
+            if slot[1] not in picked:
+                found.append(slot)
+        latest_ms = found[-1][0] if len(found) == pods else NEVER_MS - 1
+        for name in picked.keys() & open_nodes.keys():
+            for count in range(1, pods + 1):
+                at_ms = self.nodes[name].when(count * size + picked[name], 0)
+                if at_ms > latest_ms:
+                    break
+                found.append((at_ms, name))
+        found.sort()
+        if len(found) < pods or not found[pods - 1][0]:
+            return None
+        at_ms, name = found[pods - 1]
+        return at_ms, self.nodes[name].ending_at(at_ms)
+
     def _of(self, name: str, size: int, open_nodes: Mapping[str, object]) -> list[int]:
-        node, found = self.nodes[name], list[int]()
         if name not in open_nodes:
-            return found
-        count = 1
-        while (at_ms := node.when(count * size, 0)) < NEVER_MS:
-            found.append(at_ms)
-            count += 1
-        return found
+            return []
+        return self.nodes[name].slots(size)

@@ -1,10 +1,10 @@
 """Why a job that could pay for its start finds no room. One reason, the first that binds."""
 
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 from scheduler.core.fit import Fleet, Shape, Shelf
-from scheduler.core.model import Cluster, Reason, WaitReason
+from scheduler.core.model import RACK, Cluster, Reason, WaitReason
 from scheduler.core.policy import Policy
 
 
@@ -59,10 +59,12 @@ class _Look:
         self.shape = shape
         self._opened: dict[str, Shelf] = fleet.open.get(shape.gpu_class, {})
         self._shut: dict[str, Shelf] = fleet.shut.get(shape.gpu_class, {})
+        self._racks = [side.get(shape.gpu_class, {}) for side in (fleet.open_racks, fleet.shut_racks)]
 
     def free(self, cluster: str, *, all_nodes: bool) -> int:
-        """How many pods fit on what is free."""
-        return sum(shelf.fitting(self.shape.gpus_per_pod) for shelf in self._shelves(cluster, all_nodes))
+        """How many pods fit together on what is free."""
+        size, domains = self.shape.gpus_per_pod, self._domains(cluster, all_nodes)
+        return max((sum(shelf.fitting(size) for shelf in shelves) for shelves in domains), default=0)
 
     def has(self, clusters: Sequence[str], *, all_nodes: bool) -> str | None:
         """The first cluster with enough free."""
@@ -70,9 +72,10 @@ class _Look:
 
     def could(self, clusters: Sequence[str], *, all_nodes: bool) -> str | None:
         """The first cluster that would have enough if all its nodes were empty."""
+        size, pods = self.shape.gpus_per_pod, self.shape.pods
         for cluster in clusters:
-            shelves = self._shelves(cluster, all_nodes)
-            if sum(shelf.holding(self.shape.gpus_per_pod) for shelf in shelves) >= self.shape.pods:
+            domains = self._domains(cluster, all_nodes)
+            if any(sum(shelf.holding(size) for shelf in shelves) >= pods for shelves in domains):
                 return cluster
         return None
 
@@ -80,9 +83,14 @@ class _Look:
         """Free GPUs on schedulable nodes."""
         return sum(self._opened[cluster].free for cluster in clusters if cluster in self._opened)
 
-    def _shelves(self, cluster: str, all_nodes: bool) -> list[Shelf]:
+    def _domains(self, cluster: str, all_nodes: bool) -> list[list[Shelf]]:
+        """What may hold the gang, each as the shelves of its open nodes and of the others."""
+        if self.shape.within == RACK:
+            of_cluster = [side.get(cluster, {}) for side in self._racks[: 1 + all_nodes]]
+            names = {name for racks in of_cluster for name in racks}
+            return [[racks[name] for racks in of_cluster if name in racks] for name in names]
         sides = (self._opened, self._shut) if all_nodes else (self._opened,)
-        return [side[cluster] for side in sides if cluster in side]
+        return [[side[cluster] for side in sides if cluster in side]]
 
 
 def _out_of_reach(look: _Look, reach: Reach) -> Reason | None:
@@ -113,10 +121,20 @@ def _no_room(look: _Look, reach: Reach) -> Reason:
     if total < size * pods:
         return Reason(WaitReason.NO_FREE_GPU, {"gpu_class": gpu_class, "needed": size * pods, "free": total})
     most = max((look.free(cluster, all_nodes=False) for cluster in reach.live), default=0)
-    return Reason(
-        WaitReason.NO_NODE_FITS,
-        {"gpu_class": gpu_class, "gpus_per_pod": size, "pods": pods, "pods_fit": most},
-    )
+    numbers: dict[str, int | str] = {
+        "gpu_class": gpu_class,
+        "gpus_per_pod": size,
+        "pods": pods,
+        "pods_fit": most,
+    }
+    if look.shape.within:
+        numbers["within"] = look.shape.within
+    return Reason(WaitReason.NO_NODE_FITS, numbers)
+
+
+def with_others(shape: Shape, numbers: Mapping[str, int | str]) -> Mapping[str, int | str]:
+    """Of a job that accepts several classes: none of so many others lets it start either."""
+    return {**numbers, "other_classes": len(shape.classes) - 1} if shape.classes else numbers
 
 
 def _paused(what: str, name: str) -> Reason:

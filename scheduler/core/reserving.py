@@ -1,13 +1,14 @@
 """The last stages of a cycle: promised room, then everything in order around the reservations, with new ones."""
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import replace
 
 from scheduler.core.backfill import Hole, moved
 from scheduler.core.fit import Shape
-from scheduler.core.groups import Group, Leaf
+from scheduler.core.groups import Group
 from scheduler.core.model import Job, Reservation
-from scheduler.core.order import Branch, Race
+from scheduler.core.order import Race
 from scheduler.core.picks import Picks
 
 
@@ -18,33 +19,35 @@ def seat(picks: Picks) -> set[Shape]:
     """
     known, horizon, now_ms = picks.known, picks.horizon, picks.known.now_ms
     promises: Counter[str] = Counter()
-    loose, late, early = (
-        set[Shape](),
-        list[tuple[Reservation, Group]](),
-        list[tuple[Reservation, Group]](),
-    )
+    loose, late, early = set[Shape](), list[Reservation](), list[Reservation]()
     for job_id in list(known.reserved):
         job = known.jobs[job_id]
-        group = known.queues[job.organization_id].find(job)
         seat = known.reserved[job_id] if horizon.rise(job_id) else None
+        groups = known.queues[job.organization_id].find(job)
+        group = _group_for(seat, groups) if seat else None
         if group is None or group.book is None or seat is None:
             # started in this cycle, or a pick left it without the money
             if seat:
                 _unreserve(picks, job)
         elif group.book.rank_lag_ms < 0 or not _is_promise(picks, job, promises):
-            loose.add(group.shape)
+            loose.update(each.shape for each in groups)
         else:
             promises[job.organization_id] += 1
-            (late if seat.starts_at_ms <= now_ms else early).append((seat, group))
+            (late if seat.starts_at_ms <= now_ms else early).append(seat)
     # who is late goes first and pushes the others: nobody may be kept out by those who come after him
-    for seat, group in sorted(late, key=lambda pair: pair[0].starts_at_ms):
-        _seat_one(picks, seat, group)
-    for seat, _ in early:
+    for seat in sorted(late, key=lambda each: each.starts_at_ms):
+        _seat_one(picks, seat)
+    for seat in early:
         horizon.sit(seat, known.jobs[seat.job_id].walltime_ms)
-    for seat, group in early:
+    for seat in early:
         horizon.rise(seat.job_id)
-        _seat_one(picks, seat, group)
+        _seat_one(picks, seat)
     return loose
+
+
+def _group_for(seat: Reservation, groups: Iterable[Group]) -> Group | None:
+    """Of the groups that could pay the one for the class that is reserved."""
+    return next((group for group in groups if group.shape.gpu_class == seat.gpu_class), None)
 
 
 def _is_promise(picks: Picks, job: Job, promises: Counter[str]) -> bool:
@@ -54,19 +57,18 @@ def _is_promise(picks: Picks, job: Job, promises: Counter[str]) -> bool:
     return few and job.gpus >= policy.promise_gpus
 
 
-def _seat_one(picks: Picks, seat: Reservation, group: Group) -> None:
+def _seat_one(picks: Picks, seat: Reservation) -> None:
     """Start it if its room is there, else keep the room it has or an earlier one."""
     known, job = picks.known, picks.known.jobs[seat.job_id]
-    if group.book is None or group.taken or not group.entries:
+    groups = known.queues[job.organization_id].find(job)
+    if _group_for(seat, groups) is None:
         _unreserve(picks, job)
         return
-    hole = _own_hole(picks, seat, job) or picks.hole(group.shape, job)
+    hole = _own_hole(picks, seat, job) or picks.hole(groups, job)
     if hole is None:
         _unreserve(picks, job)
     elif hole.starts_at_ms <= known.now_ms:
-        branch = picks.tree.branch(group.book.grant.program_id, job.organization_id)
-        leaf = branch.queue.leaves[group.book.grant.id]
-        picks.start(branch, leaf, group, picks.use(job.gpu_class, hole))
+        picks.use(job, groups, hole)
     else:
         if hole.starts_at_ms < seat.starts_at_ms or not picks.horizon.holds(seat, job.walltime_ms):
             seat = moved(seat, hole)
@@ -81,7 +83,7 @@ def _own_hole(picks: Picks, seat: Reservation, job: Job) -> Hole | None:
         return None
     if not picks.horizon.holds(replace(seat, starts_at_ms=now_ms), job.walltime_ms):
         return None
-    return Hole(now_ms, seat.cluster, seat.gpus_by_node)
+    return Hole(now_ms, seat.gpu_class, seat.cluster, seat.gpus_by_node)
 
 
 def _unreserve(picks: Picks, job: Job) -> None:
@@ -89,20 +91,20 @@ def _unreserve(picks: Picks, job: Job) -> None:
     picks.judge_anew(job.organization_id)
 
 
-def _reserve(picks: Picks, branch: Branch, leaf: Leaf, group: Group) -> bool:
-    """Keep the earliest hole for the group's first job; start it if that is now. False: there is none."""
+def _reserve(picks: Picks, group: Group) -> str | None:
+    """Keep the earliest hole for the group's first job; start it if that is now. The hole's class, if there is one."""
     known = picks.known
     job = known.jobs[group.entries[group.taken][2]]
-    hole = picks.hole(group.shape, job)
+    hole = picks.hole(group.able, job)
     if hole is None:
-        return False
+        return None
     if hole.starts_at_ms <= known.now_ms:
-        picks.start(branch, leaf, group, picks.use(job.gpu_class, hole))
-        return True
+        picks.use(job, group.able, hole)
+        return hole.gpu_class
     known.reserved.pop(job.id, None)
     number = sum(each.made_at_ms == known.now_ms for each in known.reserved.values())
     seat = Reservation(
-        job.id, hole.cluster, job.gpu_class, hole.starts_at_ms, hole.gpus_by_node, known.now_ms, number
+        job.id, hole.cluster, hole.gpu_class, hole.starts_at_ms, hole.gpus_by_node, known.now_ms, number
     )
     picks.horizon.sit(seat, job.walltime_ms)
     if group.shape.kept_for:
@@ -110,7 +112,7 @@ def _reserve(picks: Picks, branch: Branch, leaf: Leaf, group: Group) -> bool:
     else:
         known.reserve(seat)
         picks.judge_anew(job.organization_id)
-    return True
+    return hole.gpu_class
 
 
 def serve_all(picks: Picks, loose: set[Shape]) -> None:
@@ -128,18 +130,27 @@ def serve_all(picks: Picks, loose: set[Shape]) -> None:
         picks.tree.start()
     while turn := picks.tree.next(Race(live, reservable, full)) if live or reservable else None:
         branch, leaf, group = turn
-        shape, before = group.shape, set(live) if policy.reservations else live
+        shape, used = group.shape, group.shape.gpu_class
+        before = set(live) if policy.reservations or picks.has_choices else live
+        gave_up = horizon.seats.get(shape.kept_for)
         if shape in live:
-            live.difference_update(picks.start(branch, leaf, group, picks.take(shape)))
-        elif not _reserve(picks, branch, leaf, group):
+            live.difference_update(picks.start(branch, leaf, group, picks.take(group)))
+        elif (reserved := _reserve(picks, group)) is None:
             reservable.discard(shape)
+            picks.look_again((shape,))
             continue
         else:
+            used = reserved
             live.intersection_update(picks.fit_now())
         if shape in loose:
-            reservable.discard(shape)
-        kept_out = _kept_out(picks, live, shape.gpu_class)
+            reservable.difference_update(each.shape for each in group.family or (group,))
+        kept_out = _kept_out(picks, live, used)
         live -= kept_out
+        if gave_up and shape.kept_for not in horizon.seats:
+            # the room that was kept for it is anybody's
+            live = {each for each in picks.fit_now() if picks.may(each)}
+            picks.tree.start()
+        picks.look_again(before - live)
         if len(horizon.seats) < policy.reservations:
             # what lost its room to a pick may reserve as well
             reservable |= {s for s in before - live if _may_reserve(picks, s)}
@@ -147,9 +158,8 @@ def serve_all(picks: Picks, loose: set[Shape]) -> None:
             reservable.clear()
         full = _full(picks)
     started = {start.job_id for start in picks.starts}
-    for shape in loose:
-        if shape.kept_for not in started and shape.kept_for not in horizon.seats:
-            _unreserve(picks, picks.known.jobs[shape.kept_for])
+    for job_id in sorted({shape.kept_for for shape in loose} - started - horizon.seats.keys()):
+        _unreserve(picks, picks.known.jobs[job_id])
 
 
 def _kept_out(picks: Picks, live: set[Shape], gpu_class: str) -> set[Shape]:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import assert_never
 
 from scheduler.core.backfill import Place
+from scheduler.core.capping import Ceiling, Pool, cap_of
 from scheduler.core.entitlement import Balances, Caps, GrantBook, Remaining, usage_gpu_us
 from scheduler.core.fit import Fleet, Shape
 from scheduler.core.groups import Group
@@ -28,7 +29,7 @@ from scheduler.core.model import (
     Reservations,
     Tombstone,
 )
-from scheduler.core.order import Floor, Tree, Usage
+from scheduler.core.order import PLAIN, Floor, Standing, Tree, Usage
 from scheduler.core.placement import Limits, Room, keep
 from scheduler.core.policy import Policy
 from scheduler.core.profile import NEVER_MS, Profile
@@ -63,6 +64,9 @@ class Knowledge:
         self.queues: dict[str, Queue] = {}
         self.balances = Balances()
         self.caps = Caps()
+        self.pool = Pool()
+        self._weights: dict[str, int] = {}  # of the organizations that have one of their own
+        self.served: set[str] = set()  # jobs that this cycle started in room that others stop for
         self.by_shape: dict[Shape, dict[Group, None]] = {}  # groups that could pay, an ordered set
         self.reasons: dict[str, Reason] = {}  # as last told, by job
         self.shape_reasons: dict[Shape, Reason] = {}  # as last told
@@ -86,6 +90,7 @@ class Knowledge:
         self.bookings: dict[str, Booking] = {}
         self.booked: dict[str, BookedRoom] = {}  # by booking, as laid out last
         self._expected: set[str] = set()  # jobs that this cycle stops others for
+        self._pool_moved = False
         self._remaining: dict[str, Remaining] = {}  # by grant
         self._running_on: dict[str, dict[str, Attempt]] = {}  # by grant: running, and nobody stops them
         self._apply: dict[type, Callable[..., None]] = {
@@ -109,6 +114,10 @@ class Knowledge:
         self.now_ms = now_ms
         for change in changes:
             self._apply[type(change)](change)
+        if self._pool_moved:
+            self._pool_moved = False
+            for organization_id in self.queues:
+                self._look_at_cap(organization_id)
         due = self.dirty | {id for id, queue in self.queues.items() if queue.until_ms <= now_ms}
         self.dirty = set()
         for organization_id in sorted(due):
@@ -132,6 +141,7 @@ class Knowledge:
             self.caps,
             self.policy.walltime_step_ms,
             self.now_ms,
+            self._ceiling(organization_id),
         )
         for group in queue.groups.values():
             self._list(group, group.book is not None)
@@ -139,6 +149,27 @@ class Knowledge:
             was, now = set(tail), set(queue.tail)
             self._tail_gone |= was - now
             self._tail_new += now - was
+
+    def _ceiling(self, organization_id: str) -> Ceiling | None:
+        """Its cap with what is in use below it; None while it has none."""
+        organization = self._organizations.get(organization_id)
+        cap = cap_of(organization, self.policy, self.pool) if organization else None
+        if cap is None:
+            return None
+        used = self.caps.used_by[organization_id]
+        return Ceiling(organization_id, cap, used, self._claims(organization_id))
+
+    def _claims(self, organization_id: str) -> dict[str, int]:
+        """Its waiting jobs for which others are stopped, longest waiting first, with their GPUs."""
+        found = [
+            job
+            for id in {*self._stops_for, *self._expected}
+            if (job := self.jobs.get(id))
+            and job.waits
+            and job.organization_id == organization_id
+            and id not in self.served
+        ]
+        return {job.id: job.gpus for job in sorted(found, key=lambda job: (job.submitted_at_ms, job.id))}
 
     def narrow(self, organization_id: str) -> None:
         """A pick took from an organization's balances alone: judge what it can no longer pay from where it would."""
@@ -179,8 +210,20 @@ class Knowledge:
             policy = self.policy
             floor = Floor(policy.floor_share, policy.floor_lag_ms, policy.half_life_ms)
             self._tree = Tree(books, self.queues, policy.ranking, floor if policy.floor_share else None)
-        self._tree.begin(usages)
+        self._tree.begin(usages, self._standings())
         return self._tree
+
+    def _standings(self) -> dict[str, Standing]:
+        """What the policy entitles programmes to: their weight, and how far they are below their part of the pool."""
+        found: dict[str, Standing] = {}
+        for each in self.policy.entitlements:
+            part = -(-self.pool.gpus * each.reserved_thousandths // 1000)
+            kept = 0
+            if part:
+                mine = (id for id, book in self._books.items() if book.grant.program_id == each.program_id)
+                kept = sum(self.caps.in_use[id] for id in mine)
+            found[each.program_id] = Standing(each.weight_thousandths, part - kept)
+        return found
 
     def _usages(self, books: Iterable[GrantBook]) -> dict[str, Usage]:
         """What each party of a running grant used of late and holds."""
@@ -189,7 +232,7 @@ class Knowledge:
             for id, held_gpu_us in book.held_by.items():
                 usage = usages.get(id)
                 if usage is None:
-                    usage = usages[id] = Usage(self._decayed_gpu_us(id))
+                    usage = usages[id] = Usage(self._decayed_gpu_us(id), self._weights.get(id, PLAIN))
                     if id not in self.queues:
                         self._queue(id)
                 usage.held += held_gpu_us
@@ -206,18 +249,18 @@ class Knowledge:
         }
         return reach(self._clusters.values(), known, self._classes_paused, self.policy, self.now_ms)
 
-    def keeps(self, limits_of: Callable[[Job], Limits]) -> Iterator[tuple[Job, Room]]:
+    def keeps(self, limits_of: Callable[[Job, str], Limits]) -> Iterator[tuple[Job, Room]]:
         """Room kept for jobs that others stop for, longest waiting first; taken till the fleet rolls back.
 
-        `limits_of`: what bookings leave to a job at most, asked when the room before is taken.
+        `limits_of`: what bookings leave to a job of a class at most, asked when the room before is taken.
         """
         waiting = [self.jobs[id] for id in self._stops_for if id in self.jobs and self.jobs[id].waits]
         for job in sorted(waiting, key=lambda j: (j.submitted_at_ms, j.id)):
-            if self.queues[job.organization_id].may_start_later(job):
-                room = keep(job, self._stops_for[job.id].values(), self.fleet, limits_of(job))
-                if room:
-                    self.fleet.take(room.gpu_class, room.cluster, room.gpus_by_node)
-                    yield job, room
+            classes = self.queues[job.organization_id].classes_later(job)
+            room = keep(job, classes, self._stops_for[job.id].values(), self.fleet, limits_of)
+            if room:
+                self.fleet.take(room.gpu_class, room.cluster, room.gpus_by_node)
+                yield job, room
 
     def organizations_on(self, grant_id: str, accounts: Sequence[str]) -> list[str]:
         """The grant's parties, and every organization with a grant over one of these accounts."""
@@ -235,11 +278,11 @@ class Knowledge:
             self._requeue(job_id)
 
     def drop_reservations(self) -> None:
-        """Keep no room for jobs that do not wait, could not pay, or for which others are stopped."""
-        for job_id in list(self.reserved):
+        """Keep no room for jobs that do not wait, could not pay that class, or for which others are stopped."""
+        for job_id, reservation in list(self.reserved.items()):
             job = self.jobs.get(job_id)
             queue = self.queues.get(job.organization_id) if job and job.waits else None
-            payable = queue is not None and job is not None and queue.group_of(job) is not None
+            payable = reservation.gpu_class in queue.classes_kept(job) if queue and job else False
             if not payable or job_id in self._stops_for or not self.policy.reservations:
                 del self.reserved[job_id]
                 if job and job.waits:
@@ -310,6 +353,7 @@ class Knowledge:
 
     def _put_node(self, node: Node) -> None:
         self._empty_node(node.id)
+        self._pool_moved = self.pool.put(node) or self._pool_moved
         self.fleet.put(node)
         if node.schedulable:
             for gpu_class, capacity in node.capacities.items():
@@ -349,6 +393,7 @@ class Knowledge:
 
     def _put_policy(self, policy: Policy) -> None:
         before, self.policy = self.policy, policy
+        self._weights = dict(policy.organization_weights)
         self._tree = None
         if before.gang_first_gpus != policy.gang_first_gpus:
             self._sort_anew()
@@ -381,7 +426,7 @@ class Knowledge:
     def _put_organization(self, organization: Organization) -> None:
         before = self._organizations.get(organization.id)
         self._organizations[organization.id] = organization
-        if before is None or before.frozen != organization.frozen:
+        if before is None or _verdict_of(before) != _verdict_of(organization):
             self.dirty.add(organization.id)
 
     def _put_job(self, job: Job) -> None:
@@ -411,12 +456,29 @@ class Knowledge:
         self._forget_stop(attempt_id)
         self._look_at_caps(self.caps.drop(attempt_id))
 
-    def _look_at_caps(self, grant_ids: Iterable[str]) -> None:
-        """The GPUs in use on these grants changed."""
-        for grant_id in grant_ids:
+    def _look_at_caps(self, counted: Iterable[tuple[str, str, int]]) -> None:
+        """The GPUs in use on these grants and of these organizations changed."""
+        for grant_id, organization_id, _ in counted:
             book = self._books.get(grant_id)
             if book and book.grant.max_gpus is not None:
                 self.dirty.update(book.parties)
+            self._look_at_cap(organization_id)
+
+    def _look_at_cap(self, organization_id: str) -> None:
+        """What is left below this organization's cap changed: judge it anew if that may bind."""
+        queue, organization = self.queues.get(organization_id), self._organizations.get(organization_id)
+        if queue is None or organization is None:
+            return
+        cap = cap_of(organization, self.policy, self.pool)
+        if cap is None or queue.gpus_left is None:
+            had_none = queue.gpus_left is None
+            if (cap is None) != had_none:
+                self.dirty.add(organization_id)
+        else:
+            left = cap - self.caps.used_by[organization_id]
+            if queue.is_bound(left):
+                self.dirty.add(organization_id)
+            queue.gpus_left = left  # what the next pick counts from, judged anew or not
 
     def _forget_stop(self, attempt_id: str) -> None:
         attempt = self._attempts.pop(attempt_id, None)
@@ -478,6 +540,7 @@ class Knowledge:
                     self.dirty.update(self.queues)
             case Kind.NODE:
                 self._empty_node(id)
+                self._pool_moved = self.pool.drop(id) or self._pool_moved
                 self.fleet.drop(id)
             case Kind.CLUSTER:
                 self._clusters.pop(id, None)
@@ -509,6 +572,11 @@ class Knowledge:
         self._close(book)
         self.dirty.update(self.organizations_on(grant_id, book.accounts))
         del self._books[grant_id]
+
+
+def _verdict_of(organization: Organization) -> tuple[bool, int | None, int | None]:
+    """What may keep all its jobs from starting."""
+    return organization.frozen, organization.max_gpus, organization.pool_thousandths
 
 
 def _on_nodes(attempt: Attempt) -> Counter[tuple[str, str]]:

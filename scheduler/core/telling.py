@@ -6,9 +6,10 @@ from itertools import chain
 
 from scheduler.core.fit import Shape
 from scheduler.core.groups import Group, Leaf
-from scheduler.core.model import Reason, WaitReason
+from scheduler.core.model import RACK, Reason, WaitReason
 from scheduler.core.picks import FitKey, Picks
-from scheduler.core.reasons import explain
+from scheduler.core.reasons import explain, with_others
+from scheduler.core.waiting import Queue
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +25,7 @@ class Teller:
 
     def __init__(self, cycle: Picks) -> None:
         self._cycle, self._known = cycle, cycle.known
-        self._explained: dict[tuple[str, int, int, str], Reason] = {}
+        self._explained: dict[FitKey, Reason] = {}
 
     def tell(self, judged: Iterable[str]) -> Told:
         """After the picks. `judged`: the organizations whose verdicts may have changed before them."""
@@ -36,18 +37,29 @@ class Teller:
         for shape, reason in known.shape_reasons.items():
             if reason is not before.get(shape):
                 for group in known.by_shape[shape]:
-                    _say(known.reasons, changed, group, reason)
-        queues = [known.queues[id] for id in sorted(cycle.touched.union(judged)) if id in known.queues]
-        for queue in queues:
-            for job_id, reason in queue.cooling():
-                if known.reasons.get(job_id) != reason:
-                    known.reasons[job_id] = changed[job_id] = reason
-            for group in queue.groups.values():
-                if group.taken < len(group.entries):
-                    _say(known.reasons, changed, group, group.reason or known.shape_reasons[group.shape])
+                    if group.speaks:
+                        _say(known.reasons, changed, group, reason)
+        for organization_id in sorted(cycle.touched.union(judged)):
+            if organization_id in known.queues:
+                self._tell_queue(known.queues[organization_id], changed)
         self._tell_behind(changed, leaves)
         ids = chain.from_iterable(leaf.ids for leaf in leaves)
-        return Told((*ids, *(job_id for _, job_id in known.tail())), changed)
+        order = (*ids, *(job_id for _, job_id in known.tail()))
+        if len(order) > len(known.reasons):
+            # who would draw on one grant for one class and on another for the next stands where its turn comes first
+            order = tuple(dict.fromkeys(order))
+        return Told(order, changed)
+
+    def _tell_queue(self, queue: Queue, changed: dict[str, Reason]) -> None:
+        known = self._known
+        for job_id, reason in queue.cooling():
+            if known.reasons.get(job_id) != reason:
+                known.reasons[job_id] = changed[job_id] = reason
+        for group in queue.groups.values():
+            if not group.speaks:
+                group.told = None
+            elif group.taken < len(group.entries):
+                _say(known.reasons, changed, group, group.reason or known.shape_reasons[group.shape])
 
     def _tell_behind(self, changed: dict[str, Reason], leaves: Sequence[Leaf]) -> None:
         """Only the first job of each shape that lost its room to a pick hears so: the others were not next.
@@ -57,18 +69,18 @@ class Teller:
         known, behind = self._known, self._cycle.behind
         before, known.behind = known.behind, {}
         for group, _ in before.values():
-            if group.book and group.taken < len(group.entries):
+            if group.book and group.speaks and group.taken < len(group.entries):
                 _say(known.reasons, changed, group, known.shape_reasons[group.shape])
         missing = dict[FitKey, set[Shape]]()
         for shape in behind:
-            missing.setdefault(shape[:4], set()).add(shape)
+            missing.setdefault(shape[:5], set()).add(shape)
         for leaf in leaves:
             if not missing:
                 break
-            for key in missing.keys() & {shape[:4] for shape in leaf.heads}:
+            for key in missing.keys() & {shape[:5] for shape in leaf.heads}:
                 # of jobs that need the same room only the first was next, whatever their walltimes
-                (_, _, job_id), group = min(heap[0] for s, heap in leaf.heads.items() if s[:4] == key)
-                if group.shape in missing.pop(key):
+                (_, _, job_id), group = min(heap[0] for s, heap in leaf.heads.items() if s[:5] == key)
+                if group.shape in missing.pop(key) and group.speaks:
                     group.told = None
                     known.behind[job_id] = group, behind[group.shape]
                     known.reasons[job_id] = changed[job_id] = behind[group.shape]
@@ -81,7 +93,10 @@ class Teller:
         known, cycle, found = self._known, self._cycle, dict[Shape, Reason]()
         for shape, groups in known.by_shape.items():
             if any(group.taken < len(group.entries) for group in groups):
-                found[shape] = self._reserved(shape) or self._explain(shape)
+                reason = self._reserved(shape) or self._explain(shape)
+                if shape.classes and reason.code is not WaitReason.RESERVED:
+                    reason = Reason(reason.code, with_others(shape, reason.numbers))
+                found[shape] = reason
         given: list[str] = []
         for job_id, room in cycle.keeps.items():
             known.fleet.take(room.gpu_class, room.cluster, room.gpus_by_node, sign=-1)
@@ -92,7 +107,8 @@ class Teller:
                 if known.fleet.fits(shape, cycle.reach.open_to(shape.gpu_class)):
                     others = [id for id in reversed(given) if id != shape.kept_for]
                     assert others, f"{shape} fits and was not started"
-                    found[shape] = Reason(WaitReason.ROOM_RESERVED, {"job": others[0]})
+                    numbers = with_others(shape, {"job": others[0]})
+                    found[shape] = Reason(WaitReason.ROOM_RESERVED, numbers)
         before = known.shape_reasons
         return {shape: before[shape] if before.get(shape) == r else r for shape, r in found.items()}
 
@@ -101,13 +117,16 @@ class Teller:
         cycle = self._cycle
         seat = cycle.horizon.seats.get(shape.kept_for)
         if seat:
-            shelves = self._known.fleet.shelves(shape.gpu_class, cycle.reach.open_to(shape.gpu_class))
+            gpu_class = seat[0].gpu_class
+            shelves = self._known.fleet.shelves(gpu_class, cycle.reach.open_to(gpu_class))
             numbers: dict[str, int | str] = {
                 "starts_at_ms": seat[0].starts_at_ms,
-                "gpu_class": shape.gpu_class,
+                "gpu_class": gpu_class,
                 "needed": shape.gpus,
                 "free": sum(shelf.free for shelf in shelves.values()),
             }
+            if shape.within:
+                numbers["within"] = shape.within
             return Reason(WaitReason.RESERVED, numbers)
         if cycle.horizon.seats and cycle.fits(shape):
             return Reason(WaitReason.ROOM_RESERVED, {"job": cycle.horizon.in_the_way(shape)})
@@ -116,16 +135,28 @@ class Teller:
         return None
 
     def _explain(self, shape: Shape) -> Reason:
-        reason = self._explained.get(shape[:4])
+        reason = self._explained.get(shape[:5])
         if reason is None:
             cycle = self._cycle
             fleet, kept = self._known.fleet, cycle.keeps.get(shape.kept_for)
             if kept:
                 fleet.take(kept.gpu_class, kept.cluster, kept.gpus_by_node, sign=-1)
-            reason = self._explained[shape[:4]] = explain(shape, fleet, cycle.reach)
+            reason = self._explained[shape[:5]] = explain(shape, fleet, cycle.reach)
             if kept:
                 fleet.take(kept.gpu_class, kept.cluster, kept.gpus_by_node)
+            elif reason.code in (WaitReason.NO_FREE_GPU, WaitReason.NO_NODE_FITS) and shape.within != RACK:
+                reason = self._explained[shape[:5]] = self._with_room(shape, reason)
         return reason
+
+    def _with_room(self, shape: Shape, reason: Reason) -> Reason:
+        """The same with the moment at which running attempts have made room at the latest, if that is in sight."""
+        cycle = self._cycle
+        room = cycle.horizon.room_back(shape, cycle.reach.open_to(shape.gpu_class))
+        if room is None:
+            return reason
+        at_ms, attempt_id = room
+        job_id, _, _ = attempt_id.rpartition("-")
+        return Reason(reason.code, {**reason.numbers, "room_at_ms": at_ms, "ending_job": job_id})
 
 
 def _say(reasons: dict[str, Reason], changed: dict[str, Reason], group: Group, reason: Reason) -> None:

@@ -20,12 +20,12 @@ class Pool:
         self._by_class: dict[str, list[list[tuple[str, Victim]]]] = {}
         self._chosen: set[str] = set()
 
-    def below(self, job: Job, lag_ms: int) -> list[Victim]:
+    def below(self, job: Job, gpu_class: str, lag_ms: int) -> list[Victim]:
         """Of other organizations, drawing on grants that are at most so far behind."""
         count = bisect_right(self._lags, lag_ms)
         return [
             victim
-            for found in self._of(job.gpu_class)[:count]
+            for found in self._of(gpu_class)[:count]
             for organization, victim in found
             if organization != job.organization_id and victim.attempt.id not in self._chosen
         ]

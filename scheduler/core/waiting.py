@@ -4,6 +4,7 @@ from bisect import bisect_left, insort
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 
+from scheduler.core.capping import Ceiling
 from scheduler.core.entitlement import Balances, Caps, GrantBook
 from scheduler.core.fit import Shape, span_of
 from scheduler.core.groups import Entry, Group, GroupKey, Leaf
@@ -22,7 +23,10 @@ class Queue:
         "_frozen",
         "dearest_gpu_us",
         "gang_first_gpus",
+        "gpus_left",
         "groups",
+        "has_claims",
+        "is_capped",
         "leaves",
         "organization_id",
         "tail",
@@ -34,13 +38,16 @@ class Queue:
         self.organization_id = organization_id
         self.gang_first_gpus = gang_first_gpus
         self.groups: dict[GroupKey, Group] = {}
-        self._cooling: dict[str, tuple[Job, GroupKey]] = {}
+        self._cooling: dict[str, tuple[Job, str]] = {}  # with whom room is kept for
         self.leaves: dict[str, Leaf] = {}
         self.tail: list[tuple[int, str]] = []  # the jobs that may not start for another reason than room
         self.until_ms = 0
-        # while the only path has this left, and the cap this many, no pick changes a verdict
+        # while the only path has this left, and the caps this many, no pick changes a verdict
         self.dearest_gpu_us = NEVER_US
         self.widest_gpus = 0
+        self.gpus_left: int | None = None  # below the organization's cap, when it was judged; None: no cap
+        self.is_capped = False  # some job could pay and waits for that
+        self.has_claims = False  # others are being stopped for some job
         self._by_path: dict[tuple[str, ...], list[Group]] | None = (
             None  # those that could pay, the dearest last
         )
@@ -48,11 +55,11 @@ class Queue:
 
     def add(self, job: Job, kept: bool, now_ms: int) -> None:
         """A job waits; `kept` when room is kept for it."""
-        key = _key(job, job.id if kept else "")
+        kept_for = job.id if kept else ""
         if job.not_before_ms is not None and job.not_before_ms > now_ms:
-            self._cooling[job.id] = job, key
+            self._cooling[job.id] = job, kept_for
         else:
-            self._enter(job, key)
+            self._enter(job, kept_for)
 
     def remove(self, job: Job) -> None:
         """A job waits no more (or is about to be added anew)."""
@@ -66,24 +73,37 @@ class Queue:
                 del group.entries[at]
                 return
 
-    def may_start_later(self, job: Job) -> bool:
-        """Whether only room, time or a cooldown keeps this job; its money is there."""
+    def classes_later(self, job: Job) -> Sequence[str]:
+        """The classes for which only room, time or a cooldown keeps this job; its money is there."""
         if self._frozen:
-            return False
-        return job.id in self._cooling or self.group_of(job) is not None
+            return ()
+        if job.id in self._cooling:
+            return job.classes
+        return self.classes_kept(job)
 
-    def find(self, job: Job) -> Group | None:
-        """The group of a job that could pay now and was not picked in this cycle."""
+    def find(self, job: Job) -> Sequence[Group]:
+        """Of a job that was not picked in this cycle: its groups that could pay now, in order of preference."""
         for kept_for in ("", job.id):
             group = self.groups.get(_key(job, kept_for))
-            if group and group.book and self._entry(job) in group.left:
-                return group
-        return None
+            if group and group.able and self._entry(job) in group.left:
+                return group.able
+        return ()
 
-    def group_of(self, job: Job) -> Group | None:
-        """The group of a job for which room is kept, if it could pay now."""
+    def classes_kept(self, job: Job) -> Sequence[str]:
+        """The classes that a job could pay now for which room is kept."""
         group = self.groups.get(_key(job, job.id))
-        return group if group and group.book and group.entries else None
+        return [each.shape.gpu_class for each in group.able] if group and group.entries else ()
+
+    def take(self, group: Group) -> None:
+        """The group's first job was picked."""
+        assert group.book, f"picked without a grant: {group.key}"
+        if not group.family:
+            self.leaves[group.book.grant.id].take(group)
+            return
+        group.take()
+        for each in group.family:
+            if each.book:
+                self.leaves[each.book.grant.id].step(each)
 
     def cooling(self) -> Iterator[tuple[str, Reason]]:
         """Why each job in cooldown waits."""
@@ -99,38 +119,38 @@ class Queue:
         caps: Caps,
         step_ms: int,
         now_ms: int,
+        ceiling: Ceiling | None = None,
     ) -> None:
         """Give every group its grant or its reason; books are those open to it, whatever their term."""
         self._thaw(now_ms)
         before, self.leaves = self.leaves, {}
         self._frozen = None
+        self.gpus_left, self.widest_gpus, self.is_capped, self.has_claims = None, 0, False, False
         if organization is not None and organization.frozen:
             self._frozen = Reason(WaitReason.ORGANIZATION_FROZEN, {"organization": organization.id})
             for group in self.groups.values():
                 group.book, group.path, group.reason = None, (), self._frozen
         else:
             offers = Offers(self.organization_id, balances, caps)
-            judge = Judge(books if organization else (), rates, offers, step_ms, now_ms)
-            for group in self.groups.values():
-                judge.decide(group)
-                if group.book:
-                    self._leaf(group.book, before).put(group)
-            self.until_ms = min(judge.until_ms, self.until_ms)
-            able = [group for group in self.groups.values() if group.book]
-            self.dearest_gpu_us, self._by_path = NEVER_US, None
-            if judge.only_money:
-                self._by_path = defaultdict(list)
-                for group in sorted(able, key=_cost):
-                    self._by_path[group.path].append(group)
-            elif judge.one_path:
-                self.dearest_gpu_us = max((group.cost_gpu_us for group in able), default=0)
-                self.widest_gpus = max((group.gpus for group in able), default=0)
+            judge = Judge(books if organization else (), rates, offers, step_ms, now_ms, ceiling)
+            self._decide(judge, ceiling, before)
         for leaf in self.leaves.values():
             leaf.seal()
         self.tail = sorted(
-            [e[1:] for group in self.groups.values() if not group.book for e in group.left]
+            [e[1:] for group in self.groups.values() if not group.book and group.speaks for e in group.left]
             + [(job.submitted_at_ms, job.id) for job, _ in self._cooling.values()]
         )
+
+    def is_bound(self, gpus_left: int) -> bool:
+        """Whether a verdict may differ, or its numbers do, when so many are left below the organization's cap."""
+        return self.is_capped or self.has_claims or gpus_left < self.widest_gpus
+
+    def take_gpus(self, gpus: int) -> bool:
+        """Count a pick below the organization's cap. Returns whether a job that could start may no longer."""
+        if self.gpus_left is None:
+            return False
+        self.gpus_left -= gpus
+        return self.has_claims or self.gpus_left < self.widest_gpus
 
     @property
     def can_narrow(self) -> bool:
@@ -162,6 +182,40 @@ class Queue:
         self.until_ms = min(judge.until_ms, self.until_ms)
         return short
 
+    def _decide(self, judge: Judge, ceiling: Ceiling | None, before: Mapping[str, Leaf]) -> None:
+        """Judge every group, and note what the next picks must leave for all this to stay true."""
+        claims = self._claim(judge, ceiling) if ceiling and ceiling.claims else ()
+        for group in self.groups.values():
+            if group.shape.kept_for not in claims:
+                judge.decide(group)
+            if group.book:
+                self._leaf(group.book, before).put(group)
+        self.until_ms = min(judge.until_ms, self.until_ms)
+        able = [group for group in self.groups.values() if group.book]
+        self.dearest_gpu_us, self._by_path = NEVER_US, None
+        self.gpus_left = ceiling.left if ceiling else None
+        self.is_capped, self.has_claims = judge.is_capped, bool(claims)
+        if ceiling or judge.one_path:
+            self.widest_gpus = max((group.gpus for group in able), default=0)
+        if judge.only_money:
+            self._by_path = defaultdict(list)
+            for group in sorted(able, key=_cost):
+                self._by_path[group.path].append(group)
+        elif judge.one_path:
+            self.dearest_gpu_us = max((group.cost_gpu_us for group in able), default=0)
+
+    def _claim(self, judge: Judge, ceiling: Ceiling) -> Mapping[str, int]:
+        """Judge the jobs first that others are being stopped for, each counting before the next. Returns them."""
+        for job_id, gpus in ceiling.claims.items():
+            if job_id in self._cooling:
+                ceiling.keep(gpus if ceiling.left >= gpus else 0)
+            own = [g for g in self.groups.values() if g.shape.kept_for == job_id and g.entries]
+            for group in own:
+                judge.decide(group)
+            # once, whichever of the classes that it accepts it can pay
+            ceiling.keep(gpus if any(group.book for group in own) else 0)
+        return ceiling.claims
+
     def _leaf(self, book: GrantBook, before: Mapping[str, Leaf]) -> Leaf:
         leaf = self.leaves.get(book.grant.id)
         if leaf is None:
@@ -171,20 +225,36 @@ class Queue:
     def _thaw(self, now_ms: int) -> None:
         """Let jobs whose cooldown is over wait like the others."""
         self.until_ms = NEVER_MS
-        for job, key in list(self._cooling.values()):
+        for job, kept_for in list(self._cooling.values()):
             assert job.not_before_ms is not None
             if job.not_before_ms <= now_ms:
                 del self._cooling[job.id]
-                self._enter(job, key)
+                self._enter(job, kept_for)
             else:
                 self.until_ms = min(self.until_ms, job.not_before_ms)
 
-    def _enter(self, job: Job, key: GroupKey) -> None:
+    def _enter(self, job: Job, kept_for: str) -> None:
+        key = _key(job, kept_for)
         group = self.groups.get(key)
         if group is None:
-            group = self.groups[key] = Group(key)
+            group = self._found(key)
         insort(group.entries, self._entry(job))
-        group.told = None
+        for each in group.family or (group,):
+            each.told = None
+
+    def _found(self, key: GroupKey) -> Group:
+        """A new group, with the others of its family."""
+        pinned, shape, walltime_ms = key
+        group = self.groups[key] = Group(key)
+        if shape.classes:
+            others = [Group((pinned, shape._replace(gpu_class=c), walltime_ms)) for c in shape.classes[1:]]
+            for each in others:
+                self.groups[each.key] = each
+                each.entries = group.entries
+            group.family = (group, *others)
+            for each in others:
+                each.family = group.family
+        return group
 
     def _entry(self, job: Job) -> Entry:
         goes_first = 0 < self.gang_first_gpus <= job.gpus
@@ -202,5 +272,8 @@ def _cost(group: Group) -> int:
 
 
 def _key(job: Job, kept_for: str) -> GroupKey:
-    shape = Shape(job.gpu_class, job.gpus_per_pod, job.pods, kept_for, span_of(job.walltime_ms))
+    """Of the group for the class that it prefers."""
+    classes = job.classes if job.fallbacks else ()
+    size, pods, within = job.unit
+    shape = Shape(job.gpu_class, size, pods, kept_for, within, span_of(job.walltime_ms), classes)
     return job.grant_id, shape, job.walltime_ms

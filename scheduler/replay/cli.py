@@ -11,7 +11,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from scheduler.core.policy import PRESETS
-from scheduler.replay import contest, packing, plots, report
+from scheduler.replay import contest, packing, plots, published, report
 from scheduler.replay.figures import Figures
 from scheduler.replay.settings import LedgerKind, Settings, arrange
 from scheduler.replay.traces import BadTrace, Kind, read_trace, recognize
@@ -130,11 +130,13 @@ def replay(
             checkpoint_s=checkpoint_min * 60,
             restart_s=restart_min * 60,
         )
-        jobs = arrange(read_trace(trace, kind), settings)
+        read = read_trace(trace, kind)
     except BadTrace as error:
         _refuse(str(error))
-    found = contest.play(names, jobs, settings)
+    found = contest.play(names, arrange(read, settings), settings)
     typer.echo(report.text(found, settings, str(trace)), nl=False)
+    if kind is Kind.MURI and (name := published.name_of(trace, read)):
+        typer.echo(published.beside(name, found, settings), nl=False)
     _write(found, settings, str(trace), output)
 
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from enum import IntEnum
+from functools import partial
 from heapq import heappop, heappush
 from itertools import pairwise
 
@@ -32,6 +33,7 @@ from scheduler.core.state import State
 from scheduler.replay.history import History, Stretch
 from scheduler.replay.ledger import books, stretched
 from scheduler.replay.life import GPU_CLASS, Run, life_of, record_of
+from scheduler.replay.scene import Look, Scene, scene_of
 from scheduler.replay.settings import LedgerKind, Settings, demand_gpu_s, grants_gpu_s
 from scheduler.replay.traces import TraceJob
 
@@ -44,14 +46,19 @@ Tell = Callable[[int, int], None]
 
 
 def replay(
-    name: str, policy: Policy, jobs: Sequence[TraceJob], settings: Settings, tell: Tell | None = None
+    name: str,
+    policy: Policy,
+    jobs: Sequence[TraceJob],
+    settings: Settings,
+    tell: Tell | None = None,
+    look: Look | None = None,
 ) -> History:
     """Play jobs, in order of submission, under one policy until all have run, or until `settings.until_days`."""
     assert all(a.submit_s <= b.submit_s for a, b in pairwise(jobs)), "jobs out of order"
     collects = gc.isenabled()
     gc.disable()  # nothing here makes cycles, and a collection walks over every job
     try:
-        return _Replay(policy, jobs, settings, tell or (lambda now_s, started: None)).play(name)
+        return _Replay(policy, jobs, settings, tell or (lambda now_s, started: None), look).play(name)
     finally:
         if collects:
             gc.enable()
@@ -64,8 +71,10 @@ class _Event(IntEnum):
 
 
 class _Replay:
-    def __init__(self, policy: Policy, jobs: Sequence[TraceJob], settings: Settings, tell: Tell) -> None:
-        self.settings, self.tell = settings, tell
+    def __init__(
+        self, policy: Policy, jobs: Sequence[TraceJob], settings: Settings, tell: Tell, look: Look | None
+    ) -> None:
+        self.settings, self.tell, self.look = settings, tell, look
         self.lives = [life_of(job, settings) for job in jobs]
         self.by_id = {life.trace.id: life for life in self.lives}
         self.grants = grants_gpu_s(jobs, settings)
@@ -76,7 +85,7 @@ class _Replay:
         self.policy = stretched(_priced(policy, settings), self.books.values())
         self.runs: dict[str, Run] = {}
         self.used = {f"n{i:05d}": 0 for i in range(settings.nodes)}  # GPUs by node
-        self.kept: dict[str, list[str]] = {}  # attempts that ended for a job that still waits
+        self.kept: dict[str, list[Attempt]] = {}  # that ended for a job that still waits
         self.events: list[tuple[int, int, str, int]] = []  # heap of (ms, what, job, attempt)
         self.next_arrival = 0
         self.started = self.ended = self.cycles = 0
@@ -102,6 +111,8 @@ class _Replay:
             plan, state = decide(state, self._news(), now_ms, brief=True)
             self.cycles += 1
             self._apply(plan, now_ms)
+            if self.look:
+                self.look(now_ms, partial(self._scene, plan, now_ms))
             if self.cycles % 256 == 0 and time.monotonic() - told > TELL_EVERY_WALL_S:
                 told = time.monotonic()
                 self.tell(now_ms // 1000, self.started)
@@ -202,8 +213,9 @@ class _Replay:
                 )
         if run.for_job is not None and self._waits(run.for_job):
             # the room it frees is kept for that job only while this is known
-            self.changes.append(replace(attempt, state=JobState.ENDED, capacity_held=False))
-            self.kept.setdefault(run.for_job, []).append(attempt.id)
+            freed = replace(attempt, state=JobState.ENDED, capacity_held=False)
+            self.changes.append(freed)
+            self.kept.setdefault(run.for_job, []).append(freed)
         else:
             self.changes.append(Tombstone(Kind.ATTEMPT, attempt.id))
 
@@ -237,6 +249,13 @@ class _Replay:
         self.touched_nodes.clear()
         self.touched_books.clear()
         return changes
+
+    def _scene(self, plan: Plan, now_ms: int) -> Scene:
+        fixed: list[Change] = [GpuClass(GPU_CLASS, 1000), Cluster(CLUSTER, ALWAYS_MS), self.policy]
+        size = self.settings.gpus_per_node
+        fixed += (Node(CLUSTER, id, True, {GPU_CLASS: Capacity(size, 0, n)}) for id, n in self.used.items())
+        waiting = (life for life in self.lives[: self.next_arrival] if self._waits(life.trace.id))
+        return scene_of(plan, now_ms, self.settings, fixed, self.books, waiting, self.runs, self.kept)
 
     def _apply(self, plan: Plan, now_ms: int) -> None:
         for stop in plan.stops:
@@ -281,13 +300,14 @@ class _Replay:
             started_at_ms=now_ms,
             ends_at_ms=now_ms + life.limit_ms,
             walltime_ms=life.limit_ms,
+            organization_id=life.trace.organization,
         )
         self.runs[start.job_id] = Run(life, attempt, now_ms, now_ms + overhead_ms)
         heappush(self.events, (now_ms + overhead_ms + life.left_ms, _Event.END, start.job_id, start.attempt))
         self.books[life.trace.organization].hold(start.cost_gpu_us)
         self.touched_books.add(life.trace.organization)
         self.changes += (life.job(JobState.RUNNING), attempt)
-        self.changes += (Tombstone(Kind.ATTEMPT, id) for id in self.kept.pop(start.job_id, ()))
+        self.changes += (Tombstone(Kind.ATTEMPT, each.id) for each in self.kept.pop(start.job_id, ()))
 
     def _occupy(self, pod: PodPlacement) -> None:
         self.used[pod.node] += pod.count

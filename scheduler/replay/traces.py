@@ -89,8 +89,12 @@ def recognize(path: Path) -> Kind:
     )
 
 
-def read_trace(path: Path, kind: Kind | None = None) -> list[TraceJob]:
-    """All jobs in order of submission. `kind` overrides what the content looks like. Raises BadTrace."""
+def read_trace(path: Path, kind: Kind | None = None, *, longest_h: int | None = None) -> list[TraceJob]:
+    """All jobs in order of submission. `kind` overrides what the content looks like. Raises BadTrace.
+
+    `longest_h` is the longest limit that a job may have: a longer run gets this one, a trace that names a longer one is
+    refused.
+    """
     kind = kind or recognize(path)
     if kind is Kind.OPENB:
         raise BadTrace(
@@ -99,15 +103,22 @@ def read_trace(path: Path, kind: Kind | None = None) -> list[TraceJob]:
     files = list(_files(path))
     if kind is Kind.MURI and len(files) > 1:
         raise BadTrace(str(path), None, f"holds {len(files)} traces; name one of them, as in {files[0][0]}")
-    jobs = [job for name, content in files for job in _read_csv(name, _text(name, content), kind)]
+    jobs: list[TraceJob] = []
+    rows = 0
+    for name, content in files:
+        text = _text(name, content)
+        jobs += _read_csv(_File(name, longest_h, rows), text, kind)
+        if kind is Kind.CSV:  # of the others each file is an organization of its own
+            rows += text.count("\n") + 1
     if not jobs:
         raise BadTrace(str(path), None, "holds no jobs; at least one row has to follow the header")
     return sorted(jobs, key=lambda job: (job.submit_s, job.id))
 
 
-def limit_of(run_s: int) -> int:
+def limit_of(run_s: int, longest_h: int | None = None) -> int:
     """The limit a person would have asked for (source: facts/scheduling.md 2.7)."""
-    return next((hours * HOUR_S for hours in LIMITS_H if run_s <= hours * HOUR_S), run_s)
+    hours = next((hours for hours in LIMITS_H if run_s <= hours * HOUR_S), longest_h)
+    return run_s if hours is None else hours * HOUR_S
 
 
 def _is_openb(path: Path) -> bool:
@@ -176,7 +187,16 @@ def _text(name: str, content: bytes) -> str:
         ) from error
 
 
-def _read_csv(name: str, text: str, kind: Kind) -> Iterator[TraceJob]:
+@dataclass(frozen=True, slots=True)
+class _File:
+    name: str
+    longest_h: int | None
+    rows_before: int
+    """Of the files read before it."""
+
+
+def _read_csv(file: _File, text: str, kind: Kind) -> Iterator[TraceJob]:
+    name = file.name
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
         header = _header(next(reader, []))
@@ -197,14 +217,14 @@ def _read_csv(name: str, text: str, kind: Kind) -> Iterator[TraceJob]:
                     reader.line_num,
                     f"{len(cells)} cells; the header has {len(header)}, so give as many",
                 )
-            yield _Row(name, reader.line_num, dict(zip(header, cells, strict=True))).job(kind)
+            yield _Row(file, reader.line_num, dict(zip(header, cells, strict=True))).job(kind)
     except csv.Error as error:
         raise BadTrace(name, reader.line_num, f"{error}; quotes have to be closed") from error
 
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    file: str
+    file: _File
     line: int
     cells: dict[str, str]
 
@@ -220,13 +240,15 @@ class _Row:
 
     def _job(self, organization: str, submit: str, gpus: str, run: str, per_s: int) -> TraceJob:
         run_s = self._seconds(run, per_s)
-        limit_s = limit_of(run_s)
+        limit_s, longest_h = limit_of(run_s, self.file.longest_h), self.file.longest_h
         if self.cells.get("limit_s", "").strip():
             limit_s = self._seconds("limit_s", 1)
             if limit_s < 1:
                 raise self._bad("limit_s", "is no time to run in", "a limit of at least 1 s, or none")
+            if longest_h is not None and limit_s > longest_h * HOUR_S:
+                raise self._bad("limit_s", f"is over {longest_h} h", f"at most {longest_h * HOUR_S} s")
         return TraceJob(
-            f"{organization}:{self.line:07d}",
+            f"{organization}:{self.file.rows_before + self.line:07d}",
             organization,
             self._seconds(submit, per_s),
             self._gpus(gpus),
@@ -235,7 +257,7 @@ class _Row:
         )
 
     def _stem(self) -> str:
-        return Path(self.file).name.removesuffix(".gz").removesuffix(".csv")
+        return Path(self.file.name).name.removesuffix(".gz").removesuffix(".csv")
 
     def _organization(self) -> str:
         name = self.cells["organization"].strip()
@@ -260,4 +282,6 @@ class _Row:
         return int(text)
 
     def _bad(self, field: str, wrong: str, right: str) -> BadTrace:
-        return BadTrace(self.file, self.line, f"{field}: {self.cells[field].strip()!r} {wrong}; give {right}")
+        return BadTrace(
+            self.file.name, self.line, f"{field}: {self.cells[field].strip()!r} {wrong}; give {right}"
+        )

@@ -44,6 +44,7 @@ class NodeAdded:
     t: int
     node: str
     gpus: tuple[GpuSpec, ...]
+    rack: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ DEFAULT_NODES = ("sim-[0-1]:h100=8", "sim-[2-3]:a100=8", "sim-4:h100-1g.10gb=28"
 _SPACE = uuid5(NAMESPACE_DNS, "simulate.gpuhub")
 _RANGE = re.compile(r"^(?P<before>[^\[\]]*)\[(?P<first>\d+)-(?P<last>\d+)\](?P<after>[^\[\]]*)$")
 _NAME = re.compile(r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")
+_RACK = re.compile(r"^[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?$")
 _SLICE = re.compile(r"^(?P<whole>.+)-(?P<part>\dg\.(?P<memory_gib>\d+)gb)$")
 
 
@@ -54,7 +55,7 @@ def hardware(gpu_class: str) -> Hardware:
 
 
 def read_fleet(specs: Sequence[str]) -> dict[str, tuple[GpuSpec, ...]]:
-    """Nodes and their GPUs from texts like `sim-[0-1]:h100=8` or `sim-4:a100=4,h100-1g.10gb=28`.
+    """Nodes and their GPUs from texts like `sim-[0-1]:h100=8`, `sim-4@rack-b:a100=4,h100-1g.10gb=28`.
 
     GPU ids follow from node name and position, so the same fleet always has the same ids. Raises ValueError.
     """
@@ -62,9 +63,9 @@ def read_fleet(specs: Sequence[str]) -> dict[str, tuple[GpuSpec, ...]]:
     for spec in specs:
         names, colon, counts = spec.partition(":")
         if not colon:
-            raise ValueError(f"{spec!r} is not NODES:CLASS=COUNT[,CLASS=COUNT]")
+            raise ValueError(f"{spec!r} is not NODES[@RACK]:CLASS=COUNT[,CLASS=COUNT]")
         classes = _classes(spec, counts)
-        for node in _names(spec, names):
+        for node in _names(spec, names.partition("@")[0]):
             if node in fleet:
                 raise ValueError(f"node {node!r} is named twice")
             fleet[node] = tuple(
@@ -72,6 +73,18 @@ def read_fleet(specs: Sequence[str]) -> dict[str, tuple[GpuSpec, ...]]:
                 for index, gpu_class in enumerate(classes)
             )
     return fleet
+
+
+def read_racks(specs: Sequence[str]) -> dict[str, str]:
+    """The rack of each node of which one is named (`NODES@RACK:…`). Raises ValueError."""
+    racks: dict[str, str] = {}
+    for spec in specs:
+        names, at, rack = spec.partition(":")[0].partition("@")
+        if at and _RACK.match(rack) is None:
+            raise ValueError(f"{spec!r}: {rack!r} is no rack's name (letters, digits, '-', '_' and '.')")
+        if at:
+            racks |= dict.fromkeys(_names(spec, names), rack)
+    return racks
 
 
 def _names(spec: str, names: str) -> list[str]:

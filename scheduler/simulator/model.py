@@ -208,7 +208,7 @@ class Model:
         pools: dict[str, Pool] = {}
         for gpu in gpus.values():
             pools.setdefault(gpu.gpu_class, Pool([])).gpus.append(gpu)
-        self.nodes[event.node] = Node(event.node, gpus, pools, booted_ms=event.t)
+        self.nodes[event.node] = Node(event.node, gpus, pools, booted_ms=event.t, rack=event.rack)
 
     def _object_created(self, event: ObjectCreated) -> None:
         assert event.name not in self.objects, "a name is taken once"

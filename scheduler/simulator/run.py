@@ -16,7 +16,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from scheduler.simulator.crash import open_journal
 from scheduler.simulator.door import create_app
 from scheduler.simulator.faults import CUT
-from scheduler.simulator.fleet import read_fleet
+from scheduler.simulator.fleet import read_fleet, read_racks
 from scheduler.simulator.journal import JournalTrouble
 from scheduler.simulator.model import Model
 from scheduler.simulator.readings import SAMPLES_KEPT, Readings
@@ -35,7 +35,7 @@ def serve(settings: Settings) -> None:
     # Standard output carries one line only, the one that says where the door is.
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     try:
-        fleet = read_fleet(settings.nodes)
+        fleet, racks = read_fleet(settings.nodes), read_racks(settings.nodes)
     except ValueError as wrong:
         raise CannotServe(f"--nodes: {wrong}") from wrong
     listener = _listen(settings.host, settings.port)
@@ -46,7 +46,7 @@ def serve(settings: Settings) -> None:
     except (JournalTrouble, OSError) as trouble:
         raise CannotServe(str(trouble)) from trouble
     simulation = Simulation(model, journal, settings.clock, _end_process)
-    if not simulation.add_fleet(fleet) and {node: len(gpus) for node, gpus in fleet.items()} != {
+    if not simulation.add_fleet(fleet, racks) and {node: len(gpus) for node, gpus in fleet.items()} != {
         name: len(node.gpus) for name, node in model.nodes.items()
     }:
         log.warning("fleet_kept", reason="the journal has its own nodes", journal=str(journal.path))

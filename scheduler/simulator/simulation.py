@@ -65,13 +65,15 @@ class Simulation:
         self._answered_ms = now_ms
         return now_ms
 
-    def add_fleet(self, fleet: Mapping[str, tuple[GpuSpec, ...]]) -> bool:
+    def add_fleet(
+        self, fleet: Mapping[str, tuple[GpuSpec, ...]], racks: Mapping[str, str] | None = None
+    ) -> bool:
         """Give a cluster without nodes its nodes. False if it has some already: the journal's fleet stays."""
         if self.model.nodes:
             return False
         with self.turn() as now_ms:
             for node, gpus in fleet.items():
-                self.do(NodeAdded(now_ms, node, gpus))
+                self.do(NodeAdded(now_ms, node, gpus, (racks or {}).get(node, "")))
         return True
 
     async def wait_beyond(self, version: int, wait_s: float) -> None:

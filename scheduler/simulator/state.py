@@ -85,6 +85,7 @@ class Node:
     gpus: dict[str, Gpu]
     pools: dict[str, Pool]
     booted_ms: int
+    rack: str = ""
     boots: int = 1
     lost_ms: int | None = None
     notice_ms: int | None = None

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 BENCHES = ("ledger", "steps", "api", "year", "cycle", "up", "replay")
-LONG = ("fragmentation", "fairness", "kubernetes-fill", "kubernetes-kueue")
+LONG = ("fragmentation", "fairness", "muri", "eta", "kubernetes-fill", "kubernetes-kueue")
 """Only when they are named: they take 7 to 20 minutes, the last two need what `make controlplane` builds."""
 
 

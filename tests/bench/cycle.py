@@ -239,6 +239,7 @@ def _nodes_and_attempts(rng: random.Random, size: Size) -> list[Change]:
                     started_ms,
                     started_at_ms=started_ms,
                     ends_at_ms=NOW_MS + rng.randrange(1, 48 * HOUR_MS),
+                    organization_id=organization,
                 )
             )
         found.append(Node(f"c{i % 2}", f"n{i}", True, {gpu_class: Capacity(8, 0, used)}))

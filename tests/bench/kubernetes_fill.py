@@ -3,8 +3,9 @@
 Both on one control plane in one run, the bare client before and after the hub, with the same manifests, accounts,
 namespaces and policies. What is timed is submission → every pod has its node: for the hub from the moment at which an
 operator lets placement go on (all jobs wait in the quota service), for the bare client from its first request.
-While the 4,000 run, two answers are timed: from an operator's cancel until the API server is asked to suspend the Job,
-and from the submission of a job for which there is no room until the quota service tells why it waits.
+While the 4,000 run, three answers are timed: from the submission of a job for which there is no room until the quota
+service tells why it waits; from an operator's cancel until the API server is asked to suspend the Job; and the same
+from the submission of a job for which the core takes a GPU from a firm further ahead, without notice.
 `GPUHUB_BENCH_FILL=JOBS` makes it smaller.
 """
 
@@ -23,6 +24,7 @@ from typing import Any
 
 from deploy.controlplane.api import Api
 from deploy.controlplane.programs import CONTROLLER_MANAGER
+from quota.schemas.fair_share import FairShare, FairSharePut, Preemption
 from quota.schemas.identity import Role
 from quota.schemas.jobs import JobSubmission
 from quota.schemas.scheduling import WaitReason
@@ -52,6 +54,14 @@ GPUS_PER_NODE = 8
 ORGANIZATIONS = tuple(f"firm-{number}" for number in range(8))
 THREADS = 4
 SAMPLES = 10
+BEHIND = tuple(f"firm-behind-{number}" for number in range(SAMPLES))
+"""They have grants and use nothing of them until the others have all GPUs. One for each reclaim: a job's hold is worth
+minutes of pace, so who has one running is ahead for as long as a benchmark lasts."""
+RECLAIM = FairShare(
+    preemption=Preemption(
+        gang_gpus=1, gangs=SAMPLES, gangs_at_once=SAMPLES, lead_ms=0, protected_ms=0, notice_ms=0
+    )
+)
 FILL_S = 400.0
 GRACE_S = 30
 WALLTIME_S = 24 * 3600
@@ -88,15 +98,17 @@ def run() -> list[dict[str, Any]]:
             node_lease_s=400,
             arguments={CONTROLLER_MANAGER: ("--node-monitor-grace-period=600s",)},
         ) as plane:
-            ground = provisioned(plane, folder, ("h100",), ORGANIZATIONS)
+            firms = (*ORGANIZATIONS, *BEHIND)
+            ground = provisioned(plane, folder, ("h100",), firms)
             say(f"the cluster is provisioned; {load_text()}")
             before = _fill_barely(ground, "a")
             _empty(ground)
-            with a_hub(folder / "hub", ground, ORGANIZATIONS, ("h100",)) as hub:
+            with a_hub(folder / "hub", ground, firms, ("h100",)) as hub:
                 filled = _fill_by_hub(hub, ground)
                 await_true(lambda: _running(hub) == JOBS, "the hub knows that all run", 120.0)
                 told = _time_reasons(hub)
                 stops, stop_writes = _time_stops(hub, ground)
+                reclaims = _time_reclaims(hub, ground)
                 used = hub.uses()
             _empty(ground)
             after = _fill_barely(ground, "b")
@@ -114,6 +126,8 @@ def run() -> list[dict[str, Any]]:
         _row("writes_per_stop", stop_writes / SAMPLES, "writes", None),
         _row("stop_decision", statistics.median(stops), "s", None, goal=1.0),
         _row("stop_decision_worst", max(stops), "s", None, goal=1.0),
+        _row("reclaim_decision", statistics.median(reclaims), "s", None, goal=1.0),
+        _row("reclaim_decision_worst", max(reclaims), "s", None, goal=1.0),
         _row("unschedulable_told", statistics.median(told), "s", None, goal=1.0),
         _row("unschedulable_told_worst", max(told), "s", None, goal=1.0),
         *(_row(f"{name}_peak", use.peak_mib, "MiB", None) for name, use in sorted(used.items())),
@@ -192,14 +206,15 @@ def _fill_by_hub(hub: BenchHub, ground: Ground) -> Fill:
     return fill
 
 
-def _submission(number: int, gpus: int = 1) -> JobSubmission:
+def _submission(number: int, gpus: int = 1, firm: str | None = None) -> JobSubmission:
     return JobSubmission(
         name="bench",
         gpu_class="h100",
         gpus_per_pod=gpus,
         walltime_s=WALLTIME_S,
         grace_s=GRACE_S,
-        organization_id=ORGANIZATIONS[number % len(ORGANIZATIONS)],
+        restartable=True,
+        organization_id=firm or ORGANIZATIONS[number % len(ORGANIZATIONS)],
         annotations=ANNOTATIONS,
     )
 
@@ -227,7 +242,8 @@ def _empty(ground: Ground) -> None:
     """Delete all Jobs and their pods, and wait until they are gone and the controllers have come to rest."""
     api = Api(ground.plane.url, ground.plane.ca_file, ground.plane.token, timeout_s=120.0)
     began_s = time.monotonic()
-    spaces = [names.namespace_of(ground.settings.namespace_prefix, one) for one in ORGANIZATIONS]
+    prefix = ground.settings.namespace_prefix
+    spaces = [names.namespace_of(prefix, one) for one in (*ORGANIZATIONS, *BEHIND)]
 
     def is_empty() -> bool:
         found = [_count(api, f"/apis/batch/v1/namespaces/{space}/jobs", "Background") for space in spaces]
@@ -248,7 +264,7 @@ def _count(api: Api, path: str, policy: str) -> int:
     return count
 
 
-# --- the two answers ---
+# --- the answers ---
 
 
 def _time_reasons(hub: BenchHub) -> list[float]:
@@ -292,6 +308,50 @@ def _time_stops(hub: BenchHub, ground: Ground) -> tuple[list[float], int]:
     await_true(lambda: len(asked_for("pods")) >= 2 * SAMPLES, "the pods are let go", 60.0)
     say(f"stops reached the API server after {_seconds(found)} s")
     return found, count_writes(seen, ground.user).total()
+
+
+def _time_reclaims(hub: BenchHub, ground: Ground) -> list[float]:
+    """From the submission of a job of a firm behind its pace until the API server is asked to suspend another's."""
+    found: list[float] = []
+    log = AuditLog(ground.plane.audit_log)
+
+    def is_ours(one: Asked) -> bool:
+        return (one.user, one.verb, one.resource) == (ground.user, "patch", "jobs")
+
+    with hub.client() as client:
+        client.put_fair_share(FairSharePut(fair_share=RECLAIM, reason="benchmark"))
+        for number in range(SAMPLES):
+            client.submit_job(_submission(number))  # for those that were stopped
+        for number, firm in enumerate(BEHIND):
+            # nothing is free, and the last reclaim is over
+            await_true(lambda: _running(hub) == JOBS, "all GPUs are in use", 60.0)
+            time.sleep(1.0 + 0.37 * number)
+            log.skip()
+            began_s, seen = time.time(), list[Asked]()
+
+            def is_asked(seen: list[Asked] = seen) -> bool:
+                seen.extend(one for one in log.news() if is_ours(one))
+                return bool(seen)
+
+            client.submit_job(_submission(number, firm=firm))
+            await_true(is_asked, "another's job is suspended", 60.0, 0.05)
+            found.append(seen[0].came_s - began_s)
+    # a pod whose end the hub has not recorded yet would stay for good when the hub is gone
+    await_true(lambda: not _unrecorded(ground), "all ends are recorded", 60.0, 1.0)
+    say(f"reclaims reached the API server after {_seconds(found)} s")
+    return found
+
+
+def _unrecorded(ground: Ground) -> int:
+    """How many pods are kept until the hub has recorded their ends."""
+    api = Api(ground.plane.url, ground.plane.ca_file, ground.plane.token, timeout_s=120.0)
+    count, page = 0, ""
+    while True:
+        listed = api.get(f"/api/v1/pods?limit=500&continue={page}")[1]
+        count += sum(names.END_SEEN in (pod["metadata"].get("finalizers") or ()) for pod in listed["items"])
+        page = listed["metadata"].get("continue") or ""
+        if not page:
+            return count
 
 
 def _some_running(hub: BenchHub) -> list[str]:

@@ -2,7 +2,8 @@
 
 The shape is read from Kueue's module: 15,000 jobs of 1, 5 and 20 units, from 30 queues in 5 groups of 120 units. Here
 a group is a GPU class with one node of 120 GPUs, and a queue is an organization with a grant of its own that submits
-to its group's class only. Kueue's priorities by size have no counterpart: the hub orders by pace and age.
+to its group's class only. Kueue's shape gives large jobs the highest priority and small ones the lowest; the hub is
+given the policy that comes nearest, as its operators would set it (`LIKE_KUEUE`).
 There are an API server and etcd only. `tests/bench/kubernetes_runner.py` plays the rest for the hub, Kueue's own
 `runner` for Kueue, with its `minimalkueue`, which is told to send 50 calls a second; each has a control plane of its
 own. `GPUHUB_BENCH_KUEUE=SHARE` (0 to 1) makes all sets smaller; `GPUHUB_BENCH_KUEUE_RUNS` picks runs.
@@ -30,6 +31,7 @@ from deploy.controlplane import binaries
 from deploy.controlplane.binaries import Building, Source, built_binaries
 from deploy.controlplane.programs import API_SERVER, CONTROLLER_MANAGER, KWOK, SCHEDULER
 from deploy.controlplane.toolchain import find_go, needed_version
+from quota.schemas.fair_share import FairShare, FairSharePut
 from quota.schemas.identity import Role
 from tests.bench import kubernetes_runner
 from tests.bench.kubernetes_client import Server
@@ -42,6 +44,16 @@ RUNS = os.environ.get("GPUHUB_BENCH_KUEUE_RUNS", "qps50,kueue,qps300").split(","
 CLASSES = ("h100", "h200", "a100", "a100-40gb", "l40s")
 """One for each group."""
 LIMITS = {"qps50": {"qps": 50, "burst": 100}, "qps300": {"qps": 300, "burst": 600}}
+LIKE_KUEUE = FairShare(
+    gang_first_gpus=5,
+    reservations=len(CLASSES),
+    reservations_per_organization=1,
+    reservation_gpus=20,
+    lane=None,
+    preemption=None,
+)
+"""Inside a grant medium and large jobs go first, a large one that does not fit is waited for, and no small one passes.
+"""
 LONGEST_S = 1500
 MODULE = binaries.HERE / "kueue"
 PACKAGE = "sigs.k8s.io/kueue/test/performance/scheduler"
@@ -121,6 +133,8 @@ def _ours(folder: Path, config: dict[str, Any], limits: Mapping[str, int]) -> Ou
             plane.stop_program(name)
         ground = bare(plane, folder, CLASSES, organizations, limits)
         with a_hub(folder / "hub", ground, organizations, CLASSES) as hub:
+            with hub.client() as client:
+                client.put_fair_share(FairSharePut(fair_share=LIKE_KUEUE, reason="large jobs go first"))
             hub.start_scheduler()
             server = Server(plane.url, plane.ca_file, plane.token)
             port, token = hub.ports["quota"], hub.tokens[Role.OPERATOR]

@@ -24,6 +24,7 @@ from deploy.supervisor import Supervisor
 from quota import cli as quota
 from quota.client import QuotaClient
 from quota.clock import Clock
+from quota.schemas.caps import CapsPut, HubCaps
 from quota.schemas.fleet import NewCluster, NewGpuClass
 from quota.schemas.identity import NewOrganization, NewToken, Role
 from quota.schemas.programs import Award, NewProgram
@@ -159,6 +160,8 @@ class BenchHub:
         self.supervisor.start(Program("quota", command, f"{self.url}/-/ready"))
         with self.client() as client:
             client.create_cluster(NewCluster(id=CLUSTER, kind="kubernetes"))
+            lifted = HubCaps(organization_pool_thousandths=1000, queued_jobs=1_000_000)
+            client.put_caps(CapsPut(caps=lifted, reason="as many as the others of the contest let start"))
             for name in self._classes:
                 client.put_gpu_class(
                     NewGpuClass(id=name, name=name.upper(), rate_thousandths=1000, price_krw=4000)

@@ -18,12 +18,13 @@ from quota.clock import wall_ms
 from quota.db import Database
 from quota.dispatch import decisions, lease, reports
 from quota.fleet import service as fleet
+from quota.identity import caps, tokens
 from quota.identity import service as identity
-from quota.identity import tokens
 from quota.jobs import service as jobs
 from quota.ledger.tables import holds
 from quota.programs import awards
 from quota.schemas import scheduling as wire
+from quota.schemas.caps import CapsPut, HubCaps
 from quota.schemas.fleet import NewCluster, NewGpuClass
 from quota.schemas.identity import Caller, NewOrganization, NewToken, Role
 from quota.schemas.jobs import JobSubmission
@@ -52,6 +53,8 @@ class World:
                 tx, self.caller, NewOrganization(id="alpha-lab", name="Alpha")
             )
         )
+        lifted = CapsPut(caps=HubCaps(organization_pool_thousandths=1000), reason="it is alone here")
+        write(lambda tx: caps.put_caps(tx, self.caller, lifted))
         opened = NewProgram(id="ax", name="AX", budget_gpu_hours=24_000_000)
         write(lambda tx: awards.create_program(tx, self.caller, opened))
         award = Award(

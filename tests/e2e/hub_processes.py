@@ -169,6 +169,8 @@ class Hub:
     lease_ttl_s: float = 15.0
     call_timeout_s: float = 3.0
     """How long scheduler and agent wait for the quota service."""
+    forecast_interval_s: float = 0.0
+    """How often starts are foretold; 0: never."""
     door: Door | None = None
     """Stands between the quota service and all others but the operator."""
     programs: dict[str, Program] = field(default_factory=dict)
@@ -223,6 +225,7 @@ class Hub:
             *(name, "scheduler", "run", "--holder", name, *doors, *rhythm, "--idle-interval-s", "0.3"),
             GPUHUB_TOKEN=self.tokens["scheduler"],
             GPUHUB_SCHEDULER_CALL_TIMEOUT_S=str(self.call_timeout_s),
+            GPUHUB_SCHEDULER_FORECAST_INTERVAL_S=str(self.forecast_interval_s),
             GPUHUB_SCHEDULER_LEASE_RENEW_S="0.5",
             GPUHUB_SCHEDULER_LEASE_RETRY_S="0.2",
         )

@@ -68,6 +68,28 @@ def test_the_same_key_is_the_same_job(up: Up) -> None:
     assert "idempotency_key_reused" in other.stderr
 
 
+def test_a_job_may_fall_back_on_another_class(up: Up) -> None:
+    choices = ("--gpu-class", "a100", "--fallback", "h100", "--gpus", "8")
+    quoted = up.run("submit", "choosy", *choices, "--dry-run", *QUICK)
+    assert "GPU classes in order of preference" in quoted.stdout
+    assert re.search(r"a100 .*\n.*h100 ", quoted.stdout)
+    job_id = up.ask("submit", "choosy", *choices, *QUICK)["id"]
+    shown = up.run("job", job_id).stdout
+    assert "1 x 8 a100 or h100" in shown
+    wrong = up.run("submit", "wrong", "--gpu-class", "a100", "--fallback", "a100", *QUICK)
+    assert (wrong.returncode, "twice" in wrong.stderr) == (2, True)
+
+
+def test_a_gang_may_have_to_be_on_one_node(up: Up) -> None:
+    gang = ("--gpu-class", "a100", "--gpus", "2", "--pods", "3", "--topology", "same_node")
+    job_id = up.ask("submit", "near", *gang, *QUICK)["id"]
+    assert "3 x 2 a100 (same node)" in up.run("job", job_id).stdout
+    ended = until(lambda: (found := up.ask("job", job_id))["ended_at"] and found, "it has run")
+    assert len({pod["node"] for pod in ended["attempts"][0]["pods"]}) == 1
+    never = up.run("submit", "never", "--gpus", "8", "--pods", "2", "--topology", "same_rack", *QUICK)
+    assert (never.returncode, "never_fits" in never.stderr) == (1, True)
+
+
 def test_a_job_that_waits_says_why_and_can_be_cancelled(up: Up) -> None:
     wide = up.ask("submit", "wide", "--gpus", "8", "--pods", "4", *QUICK)
 
@@ -78,8 +100,9 @@ def test_a_job_that_waits_says_why_and_can_be_cancelled(up: Up) -> None:
     found = until(with_reason, "a scheduling cycle says why it waits")
     assert found["waiting"]["numbers"]
     shown = up.run("job", wide["id"])
+    shown_in_one_line = " ".join(shown.stdout.split())
     assert re.search(
-        r"waits +" + found["waiting"]["code"] + r": .*\(.*\d.*\); place \d+ in the queue", shown.stdout
+        r" waits \w.* \(\d+\w\w of \d+ in the hub, \d+\w\w of \d+ of its organization\)", shown_in_one_line
     )
     assert up.run("cancel", wide["id"]).returncode == 0
     assert up.ask("job", wide["id"])["end_reason"] == "cancelled"

@@ -418,7 +418,8 @@ def _close(world: World) -> None:
         account |= {"granted_gpu_us": granted, "held_gpu_us": held, "used_gpu_us": used}
     latest = {row["job_id"]: row for row in world.rows["attempts"]}
     for job, row in latest.items():
-        world.rows["jobs"].append(_job_row(job, row))
+        placed = next(place for place in world.rows["placements"] if place["job_id"] == job)
+        world.rows["jobs"].append(_job_row(job, row, placed["gpu_class"]))
     holding = {(row["job_id"], row["attempt"]) for row in world.rows["attempts"] if row["capacity_held"]}
     for node, (gpu_class, count) in FLEET.items():
         used = sum(
@@ -464,10 +465,11 @@ def _close(world: World) -> None:
         line["n"] = number
 
 
-def _job_row(job: str, attempt: dict[str, Any]) -> dict[str, Any]:
+def _job_row(job: str, attempt: dict[str, Any], gpu_class: str) -> dict[str, Any]:
     return {
-        "id": job, "name": job, "organization_id": "lab", "grant_id": None, "gpu_class": "h100", "gpus_per_pod": 1,
-        "pods": 1, "walltime_ms": attempt["walltime_ms"], "grace_ms": 30_000, "restartable": 1,
+        "id": job, "name": job, "organization_id": "lab", "grant_id": None, "gpu_class": gpu_class,
+        "fallback_classes": '["h200"]', "gpus_per_pod": 1, "pods": 1,
+        "walltime_ms": attempt["walltime_ms"], "grace_ms": 30_000, "restartable": 1,
         "checkpoint_interval_ms": 10 * MINUTE, "spec": "{}", "submitted_by": "token", "submitted_at_ms": DAY,
         "state": attempt["state"], "end_reason": attempt["end_reason"], "ended_at_ms": attempt["ended_at_ms"],
         "attempt": attempt["attempt"], "abandonments": 0, "not_before_ms": None, "cancel_requested_at_ms": None,

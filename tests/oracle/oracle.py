@@ -75,6 +75,8 @@ one_run_per_attempt pod p: no object was free to run IF object_n IS NULL OR EXIS
   name = p.name AND n < p.n AND (body->>'suspend' OR event IN ('object_suspended', 'object_deleted')))
 one_run_per_attempt pod: not claimed IF IFNULL(t + 2000 < claimed OR name <> job_id || '-' || attempt, 1)
 placement_as_decided pod: it got other GPUs than the database decided IF got IS NOT decided
+placement_as_decided placements p LEFT JOIN holds h USING (job_id, attempt) JOIN jobs j ON j.id = job_id: not its class
+  IF p.gpu_class IS NOT h.gpu_class OR NOT INSTR(json_array(j.gpu_class) || fallback_classes, json_quote(p.gpu_class))
 placement_as_decided stay: no such GPU there IF (gpu_uuid, node, gpu_class) NOT IN device
 ledger_equals_journal run: booked is not what was occupied IF settled
   AND IFNULL(charged - returned + borne, 0) <> IFNULL((finish - began) * all_gpus * rate, 0)

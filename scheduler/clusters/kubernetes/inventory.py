@@ -108,6 +108,7 @@ class Inventory:
                 node,
                 [*self._node_pods.get(node.name, {}).values(), *orphans.get(node.name, ())],
                 self._settings.classes,
+                self._settings.rack_label,
             )
             for _, node in sorted(self._nodes.items())
         )

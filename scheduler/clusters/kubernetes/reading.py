@@ -90,7 +90,7 @@ def _is_settled(job: JobFacts, there: Iterable[PodFacts], known: Iterable[PodFac
 
 
 def node_status(
-    node: NodeFacts, others: Iterable[PodFacts], classes: Mapping[str, ClassForm]
+    node: NodeFacts, others: Iterable[PodFacts], classes: Mapping[str, ClassForm], rack_label: str
 ) -> NodeStatus | None:
     """A node in bundles (a GPU with its CPU and memory) per class; None if it has no GPU of the hub's.
 
@@ -111,6 +111,7 @@ def node_status(
         last_seen_ms=node.heartbeat_ms,
         classes=tuple(sorted(totals.items())),
         foreign=tuple(sorted((name, used) for name, used in foreign.items() if used)),
+        rack=node.labels.get(rack_label, ""),
     )
 
 

@@ -46,6 +46,10 @@ class KubernetesSettings(_Strict):
     """Form of each GPU class by its id in the quota service."""
     namespace_prefix: Annotated[str, Field(pattern=r"^[a-z]([a-z0-9-]{0,19})?$")] = "hub-"
     """An organization's namespace is this and its id."""
+    rack_label: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9./_-]{0,316}$")] = (
+        "topology.kubernetes.io/rack"
+    )
+    """The node label whose value names a node's rack; a node without it is in none."""
     default_image: str = ""
     """For jobs that name none; without it they are refused."""
     image_pull_secret: str = "hub-pull"

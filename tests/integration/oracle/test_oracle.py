@@ -160,6 +160,11 @@ LIES: dict[str, dict[str, Lie]] = {
         "another node": "UPDATE placements SET node = 'sim-1' WHERE job_id = 'alpha'",
         "another count": "UPDATE placements SET gpus = 3 WHERE job_id = 'delta'",
         "another class": "UPDATE placements SET gpu_class = 'a100' WHERE job_id = 'bravo'",
+        "a class that it does not accept": "UPDATE jobs SET gpu_class = 'a100' WHERE id = 'alpha'",
+        "a class whose name only begins like one that it accepts": (
+            "UPDATE jobs SET gpu_class = 'h100-1g.10gb' WHERE id = 'alpha'"
+        ),
+        "the hold of another class": "UPDATE holds SET gpu_class = 'a100' WHERE job_id = 'bravo'",
         "a GPU of another node": of("pod_started", "delta-1", gpu_uuids=["GPU-sim-0-4", "GPU-sim-1-5"]),
     },
     "ledger_equals_journal": {
@@ -442,7 +447,7 @@ def _copy_to_postgres(files: Files, url: str) -> None:
 
 def test_it_is_short_and_imports_nothing_of_what_it_judges() -> None:
     source = ORACLE.read_text()
-    assert len(source.splitlines()) < 200
+    assert len(source.splitlines()) < 205
     tree = ast.parse(source)
     top = [name for node in tree.body for name in _imported(node)]
     everywhere = {name for node in ast.walk(tree) for name in _imported(node)}

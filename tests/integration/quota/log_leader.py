@@ -1,4 +1,5 @@
-"""A scheduler that leads, as far as logs go: the real door and desk over a cluster that tests fill by hand."""
+"""A scheduler that leads, as far as logs and what-if questions go: the real door and desks over a cluster that tests
+fill by hand."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ from quota.schemas.scheduling import LeaseRequest
 from scheduler.clusters.logs import ClusterUnavailable, LogRequest, OpenLog
 from scheduler.door import Door, Readiness, Windows
 from scheduler.logs import LogDesk
+from scheduler.whatif.desk import WhatIfDesk
 from tests.builders import Hub
 
 FOR_EVER_S = 10.0**6
@@ -71,12 +73,13 @@ class LogLeader:
 
 
 @contextmanager
-def a_log_leader(hub: Hub, at_once: int = 64) -> Iterator[LogLeader]:
-    """Hold the hub's lease for as long as the block, and answer for its logs."""
+def a_log_leader(hub: Hub, at_once: int = 64, what_if: WhatIfDesk | None = None) -> Iterator[LogLeader]:
+    """Hold the hub's lease for as long as the block, and answer for its logs and what-if questions."""
     secret = ""
     cluster = HandCluster()
     desk = LogDesk({"sim": cluster}, lambda: secret, at_once)  # type: ignore[dict-item]
-    with Door("127.0.0.1", 0, Windows(bytes, lambda: Readiness(True, ""), list, desk)) as door:
+    windows = Windows(bytes, lambda: Readiness(True, ""), list, desk, what_if or WhatIfDesk(desk.admits))
+    with Door("127.0.0.1", 0, windows) as door:
         url = f"http://127.0.0.1:{door.port}"
         body = LeaseRequest(holder="scheduler-0", instance="instance-1", url=url, epoch=hub.epoch)
         secret = hub.database.write(lambda tx: take_lease(tx, body, FOR_EVER_S)).door_secret

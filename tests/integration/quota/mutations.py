@@ -171,6 +171,14 @@ def _reports(api: Api) -> Request:
     return Request(api.scheduler, body)
 
 
+def _forecast(api: Api) -> Request:
+    api.hub.take_lease()
+    job, _grant = _job(api)
+    at = instant_text(api.hub.now)
+    eta = {"low": at, "median": at, "high": at, "basis": "exact"}
+    return Request(api.scheduler, {"epoch": api.hub.epoch, "as_of": at, "etas": {job.id: eta}})
+
+
 def _ranking(api: Api) -> Request:
     api.hub.take_lease()
     job, _grant = _job(api)
@@ -268,6 +276,12 @@ REQUESTS: dict[str, Maker] = {
     "cancel_booking": lambda api: Request(
         api.operator, REASON, {"booking_id": api.operator.create_booking(NewBooking(**_booking(api))).id}
     ),
+    "put_caps": lambda api: Request(
+        api.operator, {"caps": {"queued_jobs": 100_000 + next(_numbers)}, **REASON}
+    ),
+    "put_organization_caps": lambda api: Request(
+        api.operator, {"caps": {"max_gpus": 99}, **REASON}, {"organization_id": _organization(api)}
+    ),
     "put_share": lambda api: Request(
         api.operator, {"gpu_hours": "2", **REASON}, {"grant_id": _grant(api).id, "organization_id": "beta"}
     ),
@@ -297,6 +311,7 @@ REQUESTS: dict[str, Maker] = {
     "send_decisions": _decisions,
     "send_reports": _reports,
     "put_ranking": _ranking,
+    "put_forecast": _forecast,
     "deliver_evidence": _evidence,
     "reconcile_day": _day,
 }

@@ -54,6 +54,10 @@ def _identity(world: World) -> dict[str, Callable[[], Valid]]:
         "change_organization": _post(
             world, "change_organization", "operator", {"organization_id": "alpha-lab"}
         ),
+        "read_organization_caps": _get("alpha", organization_id="alpha"),
+        "put_organization_caps": _post(
+            world, "put_organization_caps", "operator", {"organization_id": "alpha-lab"}
+        ),
         "create_token": _post(world, "create_token", "operator"),
         "list_tokens": _get("auditor"),
         "rotate_token": _post(world, "rotate_token", "operator", delta),
@@ -123,6 +127,10 @@ def _fleet(world: World) -> dict[str, Callable[[], Valid]]:
         "list_placement": _get("auditor"),
         "read_fair_share": _get("auditor"),
         "put_fair_share": _post(world, "put_fair_share", "operator"),
+        "read_caps": _get("auditor"),
+        "put_caps": _post(world, "put_caps", "operator"),
+        "read_scheduler_state": _get("auditor"),
+        "ask_what_if": _post(world, "ask_what_if", "operator"),
         "pause_hub": _post(world, "pause_hub", "operator", paused=True),
         "pause_cluster": _post(world, "pause_cluster", "operator", {"cluster": "sim"}, paused=True),
         "pause_gpu_class": _post(world, "pause_gpu_class", "operator", {"class_id": "a100"}, paused=True),
@@ -174,6 +182,8 @@ def _programs_doors(world: World) -> dict[str, Callable[[], Valid]]:
             order=[world.jobs["beta/waiting"].id],
             reasons={},
         ),
+        "put_forecast": _post(world, "put_forecast", "scheduler", epoch=hub.epoch, etas={}),
+        "read_recent_jobs": _get("scheduler"),
     }
 
 

@@ -49,7 +49,7 @@ def _api(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 def test_every_operation_that_changes_something_is_asked(api: Api) -> None:
     changing = {one.id for one in operations(api).values() if one.method != "GET"}
-    assert changing == set(REQUESTS)
+    assert changing - {"ask_what_if"} == set(REQUESTS), "what if is only asked"
 
 
 @pytest.mark.parametrize("operation", REQUESTS)

@@ -128,6 +128,7 @@ def test_raw_bodies_stand_in_the_document(api: Api) -> None:
         ("send_decisions", "DecisionBatch"),
         ("send_reports", "ReportBatch"),
         ("put_ranking", "RankingDocument"),
+        ("put_forecast", "ForecastDocument"),
         ("deliver_evidence", "EvidenceBatch"),
     ):
         content = operations(api)[operation].document["requestBody"]["content"]

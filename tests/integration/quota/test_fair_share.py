@@ -11,8 +11,8 @@ from quota.audit.tables import audit
 from quota.dispatch import feed
 from quota.dispatch.fair_share import SUBJECT, put_fair_share, read_fair_share
 from quota.dispatch.ranking import put_ranking
-from quota.errors import PreconditionFailed
-from quota.schemas.fair_share import FairShare, FairShareDocument, FairSharePut, Preemption
+from quota.errors import BadRequest, PreconditionFailed
+from quota.schemas.fair_share import FairShare, FairShareDocument, FairSharePut, Preemption, ProgramShare
 from quota.schemas.scheduling import RankingDocument, Reservation, SnapshotPage
 from tests.builders import HOUR_MS, OPERATOR, START_MS, Api, Hub, a_hub, a_problem, an_api
 
@@ -76,6 +76,27 @@ def test_what_somebody_else_changed_meanwhile_is_not_overwritten(hub: Hub) -> No
     assert _read(hub).fair_share == QUICK
 
 
+def test_weights_and_reserved_parts_are_of_programmes_and_organizations_that_there_are(hub: Hub) -> None:
+    share = FairShare(
+        programs={"ax": ProgramShare(weight_thousandths=1500, reserved_thousandths=1000)},
+        organization_weights={"alpha": 2000},
+    )
+    _put(hub, share)
+    assert hub.snapshot()[1][("policy", "default")].policy.fair_share == share
+    for wrong, field, name in (
+        (FairShare(programs={"poc": ProgramShare()}), "fair_share.programs", {"program_id": "poc"}),
+        (
+            FairShare(organization_weights={"delta": 1000}),
+            "fair_share.organization_weights",
+            {"organization_id": "delta"},
+        ),
+    ):
+        with pytest.raises(BadRequest) as refused:
+            _put(hub, wrong)
+        assert (refused.value.status, refused.value.field, refused.value.numbers) == (422, field, name)
+    assert _read(hub).fair_share == share
+
+
 def test_operators_change_it_over_http_and_firms_do_not_see_it(api: Api) -> None:
     found = api.auditor.read_fair_share()
     body = FairSharePut(fair_share=QUICK, reason="small numbers")
@@ -99,6 +120,17 @@ def test_operators_change_it_over_http_and_firms_do_not_see_it(api: Api) -> None
         ({"gang_first_gpus": True}, "gang_first_gpus", "valid integer"),
         ({"hold_share_thousandths": 1001}, "hold_share_thousandths", "less than or equal to 1000"),
         ({"reservations": -1}, "reservations", "greater than or equal to 0"),
+        (
+            {"programs": {"ax": {"reserved_thousandths": 600}, "bx": {"reserved_thousandths": 401}}},
+            "programs",
+            "come to 1001 thousandths",
+        ),
+        (
+            {"programs": {"ax": {"weight_thousandths": 9}}},
+            "programs.ax.weight_thousandths",
+            "greater than or equal",
+        ),
+        ({"organization_weights": {"alpha": 0.5}}, "organization_weights.alpha", "valid integer"),
         (
             {
                 "lane": {

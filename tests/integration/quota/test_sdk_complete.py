@@ -37,6 +37,7 @@ SPLIT = {
     "submit_job.dry_run": ("quote_job", "body"),
     "read_statement.format": ("write_statement", "form"),
     "read_statement.language": ("write_statement", "language"),
+    "read_scheduler_state.pseudonyms": ("save_scheduler_state", "pseudonyms"),
 }
 """Parameters that change the type of the answer have a method of their own."""
 AS_FIELDS = {"revoke_organization_tokens", "revoke_token"}

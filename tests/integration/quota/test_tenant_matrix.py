@@ -58,6 +58,7 @@ NAMED: dict[str, dict[str, str]] = {
     "list_gpu_classes": {},
     "list_organizations": {},
     "read_organization": {"path.organization_id": "organization"},
+    "read_organization_caps": {"path.organization_id": "organization"},
     "rotate_token": {"path.token_id": "token"},
 }
 # whom a firm may not know: everybody whom it shares no grant with, and the other parties of one that it does not lead

@@ -15,6 +15,7 @@ from tests.integration.quota.tenant_world import World, a_world, rank
 PARTY = "gamma"
 ABOUT_ALL = {
     "waiting",
+    "waiting_text",
     "ranked_at",
     "ranking_age_s",
     "position",

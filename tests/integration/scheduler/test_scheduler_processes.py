@@ -70,10 +70,15 @@ def test_waiting_job_tells_why_and_starts_when_there_is_room(hub: Hub) -> None:
     hub.wait_for(first, JobState.RUNNING)
     second = hub.submit(gpus_per_pod=8)
     until(lambda: hub.operator.read_job(second).position == 1, "a position")
-    waiting = hub.operator.read_job(second).waiting
-    assert waiting is not None
-    assert waiting.code is WaitReason.NO_FREE_GPU
-    assert waiting.numbers == {"gpu_class": "h100", "needed": 8, "free": 0}
+    found = hub.operator.read_job(second)
+    assert found.waiting is not None
+    assert found.waiting.code is WaitReason.NO_FREE_GPU
+    numbers = dict(found.waiting.numbers)
+    assert isinstance(numbers.pop("room_at_ms"), int)
+    assert numbers == {"gpu_class": "h100", "needed": 8, "free": 0, "ending_job": first}
+    assert found.waiting_text is not None
+    assert found.waiting_text.startswith("needs 8 ")
+    assert f"; {first} ends by " in found.waiting_text
     hub.operator.cancel_job(first)
     check_against_journal(hub, hub.wait_for(second, JobState.ENDED))
     stopped = hub.wait_for(first, JobState.ENDED)

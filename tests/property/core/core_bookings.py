@@ -20,6 +20,7 @@ from scheduler.core.model import (
 )
 from scheduler.core.policy import DAY_MS, MINUTE_MS, Policy
 from tests.property.core.core_chaos import KINDS
+from tests.property.core.core_choices import of_class, payable
 from tests.property.core.core_promise_faults import ROOM, fits, free_at, gathering, walltime_for
 from tests.property.core.core_promises import ORGANIZATIONS, Hub, a_random_hub
 from tests.property.core.test_core_property import faults, free_after, usable_clusters
@@ -250,7 +251,7 @@ def booking_faults(hub: BookedHub, plan: Plan, plain: bool) -> list[str]:
     """Of one plan before it is carried out. `plain`: of a policy without reservations and preemption."""
     kept = Kept(hub, plan)
     return [
-        *faults(hub.world, plan, hub.now_ms),
+        *general(hub, plan, kept),
         *trespassers(hub, plan, kept),
         *wrong_rooms(hub, plan, kept),
         *lost_rooms(hub, plan),
@@ -261,6 +262,13 @@ def booking_faults(hub: BookedHub, plan: Plan, plain: bool) -> list[str]:
     ]
 
 
+def general(hub: BookedHub, plan: Plan, kept: Kept) -> list[str]:
+    """Faults of any plan; into booked room its own jobs go before those of programmes below their reserved part."""
+    own = {each.id.rpartition("-")[0] for pairs in kept.own.values() for each, _ in pairs}
+    first = tuple(f" was owed its room before {id}" for id in own)
+    return [fault for fault in faults(hub.world, plan, hub.now_ms) if not fault.endswith(first)]
+
+
 def trespassers(hub: BookedHub, plan: Plan, kept: Kept) -> list[str]:
     """Starts of others that run into booked room."""
     found = []
@@ -269,7 +277,7 @@ def trespassers(hub: BookedHub, plan: Plan, kept: Kept) -> list[str]:
     for start in plan.starts:
         job = hub.world[Kind.JOB, start.job_id]
         assert isinstance(job, Job)
-        if job.gpu_class != "h100" or f"{job.id}-{start.attempt}" in own:
+        if start.pods[0].gpu_class != "h100" or f"{job.id}-{start.attempt}" in own:
             continue
         for node in {pod.node for pod in start.pods}:
             spot = start.cluster, node
@@ -380,17 +388,18 @@ def own_jobs_out(hub: BookedHub, plan: Plan, kept: Kept) -> list[str]:
             assert isinstance(there, Node)
             used = sum(here for _, here in kept.own.get((booking.id, node), ()))
             if there.schedulable:
-                left[node] = min(gpus - used, free[room.cluster, node, "h100"])
+                key = room.cluster, node, "h100"
+                left[key] = max(0, min(gpus - used, free[key]))
         for id, reason in plan.reasons.items():
             job = hub.world[Kind.JOB, id]
             assert isinstance(job, Job)
             mine = job.organization_id == booking.organization_id and booking.grant_id is None
-            if not mine or reason.code not in {*ROOM, WaitReason.BOOKED} or job.gpu_class != "h100":
+            able = [each for each in payable(hub, plan, job) if each.gpu_class == "h100"]
+            if not mine or reason.code not in {*ROOM, WaitReason.BOOKED} or not able:
                 continue
             stopping = {stop.for_job for stop in plan.stops} | gathering(hub, plan)
             ends_in_time = hub.now_ms + job.walltime_ms <= booking.until_ms
-            pods = sum(max(0, gpus) // job.gpus_per_pod for gpus in left.values())
-            if ends_in_time and pods >= job.pods and id not in stopping:
+            if ends_in_time and id not in stopping and fits(hub, able[0], left):
                 found.append(f"{id} waits beside its booked room: {reason}")
     return found
 
@@ -422,11 +431,15 @@ def idle_beside(hub: BookedHub, plan: Plan, kept: Kept) -> list[str]:
     for id, reason in plan.reasons.items():
         job = hub.world[Kind.JOB, id]
         assert isinstance(job, Job)
-        if reason.code is WaitReason.BOOKED and not fits(hub, job, now):
+        able = payable(hub, plan, job)
+        told = of_class(job, str(reason.numbers.get("gpu_class", job.gpu_class)))
+        if reason.code is WaitReason.BOOKED and (told is None or not fits(hub, told, now)):
             found.append(f"{id} would not fit without bookings: {reason}")
-        elif reason.code in (WaitReason.BOOKED, WaitReason.BEHIND_IN_ORDER):
-            # of what bookings leave, the start that it is behind may have taken the rest
-            if fits(hub, job, beside(hub, plan, kept, job)):
+        elif reason.code in (WaitReason.BOOKED, WaitReason.BEHIND_IN_ORDER) or job.fallbacks:
+            # of what bookings leave, the start that it is behind may have taken the rest; of several classes it is
+            # told of one, and another may be booked
+            room = reason.code in ROOM or reason.code is WaitReason.BOOKED
+            if room and any(fits(hub, each, beside(hub, plan, kept, each)) for each in able):
                 found.append(f"{id} would be in no booking's way: {reason}")
         elif reason.code in ROOM and fits(hub, job, now):
             found.append(f"{id} waits beside room: {reason}")

@@ -25,8 +25,9 @@ from scheduler.core.model import (
     Start,
     Stop,
     Tombstone,
+    Topology,
 )
-from scheduler.core.policy import Policy
+from scheduler.core.policy import Entitlement, Policy
 
 HOUR_MS = 3_600_000
 GPU_HOUR = HOUR_MS * 1000
@@ -35,13 +36,22 @@ World = dict[tuple[Kind | None, str], Change]
 """The objects by kind and id; the policy stands under (None, "")."""
 
 ORGANIZATIONS = ("o1", "o2", "o3")
-CLASSES = ("h100", "mig")
+RATES = {"h100": 1000, "mig": 250, "a100": 480}
+CHOICES = (
+    *(("h100",),) * 8,
+    *(("mig",),) * 4,
+    ("h100", "mig"),
+    ("a100", "h100"),
+    ("mig", "a100", "h100"),
+)
+"""What a job accepts: most name one class only."""
+TOPOLOGIES = (*(Topology.ANY,) * 5, *Topology)
 
 
 def a_random_world(rng: Random, stops: bool = False) -> World:
     """Few of everything, so that ties, shared accounts and full nodes are normal."""
     world: World = {}
-    for id in CLASSES:
+    for id in RATES:
         put(world, _class(rng, id))
     put(world, _policy(rng))
     for id in ("c1", "c2"):
@@ -109,7 +119,7 @@ def a_random_change(rng: Random, world: World, now_ms: int, stops: bool) -> Chan
     if roll < 17 and stops:
         return put(world, _attempt(rng, world, f"v{rng.randrange(3)}"))
     if roll < 18:
-        return put(world, rng.choice((_policy(rng), _class(rng, rng.choice(CLASSES)))))
+        return put(world, rng.choice((_policy(rng), _class(rng, rng.choice(sorted(RATES))))))
     kind, id = rng.choice(sorted((k, i) for k, i in world if k is not None))
     return put(world, Tombstone(kind, id))
 
@@ -123,7 +133,7 @@ def accept(rng: Random, world: World, plan: Plan) -> list[Change]:
         job = world[Kind.JOB, start.job_id]
         assert isinstance(job, Job)
         changes.append(put(world, replace(job, state=JobState.STARTING, attempt=start.attempt)))
-        changes.append(put(world, _claimed(start)))
+        changes.append(put(world, _claimed(start, job.organization_id)))
         for pod in start.pods:
             node = world[Kind.NODE, f"{start.cluster}/{pod.node}"]
             assert isinstance(node, Node)
@@ -140,7 +150,7 @@ def accept(rng: Random, world: World, plan: Plan) -> list[Change]:
     return changes
 
 
-def _claimed(start: Start) -> Attempt:
+def _claimed(start: Start, organization_id: str) -> Attempt:
     return Attempt(
         start.job_id,
         start.attempt,
@@ -150,6 +160,7 @@ def _claimed(start: Start) -> Attempt:
         start.pods,
         start.cost_gpu_us,
         START_MS,
+        organization_id=organization_id,
     )
 
 
@@ -177,25 +188,38 @@ def _policy(rng: Random) -> Policy:
         cluster_unseen_ms=5000,
         lag_bound_share=rng.choice((0.1, 0.5)),
         placement_paused=rng.random() < 0.05,
+        organization_pool_thousandths=rng.choice((1000, 1000, 200, 500)),
+        organization_pool_from_gpus=rng.choice((0, 0, 12, 24)),
+        entitlements=tuple(
+            Entitlement(id, rng.choice((1000, 1000, 500, 3000)), rng.choice((0, 0, 100, 400)))
+            for id in ("p1", "p2", "p3")
+            if rng.random() < 0.3
+        ),
+        organization_weights=tuple(
+            (id, rng.choice((400, 2500))) for id in ("o1", "o2") if rng.random() < 0.3
+        ),
     )
 
 
 def _class(rng: Random, id: str) -> GpuClass:
-    return GpuClass(id, 1000 if id == "h100" else 250, rng.random() < 0.1)
+    return GpuClass(id, RATES[id], rng.random() < 0.1)
 
 
 def _node(rng: Random) -> Node:
     capacities = {}
-    for gpu_class in rng.choice((("h100",), ("h100",), ("mig",), CLASSES)):
+    for gpu_class in rng.choice((("h100",), ("h100",), ("mig",), ("h100", "mig"), ("h100", "a100"))):
         total = rng.choice((2, 4, 8))
         foreign = rng.choice((0, 0, 0, 1))
         capacities[gpu_class] = Capacity(total, foreign, rng.choice((0, 0, 0, 1, 2, total)))
-    return Node(rng.choice(("c1", "c2")), f"n{rng.randrange(4)}", rng.random() < 0.85, capacities)
+    rack = rng.choice(("", "r1", "r1", "r2"))
+    return Node(rng.choice(("c1", "c2")), f"n{rng.randrange(4)}", rng.random() < 0.85, capacities, rack)
 
 
 def _organization(rng: Random, id: str) -> Organization:
     usage = rng.choice((0.0, 0.0, 1e9, 3e9))
-    return Organization(id, rng.random() < 0.05, usage, START_MS - rng.choice((0, HOUR_MS)))
+    frozen, as_of_ms = rng.random() < 0.05, START_MS - rng.choice((0, HOUR_MS))
+    max_gpus, part = rng.choice((None, None, None, 0, 3, 7, 12)), rng.choice((None, None, None, 1000, 300))
+    return Organization(id, frozen, usage, as_of_ms, max_gpus, part)
 
 
 def _grant(rng: Random, id: str) -> Grant:
@@ -240,7 +264,8 @@ def _running(rng: Random, job_id: str) -> Attempt:
     """An attempt that keeps GPUs of a grant, or did."""
     pods = tuple(PodPlacement("n0", "h100", rng.choice((1, 2, 4))) for _ in range(rng.choice((1, 1, 2))))
     grant, state = f"g{rng.randrange(6)}", rng.choice((JobState.RUNNING, JobState.ENDED))
-    return Attempt(job_id, 1, grant, state, "c1", pods, 0, START_MS, None, rng.random() < 0.8)
+    held, mine = rng.random() < 0.8, rng.choice(ORGANIZATIONS)
+    return Attempt(job_id, 1, grant, state, "c1", pods, 0, START_MS, None, held, organization_id=mine)
 
 
 def _account(rng: Random, id: str) -> Account:
@@ -250,11 +275,12 @@ def _account(rng: Random, id: str) -> Account:
 
 def _job(rng: Random, id: str, now_ms: int) -> Job:
     gpus, pods = rng.choice(((1, 1), (1, 1), (2, 1), (4, 1), (8, 1), (1, 3), (2, 3), (4, 2), (8, 2)))
+    gpu_class, *fallbacks = rng.choice(CHOICES)
     return Job(
         id,
         rng.choice(ORGANIZATIONS),
         rng.choice((None,) * 6 + ("g0", "g1")),
-        rng.choice(("h100", "h100", "mig")),
+        gpu_class,
         gpus,
         pods,
         rng.choice((1, 1, 2, 4, 30)) * HOUR_MS // rng.choice((1, 60)),
@@ -263,6 +289,8 @@ def _job(rng: Random, id: str, now_ms: int) -> Job:
         rng.randrange(3),
         rng.choice((None,) * 5 + (now_ms + rng.choice((-1, 1, 2000, 4000)),)),
         rng.random() < 0.05,
+        fallbacks=tuple(fallbacks),
+        topology=rng.choice(TOPOLOGIES),
     )
 
 
@@ -278,4 +306,5 @@ def _attempt(rng: Random, world: World, job_id: str) -> Attempt:
     state = JobState.STOPPING if held else JobState.ENDED
     stop = Stop("preempted", rng.choice((None, f"j{rng.randrange(12)}", f"j{rng.randrange(12)}")))
     grant = f"g{rng.randrange(6)}"
-    return Attempt(job_id, 1, grant, state, "c1", pods, 0, START_MS - HOUR_MS, stop, held)
+    claimed_ms, mine = START_MS - HOUR_MS, rng.choice(ORGANIZATIONS)
+    return Attempt(job_id, 1, grant, state, "c1", pods, 0, claimed_ms, stop, held, organization_id=mine)

@@ -12,14 +12,18 @@ from scheduler.core.model import (
     Kind,
     Node,
     Plan,
+    PodPlacement,
     Preempt,
     Reservation,
     Start,
     WaitReason,
 )
 from scheduler.core.policy import DAY_MS, HOUR_MS, Lane, Preemption
+from tests.property.core.core_cap_faults import owed, program_of
+from tests.property.core.core_choices import of_class, payable
 from tests.property.core.core_promises import HOURS, Hub
-from tests.property.core.test_core_property import faults, free_after, usable_clusters
+from tests.property.core.test_core_property import faults, free_after, together, usable_clusters
+from tests.property.core.test_core_property import has_room as has_room_on
 
 OVERDUE_MS = 60_000
 ROOM = {
@@ -59,13 +63,19 @@ def idle(hub: Hub, plan: Plan) -> list[str]:
             found.append(f"{job.id} waits for {reason.numbers['job']}, to whom nothing is promised")
         if reason.code is WaitReason.RESERVED and job.id not in promised:
             found.append(f"{job.id} has no reservation")
-        if reason.code not in ROOM or not fits(hub, job, free):
+        beside = [each for each in payable(hub, plan, job) if fits(hub, each, free)]
+        if reason.code not in ROOM or not beside:
             continue
         # of the room that is not kept for a gang others may have taken the rest
         told = {WaitReason.ROOM_RESERVED, WaitReason.RESERVED} | (BEHIND if gathering(hub, plan) else set())
-        if reason.code not in told or not promised - {job.id}:
+        # of several classes it is told of one: the room may be reserved on another
+        if (reason.code not in told and not job.fallbacks) or not promised - {job.id}:
             found.append(f"{job.id} waits beside room: {reason}")
-        elif job.id not in promised and not gathering(hub, plan) and fits(hub, job, spared(hub, plan, job)):
+        elif (
+            job.id not in promised
+            and not gathering(hub, plan)
+            and any(fits(hub, each, spared(hub, plan, each)) for each in beside)
+        ):
             found.append(f"{job.id} would be in nobody's way: {reason}")
     return found
 
@@ -78,14 +88,10 @@ def gathering(hub: Hub, plan: Plan) -> set[str]:
 
 
 def fits(hub: Hub, job: Job, free: Free) -> bool:
-    """Whether one usable cluster has room for all pods."""
-    pods: Counter[str] = Counter()
+    """Whether one usable cluster has room for all pods, as near to each other as they have to be."""
     usable = usable_clusters(hub.world, job.gpu_class, hub.now_ms)
-    for node in hub.of(Node):
-        if node.cluster in usable and node.schedulable:
-            here = free.get((node.cluster, node.node, job.gpu_class), 0)
-            pods[node.cluster] += max(0, here) // job.gpus_per_pod
-    return any(count >= job.pods for count in pods.values())
+    nodes = [node for node in hub.of(Node) if node.cluster in usable and node.schedulable]
+    return has_room_on(job, [(node, free.get((node.cluster, node.node, job.gpu_class), 0)) for node in nodes])
 
 
 def spared(hub: Hub, plan: Plan, job: Job, from_ms: int | None = None) -> Free:
@@ -149,14 +155,22 @@ def wrong_reservations(hub: Hub, plan: Plan) -> list[str]:
         assert isinstance(job, Job)
         # one whose start was decided and then refused keeps its place, whatever was reserved meanwhile
         of_organization[job.organization_id] += each.starts_at_ms > hub.now_ms
-        if each.gpu_class != job.gpu_class or sum(each.gpus_by_node.values()) != job.gpus:
+        able = payable(hub, plan, job)
+        if of_class(job, each.gpu_class) is None or sum(each.gpus_by_node.values()) != job.gpus:
             found.append(f"not the size of {job.id}: {each}")
+        nodes = [hub.world[Kind.NODE, f"{each.cluster}/{node}"] for node in each.gpus_by_node]
+        if not together(job, [node for node in nodes if isinstance(node, Node)]):
+            found.append(f"not together as required: {each}")
         if job.gpus < policy.reservation_gpus:
             found.append(f"too small for a reservation: {job.id}")
-        if each.job_id not in before and not gathering(hub, plan):
-            earlier = earliest_ms(hub, plan, job)
-            if each.starts_at_ms != earlier:
-                found.append(f"{job.id} could start at {earlier}: {each}")
+        # what a later start of the same plan left without the money is taken away by the next one
+        could_pay = each.gpu_class in {choice.gpu_class for choice in able}
+        if each.job_id not in before and not gathering(hub, plan) and could_pay:
+            earlier = [(earliest_ms(hub, plan, choice), choice.gpu_class) for choice in able]
+            first_ms = min((at_ms for at_ms, _ in earlier if at_ms is not None), default=None)
+            wanted = next((name for at_ms, name in earlier if at_ms == first_ms), None)
+            if (each.starts_at_ms, each.gpu_class) != (first_ms, wanted):
+                found.append(f"{job.id} could start at {first_ms} on {wanted}: {each}")
     found += [f"for nobody who waits: {each}" for each in plan.reservations if each.job_id not in told]
     if of_organization.total() > policy.reservations:
         found.append(f"{of_organization.total()} reservations")
@@ -197,6 +211,8 @@ def broken_promises(hub: Hub, plan: Plan) -> list[str]:
         many = promises[job.organization_id] > hub.policy.promises_per_organization
         if many or job.id in started or may_be_ahead(hub, plan, job):
             continue
+        if job.fallbacks and each.gpu_class not in {c.gpu_class for c in payable(hub, plan, job)}:
+            continue
         after = kept.get((each.job_id, each.made_at_ms, each.number))
         if after and not has_room(hub, plan, after):
             found.append(f"hollow: {after}")
@@ -222,6 +238,8 @@ def is_excused(hub: Hub, plan: Plan) -> bool:
     for number, start in enumerate(plan.starts):
         job = hub.world[Kind.JOB, start.job_id]
         assert isinstance(job, Job)
+        if program_of(hub.world, start) in owed(hub.world, plan.starts[:number]):
+            return True
         if policy.preemption and job.gpus >= policy.preemption.gang_gpus:
             return True
         if policy.lane and may_pass(
@@ -319,7 +337,7 @@ def blocked_in_lane(hub: Hub, plan: Plan) -> list[str]:
         job = hub.world[Kind.JOB, id]
         assert isinstance(job, Job)
         grants = running(hub, plan, job.organization_id)
-        if reason.code in ROOM and fits(hub, job, free):
+        if reason.code in ROOM and any(fits(hub, each, free) for each in payable(hub, plan, job)):
             may = [may_pass(hub, plan, job, grant, plan.starts, lane, generous=False) for grant in grants]
             if may and all(may):
                 found.append(f"{id} is kept out of the lane: {reason}")
@@ -367,18 +385,38 @@ def wrong_stops(hub: Hub, plan: Plan) -> list[str]:
     if len({stop.job_id for stop in plan.stops}) < len(plan.stops):
         found.append("stopped twice")
     for gang_id in {stop.for_job for stop in plan.stops}:
-        gang, free = hub.world[Kind.JOB, gang_id], dict(free_after(hub.world, plan))
-        assert isinstance(gang, Job)
-        if fits(hub, gang, free) and gathering(hub, plan) == {gang_id}:
-            found.append(f"{gang_id} had room")
-        for stop in (each for each in plan.stops if each.for_job == gang_id):
-            attempt = hub.world[Kind.ATTEMPT, f"{stop.job_id}-{stop.attempt}"]
-            assert isinstance(attempt, Attempt)
-            for pod in attempt.pods:
-                free[attempt.cluster, pod.node, pod.gpu_class] += pod.count
-        if not fits(hub, gang, free):
-            found.append(f"{gang_id} does not fit once they are gone")
+        found += _useless_stops(hub, plan, gang_id)
     return found
+
+
+def _useless_stops(hub: Hub, plan: Plan, gang_id: str) -> list[str]:
+    """A gang that had room, or has none once they are gone."""
+    found = list[str]()
+    gang, free = hub.world[Kind.JOB, gang_id], dict(free_after(hub.world, plan))
+    assert isinstance(gang, Job)
+    grants = running(hub, plan, gang.organization_id)
+    behind_all = not gang.fallbacks or all(lag_ms(hub, plan, g, plan.starts)[0] > 0 for g in grants)
+    with_room = [each for each in payable(hub, plan, gang) if fits(hub, each, free)]
+    if with_room and behind_all and gathering(hub, plan) == {gang_id}:
+        found.append(f"{gang_id} had room")
+    classes = {pod.gpu_class for stop in plan.stops if stop.for_job == gang_id for pod in _pods(hub, stop)}
+    gang = of_class(gang, next(iter(classes)))
+    if gang is None or len(classes) > 1:
+        return [*found, f"{gang_id} does not accept {classes}"]
+    for stop in (each for each in plan.stops if each.for_job == gang_id):
+        attempt = hub.world[Kind.ATTEMPT, f"{stop.job_id}-{stop.attempt}"]
+        assert isinstance(attempt, Attempt)
+        for pod in attempt.pods:
+            free[attempt.cluster, pod.node, pod.gpu_class] += pod.count
+    if not fits(hub, gang, free):
+        found.append(f"{gang_id} does not fit once they are gone")
+    return found
+
+
+def _pods(hub: Hub, stop: Preempt) -> tuple[PodPlacement, ...]:
+    attempt = hub.world[Kind.ATTEMPT, f"{stop.job_id}-{stop.attempt}"]
+    assert isinstance(attempt, Attempt)
+    return attempt.pods
 
 
 def faults_of_stop(hub: Hub, plan: Plan, stop: Preempt, rule: Preemption) -> list[str]:

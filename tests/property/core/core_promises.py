@@ -28,17 +28,32 @@ from scheduler.core.model import (
     Start,
     Stop,
     Tombstone,
+    Topology,
 )
-from scheduler.core.policy import DAY_MS, HOUR_MS, MINUTE_MS, PRESETS, Lane, Policy, Preemption, Ranking
-from tests.property.core.core_chaos import World, put
+from scheduler.core.policy import (
+    DAY_MS,
+    HOUR_MS,
+    MINUTE_MS,
+    PRESETS,
+    Entitlement,
+    Lane,
+    Policy,
+    Preemption,
+    Ranking,
+)
+from tests.property.core.core_chaos import TOPOLOGIES, World, put
 
 Kept = TypeVar("Kept", Node, Cluster, Grant, Job, Attempt)
 START_MS = 1_000 * HOUR_MS
 GPU_HOUR = HOUR_MS * 1000
 ALWAYS_MS = 1 << 62
 ORGANIZATIONS = ("o1", "o2", "o3")
-RATES = {"h100": 1000, "mig": 250}
+RATES = {"h100": 1000, "mig": 250, "a100": 480}
 SHAPES = ((1, 1), (1, 1), (2, 1), (4, 1), (8, 1), (1, 3), (4, 2), (8, 2), (4, 4), (8, 4))
+FAMILIES = (("a100", "h100"), ("h100", "a100"))
+GANG_CHOICES = (("h100",),) * 6 + FAMILIES
+CHOICES = (*(("h100",),) * 4, *FAMILIES, ("mig",), ("mig", "h100"), ("h100", "mig", "a100"))
+"""What a job accepts."""
 HOURS = (1, 1, 2, 4, 8, 24)
 """Walltimes that are whole steps of the core's rounding, so that what fits by the minute fits for the core."""
 
@@ -62,6 +77,9 @@ def a_random_policy(rng: Random) -> Policy:
         promises_per_organization=rng.choice((1, 100)),
         lane=rng.choice((None, _lane(rng))),
         preemption=rng.choice((None, _preemption(rng))),
+        organization_pool_thousandths=rng.choice((1000,) * 6 + (500,)),
+        entitlements=rng.choice(((),) * 4 + ((Entitlement("p2", 2000, rng.choice((0, 300))),),)),
+        organization_weights=rng.choice(((),) * 4 + ((("o2", 3000),),)),
     )
 
 
@@ -80,7 +98,8 @@ def a_random_hub(rng: Random, policy: Policy | None = None, plain: bool = False)
         hub.put(_node(rng, rng.choice(("c1", "c1", "c1", "c2")), f"n{number}"))
     pressed = not plain and hub.policy.preemption is not None and rng.random() < 0.7
     for id in ORGANIZATIONS:
-        hub.put(Organization(id, False, rng.choice((0.0, 1e9, 4e10)), START_MS - HOUR_MS))
+        cap = None if plain else rng.choice((None,) * 6 + (16, 40))
+        hub.put(Organization(id, False, rng.choice((0.0, 1e9, 4e10)), START_MS - HOUR_MS, cap))
         for number in range(1 if plain else rng.choice((1, 1, 2))):
             grant = _grant(rng, f"g-{id}-{number}", id)
             if plain:
@@ -131,18 +150,21 @@ class Hub:
     def submit(self, organization: str | None = None, shape: tuple[int, int] | None = None) -> None:
         rng, self.submitted = self.rng, self.submitted + 1
         gpus, pods = shape or rng.choice(SHAPES)
+        gpu_class, *fallbacks = rng.choice(GANG_CHOICES if shape else CHOICES)
         self.put(
             Job(
                 id=f"j{self.submitted:03d}",
                 organization_id=organization or rng.choice(ORGANIZATIONS),
                 grant_id=None,
-                gpu_class="h100" if shape else rng.choice(("h100",) * 5 + ("mig",)),
+                gpu_class=gpu_class,
                 gpus_per_pod=gpus,
                 pods=pods,
                 walltime_ms=rng.choice(HOURS) * HOUR_MS - rng.choice((0, 0, 0, 1, 17 * MINUTE_MS)),
                 submitted_at_ms=self.now_ms - rng.choice((0, 0, 1, 2)) * HOUR_MS,
                 not_before_ms=rng.choice((None,) * 9 + (self.now_ms + HOUR_MS,)),
                 restartable=rng.random() < 0.7,
+                fallbacks=tuple(fallbacks),
+                topology=Topology.ANY if shape and rng.random() < 0.8 else rng.choice(TOPOLOGIES),
             )
         )
 
@@ -208,7 +230,7 @@ class Hub:
         self._change_job(job.id, state=JobState.RUNNING, attempt=start.attempt)
         attempt = Attempt(
             job.id, start.attempt, start.grant_id, JobState.RUNNING, start.cluster, start.pods, start.cost_gpu_us,
-            at_ms, started_at_ms=at_ms, ends_at_ms=ends_at_ms,
+            at_ms, started_at_ms=at_ms, ends_at_ms=ends_at_ms, organization_id=job.organization_id,
         )  # fmt: skip
         self.put(attempt)
         self.really_end[attempt.id] = ends_at_ms if self.punctual else self._some_end_ms(ends_at_ms)
@@ -242,7 +264,7 @@ class Hub:
     def disturb(self) -> None:
         """One of the things that may happen to a hub at any time."""
         rng = self.rng
-        roll = rng.randrange(13)
+        roll = rng.randrange(14)
         if roll < 8:
             self.submit()
         elif roll < 10:
@@ -256,6 +278,9 @@ class Hub:
             cluster = rng.choice(self.of(Cluster))
             self.put(replace(cluster, paused=not cluster.paused))
             self.disturbed = True
+        elif roll < 13:
+            organization = rng.choice(self.of(Organization))
+            self.put(replace(organization, max_gpus=rng.choice((None, None, 16, 40))))
         else:
             waiting = [job for job in self.of(Job) if job.waits]
             if waiting:
@@ -333,9 +358,9 @@ def _node(rng: Random, cluster: str, name: str) -> Node:
     capacities: Mapping[str, Capacity] = {
         "h100": Capacity(rng.choice((4, 8, 8, 8)), rng.choice((0, 0, 0, 1)))
     }
-    if rng.random() < 0.2:
-        capacities = {**capacities, "mig": Capacity(8)}
-    return Node(cluster, name, rng.random() < 0.9, capacities)
+    if rng.random() < 0.3:
+        capacities = {**capacities, rng.choice(("mig", "a100")): Capacity(8)}
+    return Node(cluster, name, rng.random() < 0.9, capacities, rng.choice(("", "r1", "r1", "r2")))
 
 
 def _grant(rng: Random, id: str, organization: str) -> Grant:

@@ -4,9 +4,9 @@ It knows nothing of room kept for a job that others stop for; worlds with such s
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from math import floor, fsum
+from math import ceil, floor, fsum
 
 from scheduler.core.model import (
     Attempt,
@@ -36,7 +36,7 @@ class Answer:
     paces: dict[str, Pace]
     codes: dict[str, str]
     money: dict[str, dict[str, int | str]]
-    """The numbers beside GRANT_CAP and GRANT_EXHAUSTED."""
+    """The numbers beside GRANT_CAP, GRANT_EXHAUSTED and ORGANIZATION_CAP."""
 
 
 @dataclass
@@ -58,6 +58,8 @@ class Hub:
     """By grant and party."""
     given: dict[str, int] = field(default_factory=dict)
     """GPUs by grant."""
+    given_to: dict[str, int] = field(default_factory=dict)
+    """GPUs by organization."""
     lags: dict[str, int] = field(default_factory=dict)
 
 
@@ -68,13 +70,15 @@ def reference(objects: Iterable[Change], now_ms: int) -> Answer:
     paces = {id: _pace(hub, grant, waiting) for id, grant in hub.grants.items() if _runs(hub, grant)}
     hub.lags = {id: pace.lag_ms for id, pace in paces.items()}
     answer = Answer([], (), paces, {}, {})
-    fitted = {id for id in waiting if _place(hub, waiting[id])}
+    fitted = {
+        (id, each.gpu_class) for id, job in waiting.items() for each in choices(job) if _place(hub, each)
+    }
     while True:
         ranked = _ranked(hub, waiting)
-        turn = next(((job, _place(hub, job)) for job in ranked if _place(hub, job)), None)
-        if turn is None:
+        job = next((each for each in ranked if each is _choice(hub, waiting[each.id], ranked)), None)
+        if job is None:
             break
-        job, placement = turn
+        placement = _place(hub, job)
         assert placement is not None
         drawn = _draw(hub, job)
         assert isinstance(drawn, tuple)
@@ -85,24 +89,44 @@ def reference(objects: Iterable[Change], now_ms: int) -> Answer:
         spent_by = (grant_id, job.organization_id)
         hub.spent_on[spent_by] = hub.spent_on.get(spent_by, 0) + cost
         hub.given[grant_id] = hub.given.get(grant_id, 0) + job.gpus_per_pod * job.pods
+        hub.given_to[job.organization_id] = hub.given_to.get(job.organization_id, 0) + _gpus(job)
         for account in path:
             hub.charged[account] = hub.charged.get(account, 0) + cost
         for node, gpus in placement[1].items():
             key = (placement[0], node, job.gpu_class)
             hub.taken[key] = hub.taken.get(key, 0) + gpus
-    able = [job.id for job in ranked]
+    able = list(dict.fromkeys(job.id for job in ranked))
     rest = sorted((job.submitted_at_ms, id) for id, job in waiting.items() if id not in able)
     answer.order = (*able, *(id for _, id in rest))
-    lost = set()
+    firsts: dict[tuple[str, int, int, str], tuple[str, str]] = {}
+    for each in ranked:
+        firsts.setdefault((each.gpu_class, *_unit(each)), (each.id, each.gpu_class))
+    next_ones = set(firsts.values()) & fitted
     for id in answer.order:
         job = waiting[id]
-        shape = (job.gpu_class, job.gpus_per_pod, job.pods)
-        first = id in able and id in fitted and shape not in lost
-        lost |= {shape} if id in able else set()
-        answer.codes[id] = _code(hub, job, first)
+        # told is what keeps it from the first class that it could pay
+        told = next((c for c in choices(job) if not isinstance(_draw(hub, c), str)), choices(job)[0])
+        answer.codes[id] = _code(hub, told, (id, told.gpu_class) in next_ones)
+        others = {"other_classes": len(job.fallbacks)} if job.fallbacks else {}
         if answer.codes[id] in ("grant_cap", "grant_exhausted"):
-            answer.money[id] = _money_numbers(hub, job)
+            answer.money[id] = _money_numbers(hub, told) | others
+        elif answer.codes[id] == "organization_cap":
+            cap, in_use = _ceiling(hub, job.organization_id)
+            numbers = {"organization": job.organization_id, "cap": cap, "in_use": in_use}
+            answer.money[id] = {**numbers, "needed": _gpus(job)} | others
     return answer
+
+
+def choices(job: Job) -> list[Job]:
+    """The same job as it would be if it accepted one class only, once for each, the preferred one first."""
+    return [replace(job, gpu_class=name, fallbacks=()) for name in (job.gpu_class, *job.fallbacks)]
+
+
+def _choice(hub: Hub, job: Job, ranked: list[Job]) -> Job | None:
+    """The first class that it can pay, and on which it fits."""
+    able = [each for each in ranked if each.id == job.id]
+    names = (job.gpu_class, *job.fallbacks)
+    return next((e for e in sorted(able, key=lambda e: names.index(e.gpu_class)) if _place(hub, e)), None)
 
 
 def _hub(objects: Iterable[Change], now_ms: int) -> Hub:
@@ -191,7 +215,8 @@ def _draw(hub: Hub, job: Job) -> tuple[str, tuple[str, ...]] | str:
             offers.append((grant.ends_at_ms, max(rooms), grant.id, good[0]))
         capped = capped or bool(good)
     if offers:
-        return min(offers)[2:]
+        cap, in_use = _ceiling(hub, job.organization_id)
+        return min(offers)[2:] if in_use + _gpus(job) <= cap else "organization_cap"
     if capped:
         return "grant_cap"
     if in_time:
@@ -201,8 +226,34 @@ def _draw(hub: Hub, job: Job) -> tuple[str, tuple[str, ...]] | str:
     return "grant_not_started" if any(g.starts_at_ms > hub.now_ms for g in grants) else "no_grant"
 
 
+def _unit(job: Job) -> tuple[int, int, str]:
+    """What has to fit: so many GPUs, so often, within what."""
+    if job.pods == 1 or not job.topology.value.startswith("same"):
+        return job.gpus_per_pod, job.pods, ""
+    return (
+        (_gpus(job), 1, "node") if job.topology.value == "same_node" else (job.gpus_per_pod, job.pods, "rack")
+    )
+
+
 def _gpus(job: Job) -> int:
     return job.gpus_per_pod * job.pods
+
+
+def _ceiling(hub: Hub, organization_id: str) -> tuple[int, int]:
+    """How many GPUs an organization may keep, and how many it does. Of a share of the pool one node is the least."""
+    organization, policy = hub.organizations[organization_id], hub.policy
+    nodes = [node for node in hub.nodes.values() if node.schedulable]
+    sizes = [capacity.total for node in nodes for capacity in node.capacities.values()]
+    part = organization.pool_thousandths
+    if part is None:
+        counts = sum(sizes) >= policy.organization_pool_from_gpus
+        part = policy.organization_pool_thousandths if counts else 1000
+    caps = [] if organization.max_gpus is None else [organization.max_gpus]
+    if part < 1000 and sum(sizes) > 0:
+        caps.append(max([ceil(Fraction(part * sum(sizes), 1000)), *sizes]))
+    mine = [a for a in hub.attempts.values() if a.organization_id == organization_id and a.capacity_held]
+    in_use = sum(pod.count for attempt in mine for pod in attempt.pods)
+    return min(caps, default=10**9), in_use + hub.given_to.get(organization_id, 0)
 
 
 def _money_numbers(hub: Hub, job: Job) -> dict[str, int | str]:
@@ -264,7 +315,7 @@ def _pace(hub: Hub, grant: Grant, waiting: dict[str, Job]) -> Pace:
     pace = grant.pace or Pace(0, grant.starts_at_ms)
     then = spent if pace.spent_gpu_us is None else pace.spent_gpu_us
     meanwhile = _in_term(grant, spent) - _in_term(grant, then)
-    draws = [(job.submitted_at_ms, _draw(hub, job)) for job in waiting.values()]
+    draws = [(job.submitted_at_ms, _draw(hub, each)) for job in waiting.values() for each in choices(job)]
     since = [submitted for submitted, draw in draws if not isinstance(draw, str) and draw[0] == grant.id]
     begin = max(pace.as_of_ms, grant.starts_at_ms)
     waited = max(0, hub.now_ms - max(min(since), begin)) if since else 0
@@ -290,6 +341,24 @@ def _mean_lag(hub: Hub, grants: list[Grant]) -> int:
     return floor(Fraction(sum(_lag(hub, g) * w for g, w in zip(grants, weights, strict=True)), sum(weights)))
 
 
+def _program_weight(hub: Hub, program_id: str) -> int:
+    found = [each for each in hub.policy.entitlements if each.program_id == program_id]
+    return found[0].weight_thousandths if found else 1000
+
+
+def _is_owed(hub: Hub, program_id: str) -> bool:
+    """Whether a programme keeps less than its reserved part of the pool, this cycle's picks counted."""
+    parts = [e.reserved_thousandths for e in hub.policy.entitlements if e.program_id == program_id]
+    nodes = [node for node in hub.nodes.values() if node.schedulable]
+    pool = sum(capacity.total for node in nodes for capacity in node.capacities.values())
+    kept = sum(_in_use(hub, grant) for grant in hub.grants.values() if grant.program_id == program_id)
+    return bool(parts) and kept < ceil(Fraction(pool * parts[0], 1000))
+
+
+def _weighed(lag_ms: int, weight: int) -> int:
+    return floor(Fraction(lag_ms * weight, 1000)) if lag_ms > 0 else ceil(Fraction(lag_ms * 1000, weight))
+
+
 def _usage(hub: Hub, organization_ids: set[str]) -> float:
     decayed, held = [], 0
     running = [grant for grant in hub.grants.values() if _runs(hub, grant)]
@@ -310,13 +379,16 @@ def _held_by(grant: Grant, organization_id: str) -> int:
 
 
 def _ranked(hub: Hub, waiting: dict[str, Job]) -> list[Job]:
-    """The jobs that could pay, in order."""
-    draws = {id: _draw(hub, job) for id, job in waiting.items()}
-    able = [(waiting[id], hub.grants[draw[0]]) for id, draw in draws.items() if not isinstance(draw, str)]
+    """The jobs that could pay, in order, once for each class that they could pay."""
+    draws = [(each, _draw(hub, each)) for job in waiting.values() for each in choices(job)]
+    able = [(each, hub.grants[draw[0]]) for each, draw in draws if not isinstance(draw, str)]
     running = [grant for grant in hub.grants.values() if _runs(hub, grant)]
 
     def first(chosen: Callable[[Job, Grant], bool]) -> tuple[int, str]:
         return min((job.submitted_at_ms, job.id) for job, grant in able if chosen(job, grant))
+
+    def scaled(usage: float, weight: int) -> float:
+        return usage if weight == 1000 else usage * 1000 / weight
 
     def key(entry: tuple[Job, Grant]) -> tuple[object, ...]:
         job, grant = entry
@@ -324,15 +396,18 @@ def _ranked(hub: Hub, waiting: dict[str, Job]) -> list[Job]:
         of_program = [g for g in running if g.program_id == grant.program_id]
         of_branch = [g for g in of_program if mine in _parties(g)]
         parties = {id for g in of_program for id in _parties(g)}
+        weight = _program_weight(hub, grant.program_id)
+        own = next((w for id, w in hub.policy.organization_weights if id == mine), 1000)
         return (
+            not _is_owed(hub, grant.program_id),
             (
-                -_mean_lag(hub, of_program),
-                _usage(hub, parties),
+                -_weighed(_mean_lag(hub, of_program), weight),
+                scaled(_usage(hub, parties), weight),
                 first(lambda _, g: g.program_id == grant.program_id),
             ),
             (
-                -_mean_lag(hub, of_branch),
-                _usage(hub, {mine}),
+                -_weighed(_mean_lag(hub, of_branch), own),
+                scaled(_usage(hub, {mine}), own),
                 first(lambda j, g: g.program_id == grant.program_id and j.organization_id == mine),
             ),
             (-_lag(hub, grant), first(lambda j, g: g.id == grant.id and j.organization_id == mine)),
@@ -368,29 +443,70 @@ def _is_paused(hub: Hub, job: Job) -> bool:
 
 
 def _place(hub: Hub, job: Job) -> Placement | None:
-    """Pod by pod onto the fullest node that has room; among clusters the one least torn open."""
+    """Within what it requires, or the narrowest that it prefers and that has room."""
     if _is_paused(hub, job):
         return None
+    for within in WISHES[job.topology.value] if job.pods > 1 else ("",):
+        found = _places(hub, job, within)
+        if found:
+            return min(found)[1]
+    return None
+
+
+WISHES = {
+    "any": ("",),
+    "spread": ("",),
+    "same_node": ("node",),
+    "same_rack": ("rack",),
+    "prefer_same_node": ("node", "rack", ""),
+    "prefer_same_rack": ("rack", ""),
+}
+
+
+def domains(nodes: Iterable[Node], within: str) -> dict[tuple[str, str], list[Node]]:
+    """The nodes by (cluster, "") or by (cluster, rack), those of no rack left out."""
+    found: dict[tuple[str, str], list[Node]] = {}
+    for node in sorted(nodes, key=lambda node: (node.cluster, node.rack)):
+        if within != "rack" or node.rack:
+            found.setdefault((node.cluster, node.rack if within == "rack" else ""), []).append(node)
+    return found
+
+
+def _places(hub: Hub, job: Job, within: str) -> list[tuple[tuple[int, int, int, str, str], Placement]]:
+    """Pod by pod onto the fullest node that has room, or that has the fewest of them; the least torn open first."""
+    size, pods = (_gpus(job), 1) if within == "node" else (job.gpus_per_pod, job.pods)
+    usable = [n for n in hub.nodes.values() if n.cluster in _clusters(hub) and n.schedulable]
     found = []
-    for cluster in _clusters(hub):
-        mine = [n for n in hub.nodes.values() if n.cluster == cluster and n.schedulable]
-        state = {n.node: _free(hub, n, job.gpu_class) for n in mine}
-        before, chosen = dict(state), dict[str, int]()
-        for _ in range(job.pods):
+    for (cluster, rack), nodes in domains(usable, within).items():
+        before = {n.node: _free(hub, n, job.gpu_class) for n in nodes}
+        state, chosen = dict(before), dict[str, int]()
+        spread = job.topology.value == "spread"
+        for _ in range(pods):
             fit = [
-                (free == total and free > job.gpus_per_pod, free, free == total, name)
-                for name, (free, total) in state.items()
-                if free >= job.gpus_per_pod
+                (
+                    chosen.get(name, 0) if spread else 0,
+                    *_fullness(before if spread else state, name, size),
+                    name,
+                )
+                for name, (free, _) in state.items()
+                if free >= size
             ]
             if not fit:
                 break
-            name = min(fit)[3]
-            chosen[name] = chosen.get(name, 0) + job.gpus_per_pod
-            state[name] = state[name][0] - job.gpus_per_pod, state[name][1]
+            name = min(fit)[-1]
+            chosen[name] = chosen.get(name, 0) + size
+            state[name] = state[name][0] - size, state[name][1]
         else:
             broken = sum(before[n][0] == before[n][1] and state[n][0] > 0 for n in chosen)
-            found.append(((broken, sum(state[n][0] for n in chosen), cluster), (cluster, chosen)))
-    return min(found)[1] if found else None
+            most = max(chosen.values()) if spread else 0
+            left = sum(state[n][0] for n in chosen)
+            found.append(((most, broken, left, cluster, rack), (cluster, chosen)))
+    return found
+
+
+def _fullness(state: dict[str, tuple[int, int]], name: str, size: int) -> tuple[bool, int, bool]:
+    free, total = state[name]
+    return free == total and free > size, free, free == total
 
 
 def _code(hub: Hub, job: Job, lost_room: bool) -> str:
@@ -401,22 +517,18 @@ def _code(hub: Hub, job: Job, lost_room: bool) -> str:
         return "behind_in_order"
     if _is_paused(hub, job):
         return "placement_paused"
-    g, pods, seen = job.gpus_per_pod, job.pods, _seen(hub)
+    g, pods, within = _unit(job)
+    seen = _seen(hub)
     live, dark = set(_clusters(hub)), {n.cluster for n in hub.nodes.values()} - seen
 
     def most(clusters: set[str], part: int, also_shut: bool) -> int:
-        """Pods that fit in the best of these clusters; part 0 = what is free, 1 = were all empty."""
-        return max(
-            (
-                sum(
-                    _free(hub, n, job.gpu_class)[part] // g
-                    for n in hub.nodes.values()
-                    if n.cluster == cluster and (n.schedulable or also_shut)
-                )
-                for cluster in clusters
-            ),
-            default=0,
+        """Pods that fit in the best of these clusters or their racks; part 0 = what is free, 1 = were all empty."""
+        mine = [n for n in hub.nodes.values() if n.cluster in clusters and (n.schedulable or also_shut)]
+        sums = (
+            sum(_free(hub, n, job.gpu_class)[part] // g for n in each)
+            for each in domains(mine, within).values()
         )
+        return max(sums, default=0)
 
     paused = seen - live
     never = most(live, 1, False) < pods

@@ -15,14 +15,21 @@ from scheduler.core.model import (
     Node,
     Plan,
     PodPlacement,
+    Preempt,
     Reason,
     WaitReason,
 )
-from scheduler.core.policy import Policy
+from scheduler.core.policy import Entitlement, Policy
 from scheduler.core.state import State
 from tests.property.core.core_chaos import World, put
-from tests.property.core.test_core_property import check_against_reference, faults, with_room_left
+from tests.property.core.test_core_property import (
+    check_against_reference,
+    faults,
+    overlooked,
+    with_room_left,
+)
 from tests.unit.core.core_world import (
+    HOUR_MS,
     NOW_MS,
     a_class,
     a_cluster,
@@ -173,3 +180,134 @@ def test_reference_sees_a_changed_hub() -> None:
     put(world, replace(node, schedulable=False))
     with pytest.raises(AssertionError):
         check_against_reference(world, plan, NOW_MS)
+
+
+def with_a_cap(max_gpus: int | None = None, pool: int | None = None) -> World:
+    world, _ = a_good_plan()
+    put(world, an_organization(max_gpus=max_gpus, pool=pool))
+    put(world, a_grant(hours=40))
+    return world
+
+
+@pytest.mark.parametrize(("max_gpus", "pool"), [(18, None), (None, 500), (18, 1000), (30, 500)])
+def test_organization_kept_below_its_cap_is_good(max_gpus: int | None, pool: int | None) -> None:
+    """Half of a pool of 36 are 18: schedulable nodes alone count, also those of a paused cluster, 8 + 8 + 8 + 8."""
+    world = with_a_cap(max_gpus, pool)
+    plan = decide(State(), world.values(), NOW_MS)[0]
+    assert faults(world, plan, NOW_MS) == []
+    check_against_reference(world, plan, NOW_MS)
+
+
+@pytest.mark.parametrize(("max_gpus", "pool"), [(17, None), (None, 500)])
+def test_start_over_an_organizations_cap_is_found(max_gpus: int | None, pool: int | None) -> None:
+    _, plan = a_good_plan()
+    assert faults(with_a_cap(max_gpus, pool), plan, NOW_MS) == ["over the cap of o1: 18"]
+
+
+def test_attempts_of_the_organization_count_for_the_checker() -> None:
+    _, plan = a_good_plan()
+    world = with_a_cap(20)
+    assert faults(world, plan, NOW_MS) == []
+    put(world, an_attempt(grant="elsewhere", gpus=3))
+    assert faults(world, plan, NOW_MS) == ["over the cap of o1: 21"]
+
+
+@pytest.mark.parametrize(
+    ("fault", "wrong"),
+    [
+        ("another's cap", {"organization": "o2"}),
+        ("not its cap", {"cap": 19}),
+        ("not what it needs", {"needed": 9}),
+        ("not what is in use", {"in_use": 17}),
+    ],
+)
+def test_wrong_number_beside_an_organizations_cap_is_found(fault: str, wrong: dict[str, int | str]) -> None:
+    world = with_a_cap(20)
+    plan = decide(State(), world.values(), NOW_MS)[0]
+    assert plan.reasons["big"].code is WaitReason.ORGANIZATION_CAP
+    numbers = {**plan.reasons["big"].numbers, **wrong}
+    reasons = {**plan.reasons, "big": Reason(WaitReason.ORGANIZATION_CAP, numbers)}
+    wrong_plan = replace(plan, reasons=reasons)
+    assert any(found.startswith(fault) for found in faults(world, wrong_plan, NOW_MS))
+    with pytest.raises(AssertionError):
+        check_against_reference(world, wrong_plan, NOW_MS)
+
+
+def test_job_that_no_cap_holds_is_found() -> None:
+    world = with_a_cap(20)
+    plan = decide(State(), world.values(), NOW_MS)[0]
+    put(world, an_organization(max_gpus=26))
+    assert any(found.startswith("below the cap: big") for found in faults(world, plan, NOW_MS))
+
+
+def test_others_stopped_for_a_gang_past_its_cap_is_found() -> None:
+    world = with_a_cap(18)
+    plan = decide(State(), world.values(), NOW_MS)[0]
+    good = replace(plan, stops=(Preempt("victim", 1, "big", NOW_MS),))
+    assert "stops others for o1 past its cap" in faults(world, good, NOW_MS)
+
+
+def with_a_reserved_part() -> World:
+    """Two of eight GPUs are reserved for `poc`, which is far ahead of its pace; four are free."""
+    world: World = {}
+    grants = [a_grant("o1", lag_ms=10 * HOUR_MS), a_grant("o2", program="poc", lag_ms=-10 * HOUR_MS)]
+    jobs = [
+        a_job("mine", "o1", gpus=2),
+        a_job("others", "o1", gpus=2, submitted=NOW_MS),
+        a_job("poc", "o2", gpus=2),
+    ]
+    for each in [
+        Policy(entitlements=(Entitlement("poc", 1000, 250),)), a_class(), a_cluster(), a_node(used=4),
+        an_organization("o1"), an_organization("o2"), *grants, *jobs,
+    ]:  # fmt: skip
+        put(world, each)
+    return world
+
+
+def test_programme_that_gets_its_part_first_is_good() -> None:
+    world = with_a_reserved_part()
+    plan = decide(State(), world.values(), NOW_MS)[0]
+    assert [start.job_id for start in plan.starts] == ["poc", "mine"]
+    assert (faults(world, plan, NOW_MS), overlooked(world, plan, NOW_MS)) == ([], [])
+    check_against_reference(world, plan, NOW_MS)
+
+
+def test_start_before_one_that_is_owed_its_room_is_found() -> None:
+    world = with_a_reserved_part()
+    plan = decide(State(), world.values(), NOW_MS)[0]
+    turned = replace(plan, starts=plan.starts[::-1])
+    assert faults(world, turned, NOW_MS) == ["poc was owed its room before mine"]
+    with pytest.raises(AssertionError):
+        check_against_reference(world, turned, NOW_MS)
+
+
+def test_room_that_others_took_though_it_was_owed_is_found() -> None:
+    world = with_a_reserved_part()
+    without = decide(State(), [*world.values(), Policy()], NOW_MS)[0]
+    assert [start.job_id for start in without.starts] == ["mine", "others"]
+    assert overlooked(world, without, NOW_MS) == ["poc"]
+    kept = an_attempt(grant="g-o2", gpus=2, organization="o2")
+    put(world, kept)
+    assert overlooked(world, without, NOW_MS) == [], "it has its part"
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        Policy(entitlements=(Entitlement("poc", 3000),)),
+        Policy(organization_weights=(("o2", 3000),)),
+    ],
+)
+def test_reference_tells_a_plan_that_forgot_a_weight(policy: Policy) -> None:
+    world = with_a_reserved_part()
+    put(world, a_grant("o2", program="poc", lag_ms=4 * HOUR_MS))
+    put(world, a_grant("o1", program="poc", lag_ms=10 * HOUR_MS))
+    if policy.entitlements:
+        put(world, a_grant("o1", program="p1", lag_ms=10 * HOUR_MS))
+    put(world, policy)
+    plan = decide(State(), world.values(), NOW_MS)[0]
+    assert plan.starts[0].job_id == "poc"
+    check_against_reference(world, plan, NOW_MS)
+    forgot = decide(State(), [*world.values(), Policy()], NOW_MS)[0]
+    with pytest.raises(AssertionError):
+        check_against_reference(world, forgot, NOW_MS)

@@ -70,17 +70,23 @@ def test_going_on_equals_beginning_anew_in_any_order(seed: int, policies: bool) 
 def test_there_was_something_to_promise() -> None:
     """The worlds above are not empty: this much happens in a few of them."""
     seen: Counter[str] = Counter()
-    for seed in range(60):
+    for seed in range(160):
         hub = a_random_hub(Random(seed))
         for plan, _ in live(hub, cycles=15):
             seen["reserved"] += len(plan.reservations)
             seen["judged"] += len(hub.reservations) if not is_excused(hub, plan) else 0
             seen["stops"] += len(plan.stops)
             seen["lane"] += started_in_lane(hub, plan)
+            for job, start in ((hub.world[Kind.JOB, start.job_id], start) for start in plan.starts):
+                assert isinstance(job, Job)
+                seen["fallback"] += start.pods[0].gpu_class != job.gpu_class
+                seen["bound"] += job.unit[2] != ""
     assert seen["reserved"] > 300
     assert seen["judged"] > 100
     assert seen["stops"] > 10
     assert seen["lane"] > 10
+    assert seen["fallback"] > 30
+    assert seen["bound"] > 10
 
 
 def started_in_lane(hub: Hub, plan: Plan) -> int:
@@ -172,6 +178,24 @@ def test_more_budget_never_puts_a_firm_further_back(seed: int, tenths: int, rank
     """
     policy = replace(a_random_policy(Random(seed)), ranking=ranking, floor_share=0.0)
     assert rank(with_budget(seed, policy, tenths)) <= rank(with_budget(seed, policy, 10))
+
+
+@settings(max_examples=100, deadline=None)
+@given(SEEDS, st.sampled_from((1001, 1500, 20_000)), st.sampled_from(Ranking))
+def test_more_weight_never_puts_a_firm_further_back(seed: int, weight: int, ranking: Ranking) -> None:
+    policy = replace(a_random_policy(Random(seed)), ranking=ranking, floor_share=0.0, organization_weights=())
+    heavy = replace(policy, organization_weights=(("o1", weight),))
+    assert rank(with_budget(seed, heavy, 10)) <= rank(with_budget(seed, policy, 10))
+
+
+def test_weight_puts_some_firms_further_in_front() -> None:
+    """The worlds above are not empty."""
+    gained = 0
+    for seed in range(60):
+        policy = Policy(lag_bound_share=1.0, hold_share=0.3)
+        heavy = replace(policy, organization_weights=(("o1", 20_000),))
+        gained += rank(with_budget(seed, heavy, 10)) < rank(with_budget(seed, policy, 10))
+    assert gained > 5
 
 
 def first_start_ms(hub: Hub) -> int | None:

@@ -1,6 +1,8 @@
 """What holds for every plan, whatever the hub looks like."""
 
 from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from random import Random
 
 from hypothesis import given, settings
@@ -18,10 +20,12 @@ from scheduler.core.model import (
     Node,
     Plan,
     Start,
+    Topology,
     WaitReason,
 )
 from scheduler.core.policy import Policy
 from scheduler.core.state import State
+from tests.property.core.core_cap_faults import overtaken, owed, program_of, wrong_caps
 from tests.property.core.core_chaos import (
     START_MS,
     World,
@@ -76,7 +80,7 @@ def faults(world: World, plan: Plan, now_ms: int) -> list[str]:
     for grant in grants.values():
         for path in grant.paths:
             found += [f"overdrawn: {a.id}" for a in path.accounts if 0 < spent[a.id] > a.left_gpu_us]
-    found += over_cap(world, plan)
+    found += over_cap(world, plan) + wrong_caps(world, plan) + overtaken(world, plan)
     waiting = Counter(j.id for j in world.values() if isinstance(j, Job) and j.waits)
     told = Counter(start.job_id for start in plan.starts) + Counter(plan.order)
     if told != waiting:
@@ -107,10 +111,17 @@ def faults_of(start: Start, world: World, now_ms: int) -> list[str]:
     nodes = [world[Kind.NODE, f"{start.cluster}/{pod.node}"] for pod in start.pods]
     assert isinstance(job, Job)
     assert isinstance(grant, Grant)
+    gpu_class = start.pods[0].gpu_class
+    kind = world.get((Kind.GPU_CLASS, gpu_class))
+    rate = kind.rate_thousandths if isinstance(kind, GpuClass) else None
     right = {
         "gang not whole": [(p.gpu_class, p.count) for p in start.pods]
-        == [(job.gpu_class, job.gpus_per_pod)] * job.pods,
-        "cluster out of reach": start.cluster in usable_clusters(world, job.gpu_class, now_ms),
+        == [(gpu_class, job.gpus_per_pod)] * job.pods,
+        "a class that it does not accept": gpu_class in (job.gpu_class, *job.fallbacks),
+        "not the cost of the class": rate is not None
+        and start.cost_gpu_us == job.walltime_ms * job.gpus_per_pod * job.pods * rate,
+        "not together as required": together(job, [node for node in nodes if isinstance(node, Node)]),
+        "cluster out of reach": start.cluster in usable_clusters(world, gpu_class, now_ms),
         "node out of reach": all(isinstance(node, Node) and node.schedulable for node in nodes),
         "no such path": start.account_path
         in [tuple(a.id for a in p.accounts) for p in grant.paths if p.organization_id == job.organization_id],
@@ -134,15 +145,38 @@ def with_room_left(world: World, plan: Plan, now_ms: int) -> list[str]:
             or plan.reasons[job.id].code not in room_codes
         ):
             continue
-        pods: Counter[str] = Counter()
-        usable = usable_clusters(world, job.gpu_class, now_ms)
-        for node in world.values():
-            if isinstance(node, Node) and node.cluster in usable and node.schedulable:
-                left = free.get((node.cluster, node.node, job.gpu_class), 0)
-                pods[node.cluster] += left // job.gpus_per_pod
-        if any(count >= job.pods for count in pods.values()):
+        # of several classes the one whose room it is told to wait for: for another it may lack the money
+        gpu_class = str(plan.reasons[job.id].numbers.get("gpu_class", job.gpu_class))
+        if job.fallbacks and "gpu_class" not in plan.reasons[job.id].numbers:
+            continue
+        usable = usable_clusters(world, gpu_class, now_ms)
+        nodes = [n for n in world.values() if isinstance(n, Node) and n.cluster in usable and n.schedulable]
+        if has_room(job, [(node, free.get((node.cluster, node.node, gpu_class), 0)) for node in nodes]):
             found.append(job.id)
     return found
+
+
+def has_room(job: Job, free: Iterable[tuple[Node, int]]) -> bool:
+    """Whether all pods fit in one cluster, on one node or in one rack of it if that is required."""
+    size, pods = job.gpus_per_pod, job.pods
+    if job.topology is Topology.SAME_NODE:
+        return any(left >= size * pods for _, left in free)
+    counts: Counter[tuple[str, str]] = Counter()
+    in_rack = job.topology is Topology.SAME_RACK and pods > 1
+    for node, left in free:
+        if node.rack or not in_rack:
+            counts[node.cluster, node.rack if in_rack else ""] += max(0, left) // size
+    return any(count >= pods for count in counts.values())
+
+
+def together(job: Job, nodes: Sequence[Node]) -> bool:
+    """Whether these nodes, one per pod or each once, are as near to each other as the job requires."""
+    ids, racks = {node.id for node in nodes}, {node.rack for node in nodes}
+    if job.pods == 1:
+        return True
+    if job.topology is Topology.SAME_NODE:
+        return len(ids) == 1
+    return job.topology is not Topology.SAME_RACK or (len(racks) == 1 and racks != {""})
 
 
 @settings(max_examples=150, deadline=None)
@@ -151,6 +185,34 @@ def test_no_plan_breaks_what_must_hold(seed: int, stops: bool) -> None:
     world = a_random_world(Random(seed), stops)
     plan, _ = decide(State(), world.values(), START_MS)
     assert faults(world, plan, START_MS) == []
+
+
+def overlooked(world: World, plan: Plan, now_ms: int) -> list[str]:
+    """Jobs of programmes below their reserved part that would fit had only those programmes started something (for
+    worlds where no room is kept)."""
+    mine = owed(world, plan.starts)
+    own = replace(plan, starts=tuple(start for start in plan.starts if program_of(world, start) in mine))
+    waiting = set(with_room_left(world, own, now_ms))
+    could = {job.id: job for job in world.values() if isinstance(job, Job) and job.id in waiting}
+    return [
+        id
+        for id, job in could.items()
+        # of a job that could draw on several programmes nobody says here on which
+        if {
+            g.program_id
+            for g in of(world, Grant)
+            if isinstance(g, Grant) and job.organization_id in g.parties
+        }
+        <= mine
+    ]
+
+
+@settings(max_examples=150, deadline=None)
+@given(SEEDS)
+def test_others_take_no_room_that_a_reserved_part_is_owed(seed: int) -> None:
+    world = a_random_world(Random(seed))
+    plan, _ = decide(State(), world.values(), START_MS)
+    assert overlooked(world, plan, START_MS) == []
 
 
 @settings(max_examples=150, deadline=None)

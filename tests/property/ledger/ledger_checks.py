@@ -193,7 +193,15 @@ def _i07(connection: Connection) -> list[str]:
         "h.rate_thousandths, h.gpus AS held_gpus FROM transfers t "
         "LEFT JOIN holds h ON h.job_id = t.job_id AND h.attempt = t.attempt WHERE t.type IN ('settle', 'refund')"
     )
-    found = []
+    placed = (
+        "SELECT p.job_id, p.gpu_class, r.gpu_class AS paid_class FROM placements p "
+        "JOIN holds h ON h.job_id = p.job_id AND h.attempt = p.attempt JOIN rates r ON r.id = h.rate_id"
+    )
+    found = [
+        f"{row.job_id} is on {row.gpu_class} at the rate of {row.paid_class}"
+        for row in _rows(connection, placed)
+        if row.gpu_class != row.paid_class
+    ]
     for row in _rows(connection, statement):
         if row.rate_id is None or row.rate_id != row.pinned or row.gpus != row.held_gpus:
             found.append(

@@ -375,6 +375,16 @@ def test_the_checker_finds_a_planted(sqlite_url: str, invariant: str) -> None:
     assert invariant in found
 
 
+def test_the_checker_finds_pods_of_another_class_than_the_one_paid(hub: Hub) -> None:
+    grant = hub.award()
+    hub.start(hub.submit(gpu_classes=("h100", "a100")), grant, "a0", gpu_class="a100")
+    with hub.database.engine.connect() as connection:
+        connection.execute(text("UPDATE holds SET gpu_class = 'h100', rate_id = 'h100@1'"))
+        found = violations(connection)
+        connection.rollback()
+    assert any("on a100 at the rate of h100" in line for line in found)
+
+
 @pytest.mark.parametrize(
     "planted",
     [

@@ -20,6 +20,7 @@ from scheduler.core.model import (
     Plan,
     PodPlacement,
     Stop,
+    Topology,
 )
 from scheduler.core.state import State
 
@@ -48,8 +49,9 @@ def a_node(
     gpu_class: str = "h100",
     schedulable: bool = True,
     more: Mapping[str, Capacity] | None = None,
+    rack: str = "",
 ) -> Node:
-    return Node(cluster, name, schedulable, {gpu_class: Capacity(gpus, foreign, used), **(more or {})})
+    return Node(cluster, name, schedulable, {gpu_class: Capacity(gpus, foreign, used), **(more or {})}, rack)
 
 
 def an_account(id: str = "acc", hours: float = 10_000, held: float = 0, used: float = 0) -> Account:
@@ -97,18 +99,31 @@ def a_consortium(
 
 
 def an_attempt(
-    job: str = "running", grant: str = "g-o1", gpus: int = 4, held: bool = True, number: int = 1
+    job: str = "running",
+    grant: str = "g-o1",
+    gpus: int = 4,
+    held: bool = True,
+    number: int = 1,
+    organization: str = "o1",
 ) -> Attempt:
     """An attempt that runs, or ended and keeps its GPUs or not."""
     state = JobState.RUNNING if held else JobState.ENDED
     pods = (PodPlacement("n9", "h100", gpus),)
-    return Attempt(job, number, grant, state, "c1", pods, 0, NOW_MS - HOUR_MS, None, held)
+    claimed_ms = NOW_MS - HOUR_MS
+    return Attempt(
+        job, number, grant, state, "c1", pods, 0, claimed_ms, None, held, organization_id=organization
+    )
 
 
 def an_organization(
-    id: str = "o1", frozen: bool = False, usage: float = 0.0, as_of: int = NOW_MS
+    id: str = "o1",
+    frozen: bool = False,
+    usage: float = 0.0,
+    as_of: int = NOW_MS,
+    max_gpus: int | None = None,
+    pool: int | None = None,
 ) -> Organization:
-    return Organization(id, frozen, usage, as_of)
+    return Organization(id, frozen, usage, as_of, max_gpus, pool)
 
 
 def a_job(
@@ -124,6 +139,8 @@ def a_job(
     attempt: int = 0,
     not_before: int | None = None,
     cancel: bool = False,
+    fallbacks: tuple[str, ...] = (),
+    topology: Topology = Topology.ANY,
 ) -> Job:
     walltime_ms = int(hours * HOUR_MS)
     return Job(
@@ -139,6 +156,8 @@ def a_job(
         attempt,
         not_before,
         cancel,
+        fallbacks=fallbacks,
+        topology=topology,
     )
 
 

@@ -127,7 +127,8 @@ def test_first_that_lost_its_room_to_a_pick_is_told_to_whom() -> None:
     plan = plan_of(a_node(gpus=1), *jobs)
     assert started(plan) == ["j0"]
     assert plan.reasons["j1"].code is WaitReason.BEHIND_IN_ORDER
-    assert plan.reasons["j1"].numbers == {"position": 1, "organization": "o1", "job": "j0"}
+    numbers = {"position": 1, "organization": "o1", "job": "j0", "lag_thousandths": 0}
+    assert plan.reasons["j1"].numbers == numbers
     assert plan.reasons["j2"].code is WaitReason.NO_FREE_GPU
 
 

@@ -57,7 +57,7 @@ def test_node_has_room_for_every_gpu_with_its_cpu_and_memory() -> None:
         ("sim-0:h100-9g.90gb=1", "h100 has no profile '9g.90gb'"),
         ("sim-0:l40s-1g.10gb=1", "it has none"),
         ("sim-0:h100=4,a100=4", "GPUs of several models: a100, h100"),
-        ("sim-0", "is not NODES:CLASS=COUNT"),
+        ("sim-0", "is not NODES.@RACK.:CLASS=COUNT"),
     ],
 )
 def test_impossible_nodes_are_refused(spec: str, trouble: str) -> None:
@@ -89,3 +89,11 @@ def test_node_is_usable_when_ready_and_free_of_kubernetes_own_taints() -> None:
     assert is_usable(node)
     node["spec"]["taints"] = [{"key": "node.kubernetes.io/not-ready", "effect": "NoSchedule"}]
     assert not is_usable(node)
+
+
+def test_a_rack_is_a_label_of_its_nodes() -> None:
+    racks = [
+        node["metadata"]["labels"].get("topology.kubernetes.io/rack")
+        for node in read_nodes(["a-[0-1]@r1:h100=8", "b:h100=8"])
+    ]
+    assert racks == ["r1", "r1", None]

@@ -21,9 +21,7 @@ from deploy.cli import PROGRAMS, firm_app
 from deploy.moments import moment_ms
 from deploy.session import UsageTrouble, login_file, save_login
 from deploy.session import language as chosen_language
-from deploy.waiting import waiting_line
 from quota.clock import instant_text
-from quota.schemas.scheduling import Waiting, WaitReason
 
 CALLER = {"token_id": "tok-1", "role": "member", "organization_id": "alpha-lab"}
 
@@ -33,7 +31,10 @@ class FakeService(http.server.BaseHTTPRequestHandler):
 
     answers: dict[str, tuple[int, object]]
 
+    asked_in = ""
+
     def do_GET(self) -> None:
+        FakeService.asked_in = self.headers["Accept-Language"]
         status, body = self.answers.get(self.path.partition("?")[0], (404, {}))
         content = json.dumps(body).encode()
         self.send_response(status)
@@ -262,12 +263,58 @@ def test_the_environment_goes_before_the_saved_login(
     assert gpuhub("whoami").exit_code == 0
 
 
-@pytest.mark.parametrize("reason", WaitReason)
-def test_every_wait_reason_has_a_line(reason: WaitReason) -> None:
-    line = waiting_line(Waiting(code=reason, numbers={"needed": 8, "free": 3}), position=4)
-    assert line.startswith(f"{reason.value}: ")
-    assert line.endswith("(needed 8, free 3); place 4 in the queue")
-    assert ":  (" not in line, "the code has no words"
+WAITING = {
+    **dict.fromkeys(("end_reason", "grant_id", "ended_at", "cancel_requested_at")),
+    "id": "job-1",
+    "name": "train",
+    "organization_id": "alpha-lab",
+    "state": "queued",
+    "gpu_class": "h100",
+    "gpus_per_pod": 8,
+    "pods": 1,
+    "walltime_s": 3600,
+    "grace_s": 30,
+    "restartable": False,
+    "submitted_at": "2026-11-30T03:00:00.000Z",
+    **dict.fromkeys(
+        ("cost_limit_gpu_us", "cost_limit_gpu_hours", "charged_gpu_us", "charged_gpu_hours"), "0"
+    ),
+    "attempt": 0,
+    "waiting": {"code": "no_free_gpu", "numbers": {"needed": 8, "free": 3}},
+    "position": 4,
+}
+SENTENCES = {
+    "en": {"waiting_text": "needs 8 H100, 3 free now", "place_text": "4th of 41 in the hub"},
+    "ko": {"waiting_text": "H100이 8개 필요합니다", "place_text": "허브 전체 41개 중 4번째"},
+}
+
+
+@pytest.mark.parametrize("lang", ["ko", "en"])
+@pytest.mark.parametrize("arguments", [("job", "job-1"), ("jobs",)])
+def test_why_a_job_waits_is_printed_as_the_service_says_it(
+    arguments: tuple[str, ...], lang: str, answers: dict[str, tuple[int, object]]
+) -> None:
+    said = SENTENCES[lang]
+    answers["/v1/jobs/job-1"] = (200, WAITING | said | {"attempts": [], "measured": []})
+    answers["/v1/jobs"] = (200, {"items": [WAITING | said], "next": None})
+    done = gpuhub(*arguments, "--lang", lang)
+    assert done.exit_code == 0, done.output
+    assert f"{said['waiting_text']} ({said['place_text']})" in done.stdout
+    assert FakeService.asked_in == lang
+
+
+def test_the_codes_of_a_service_without_sentences_are_printed(answers: dict[str, tuple[int, object]]) -> None:
+    answers["/v1/jobs/job-1"] = (200, WAITING | {"attempts": [], "measured": []})
+    assert "no_free_gpu (needed 8, free 3) (place 4 in the queue)" in gpuhub("job", "job-1").stdout
+
+
+def test_a_language_that_the_service_does_not_speak_is_refused(
+    answers: dict[str, tuple[int, object]],
+) -> None:
+    done = gpuhub("jobs", "--lang", "fr")
+    assert done.exit_code == 2
+    assert "'ko'" in done.stderr
+    assert "'en'" in done.stderr
 
 
 def test_firm_commands_load_neither_servers_nor_databases() -> None:
@@ -318,5 +365,7 @@ def test_a_malformed_trace_is_one_line(tmp_path: Path) -> None:
     ]
     done = subprocess.run(line, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert done.stderr == f"gpuhub up: {trace}:3: gpus 'none' is not a number of zero or more\n"
+    assert done.stderr == (
+        f"gpuhub up: {trace}:3: gpus: 'none' is no number of GPUs; give a whole number from 1 to 1000000\n"
+    )
     assert not (tmp_path / "data").exists()

@@ -11,9 +11,9 @@ from deploy.player import submission
 from deploy.quota_start import latest_ms
 from deploy.trace import shares
 from deploy.trace_report import deliveries, ends, percentile, running_gpu_ms, use, waits
-from deploy.traces import TraceJob
 from quota.schemas.jobs import JobDetail
 from quota.schemas.programs import Grant
+from scheduler.replay.traces import TraceJob
 
 T0 = 1_790_000_000_000
 HOUR = 3_600_000
@@ -158,14 +158,14 @@ def test_the_latest_time_of_a_journal(tmp_path: Path) -> None:
 
 def test_shares_follow_demand_and_never_exceed_the_budget_by_more_than_an_hour_each() -> None:
     jobs = [
-        TraceJob("big", "k1", 0, 8, 3000, 3600),
-        TraceJob("small", "k2", 0, 1, 8000, 14_400),
-        TraceJob("none", "k3", 0, 1, 0, 3600),
+        TraceJob("k1", "big", 0, 8, 3000, 3600),
+        TraceJob("k2", "small", 0, 1, 8000, 14_400),
+        TraceJob("k3", "none", 0, 1, 0, 3600),
     ]
     assert shares(jobs, 100) == {"big": 74, "none": 1, "small": 24}
 
 
 def test_a_trace_job_is_submitted_as_it_was() -> None:
-    body = submission(TraceJob("big", "k1", 0, 20, 3000, 3600), 8)
+    body = submission(TraceJob("k1", "big", 0, 20, 3000, 3600), 8)
     assert (body.pods, body.gpus_per_pod, body.walltime_s, body.name) == (4, 5, 3600, "k1")
     assert body.annotations["simulate.gpuhub/duration_s"] == "3000"

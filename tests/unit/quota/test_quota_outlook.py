@@ -74,19 +74,27 @@ def test_it_must_start_in_time_for_the_last_grant_that_could_pay() -> None:
 
 def test_a_gang_needs_its_room_on_one_cluster() -> None:
     gang = Ask(pods=2, gpus_per_pod=2, walltime_ms=1, cost_gpu_us=1)
-    free = {("a", "n0"): 3, ("b", "n0"): 3}
+    free = {("a", "n0", None): 3, ("b", "n0", None): 3}
     assert room_at_ms(gang, free, (), 5) is None
-    assert room_at_ms(gang, free | {("b", "n1"): 2}, (), 5) == 5
+    assert room_at_ms(gang, free | {("b", "n1", None): 2}, (), 5) == 5
+
+
+def test_a_gang_that_must_share_a_rack_needs_its_room_in_one() -> None:
+    gang = Ask(pods=2, gpus_per_pod=2, walltime_ms=1, cost_gpu_us=1, in_rack=True)
+    free = {("a", "n0", "r1"): 2, ("a", "n1", "r2"): 2, ("a", "n2", None): 8}
+    ends = [Occupied(("a", "n3", "r2"), 2, 40)]
+    assert room_at_ms(gang, free, ends, 5) is None
+    assert room_at_ms(gang, free | {("a", "n3", "r2"): 0}, ends, 5) == 40
 
 
 def test_room_comes_with_the_first_end_that_completes_it() -> None:
-    free = {("a", "n0"): 0, ("a", "n1"): -1}
+    free = {("a", "n0", None): 0, ("a", "n1", None): -1}
     ends = [
-        Occupied(("a", "n1"), 2, 10),
-        Occupied(("a", "n0"), 1, 20),
-        Occupied(("a", "shut"), 8, 25),
-        Occupied(("a", "n0"), 1, 30),
-        Occupied(("a", "n0"), 8, None),
+        Occupied(("a", "n1", None), 2, 10),
+        Occupied(("a", "n0", None), 1, 20),
+        Occupied(("a", "shut", None), 8, 25),
+        Occupied(("a", "n0", None), 1, 30),
+        Occupied(("a", "n0", None), 8, None),
     ]
     assert room_at_ms(ASK, free, ends, 5) == 30
     assert room_at_ms(ASK, free, reversed(ends), 5) == 30

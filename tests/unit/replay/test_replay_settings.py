@@ -28,6 +28,15 @@ def test_a_gang_is_made_of_equal_pods_as_wide_as_a_node_allows(
     assert gang(gpus, per_node) == made
 
 
+@pytest.mark.parametrize("gpus", range(1, 130))
+def test_a_gang_has_exactly_the_gpus_and_no_pod_wider_than_a_node(gpus: int) -> None:
+    pods, gpus_per_pod = gang(gpus, 8)
+    assert pods * gpus_per_pod == gpus
+    assert gpus_per_pod <= 8
+    if gpus % 8 == 0 or gpus < 8:
+        assert pods == -(-gpus // 8)
+
+
 def test_load_compresses_submissions_and_the_term() -> None:
     settings = a_pool(days=10, load=2.0)
     played = arrange([a_job("a", 100), a_job("b", 201)], settings)

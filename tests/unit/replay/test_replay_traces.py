@@ -78,6 +78,19 @@ def test_a_csv_with_and_without_a_limit(tmp_path: Path, name: str) -> None:
     ]
 
 
+def test_rows_of_several_files_are_told_apart(tmp_path: Path) -> None:
+    for name in ("one.csv", "two.csv"):
+        a_file(tmp_path, CSV + "alpha,1,2,3,\n", name)
+    jobs = read_trace(tmp_path)
+    assert [(job.organization, job.gpus) for job in jobs] == [("alpha", 2), ("alpha", 2)]
+    assert len({job.id for job in jobs}) == 2
+
+
+def test_columns_stand_in_any_order_beside_any_others(tmp_path: Path) -> None:
+    path = a_file(tmp_path, "num_gpu,model_name,duration,submission_time\n2,bert,70,1\n", "one.csv")
+    assert read_trace(path) == [TraceJob("one:0000002", "one", 1, 2, 70, 3600)]
+
+
 def test_the_spelling_of_gpuhub_up_is_understood(tmp_path: Path) -> None:
     path = a_file(tmp_path, "organisation,submit_s,gpus,run_s\nalpha,1,2,3\n")
     assert [job.organization for job in read_trace(path)] == ["alpha"]
@@ -165,6 +178,8 @@ def test_what_cannot_be_read_is_told(tmp_path: Path) -> None:
     with pytest.raises(BadTrace, match=r"binary.csv:2: byte 0xff is not text"):
         read_trace(tmp_path / "binary.csv")
     whole = a_file(tmp_path, CSV + "a,1,1,60,\n" * 5000, "cut.csv.gz")
-    whole.write_bytes(whole.read_bytes()[:-40])
-    with pytest.raises(BadTrace, match="cannot be read"):
-        read_trace(whole)
+    archive = an_archive(tmp_path, {"cluster01.csv": ITP * 5000})
+    for cut in (whole, archive):
+        cut.write_bytes(cut.read_bytes()[:-40])
+        with pytest.raises(BadTrace, match="cannot be read"):
+            read_trace(cut)

@@ -268,7 +268,12 @@ class TestNodes:
 
     def status(self, *pods: dict, node: dict | None = None, form: ClassForm | None = None):
         classes = {"h100": form or self.FORM}
-        return node_status(node_facts(node or a_node()), [pod_facts(pod) for pod in pods], classes)
+        return node_status(
+            node_facts(node or a_node()),
+            [pod_facts(pod) for pod in pods],
+            classes,
+            "topology.kubernetes.io/rack",
+        )
 
     @staticmethod
     def foreign(phase: str = "Running", **resources: str) -> dict:
@@ -277,6 +282,14 @@ class TestNodes:
             "spec": {"nodeName": "n-1", "containers": [{"resources": {"requests": resources}}]},
             "status": {"phase": phase},
         }
+
+    def test_a_rack_is_what_the_configured_label_says(self):
+        node = a_node()
+        assert self.status(node=node).rack == ""
+        node["metadata"]["labels"] |= {"topology.kubernetes.io/rack": "b-12", "example.com/row": "4"}
+        assert self.status(node=node).rack == "b-12"
+        facts, classes = node_facts(node), {"h100": self.FORM}
+        assert node_status(facts, [], classes, "example.com/row").rack == "4"
 
     def test_room_is_counted_in_gpus_with_their_cpu_and_memory(self):
         assert self.status().classes == (("h100", 8),)

@@ -9,10 +9,17 @@ import pytest
 
 from quota.clock import Clock
 from quota.schemas import fair_share
-from quota.schemas.scheduling import FeedItem, FeedKind, StopReason, StopRecord, WaitReason
+from quota.schemas.scheduling import (
+    FeedItem,
+    FeedKind,
+    OrganizationObject,
+    StopReason,
+    StopRecord,
+    WaitReason,
+)
 from scheduler.clusters.port import NodeStatus
 from scheduler.core import model
-from scheduler.core.policy import PRESETS, Lane, Policy, Preemption, Ranking
+from scheduler.core.policy import PRESETS, Entitlement, Lane, Policy, Preemption, Ranking
 from scheduler.translate import (
     Moment,
     changes_of,
@@ -48,14 +55,18 @@ def test_every_kind_of_object_reaches_the_core() -> None:
 
 def test_limits_and_pauses_reach_the_core() -> None:
     own = a_path("beta", "share", "grant")
+    beta = OrganizationObject(
+        id="beta", frozen=False, decayed_usage_gpu_us=1.5, decayed_as_of=7, max_gpus=12, pool_thousandths=400
+    )
     grant = a_grant(YEAR_MS, paths=(a_path("alpha", "grant"), own), max_gpus=7)
     items = [
         FeedItem(kind="grant", id="g1", seq=1, grant=grant),
         FeedItem(kind="gpu_class", id="h100", seq=1, gpu_class=a_class(paused=True)),
         FeedItem(kind="policy", id="default", seq=1, policy=a_policy(placement_paused=True)),
         FeedItem(kind="attempt", id="job-1-1", seq=1, attempt=an_attempt(grant_id="g7")),
+        FeedItem(kind="organization", id="beta", seq=1, organization=beta),
     ]
-    taken, gpu_class, policy, attempt = changes_of(items, Clock(), Moment())
+    taken, gpu_class, policy, attempt, organization = changes_of(items, Clock(), Moment())
     assert isinstance(taken, model.Grant)
     assert taken.max_gpus == 7
     assert taken.parties == ("alpha", "beta")
@@ -65,6 +76,8 @@ def test_limits_and_pauses_reach_the_core() -> None:
     assert policy.placement_paused
     assert isinstance(attempt, model.Attempt)
     assert (attempt.grant_id, attempt.gpus_held) == ("g7", 1)
+    assert attempt.organization_id == an_attempt().organization_id != ""
+    assert organization == model.Organization("beta", False, 1.5, 7, 12, 400)
 
 
 @pytest.mark.parametrize("reason", list(StopReason))
@@ -125,6 +138,12 @@ def test_node_that_quota_cannot_name_is_left_out() -> None:
     assert left_out == ("Not A Node",)
 
 
+def test_a_racks_name_that_quota_cannot_take_is_left_out() -> None:
+    nodes = [NodeStatus(f"n{i}", True, 0, (), (), rack) for i, rack in enumerate(("B_1.a", "", "b/1"))]
+    reports, left_out = node_reports(nodes)
+    assert ([report.rack for report in reports], left_out) == (["B_1.a", None, None], ())
+
+
 # --- how the hub shares -----------------------------------------------------------------------------
 
 
@@ -169,8 +188,17 @@ def test_every_number_of_how_the_hub_shares_reaches_the_core() -> None:
             checkpoint_ms=1500,
             restart_ms=16,
         ),
+        programs={
+            "poc": fair_share.ProgramShare(reserved_thousandths=100),
+            "ax": fair_share.ProgramShare(weight_thousandths=500),
+        },
+        organization_weights={"beta": 2000, "alpha": 750},
     )
-    policy = policy_of(a_policy(fair_share=share), Clock())
+    wanted = a_policy(fair_share=share, organization_pool_thousandths=250, organization_pool_from_gpus=40)
+    policy = policy_of(wanted, Clock())
+    assert policy.entitlements == (Entitlement("ax", 500, 0), Entitlement("poc", 1000, 100))
+    assert policy.organization_weights == (("alpha", 750), ("beta", 2000))
+    assert (policy.organization_pool_thousandths, policy.organization_pool_from_gpus) == (250, 40)
     assert policy.lane == Lane(2, 7 * 3_600_000, ((60_000, -0.025),), 1.5)
     assert policy.preemption == Preemption(2, 1, 10, 1, 11, 12, 13, 3, 14, 1500, 16)
     assert (policy.ranking, policy.hold_share) == (Ranking.DECAY, 0.25)

@@ -11,11 +11,13 @@ import pytest
 
 from quota.clock import Clock, wall_ms
 from scheduler.simulator.door import create_app
+from scheduler.simulator.events import event_of
 from scheduler.simulator.fleet import read_fleet
 from scheduler.simulator.journal import Journal
 from scheduler.simulator.model import Model
 from scheduler.simulator.readings import Readings
 from scheduler.simulator.simulation import Simulation
+from scheduler.simulator.view import nodes_view
 
 T = TypeVar("T")
 
@@ -31,6 +33,25 @@ def simulation(tmp_path):
     simulation.add_fleet(read_fleet(["n-[0-1]:h100=4"]))
     yield simulation
     journal.close()
+
+
+def test_a_node_tells_its_rack_and_keeps_it_over_a_restart(tmp_path):
+    journal = Journal(tmp_path)
+    simulation = Simulation(Model(6_000_000), journal, Clock(10**12, wall_ms(), 1), crashed)
+    simulation.add_fleet(read_fleet(["n-[0-1]:h100=4"]), {"n-1": "r1"})
+    journal.close()
+    again = Model(6_000_000)
+    journal = Journal(tmp_path)
+    again.replay(journal.read())
+    journal.close()
+    for model in (simulation.model, again):
+        told = nodes_view(model, 10**12)["nodes"]
+        assert [(node["node"], node["rack"]) for node in told] == [("n-0", ""), ("n-1", "r1")]
+
+
+def test_a_journal_from_before_racks_is_read():
+    line = '{"t":1,"n":1,"event":"node_added","node":"n-0","gpus":[]}'
+    assert event_of(line)[1].rack == ""
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from scheduler.simulator.fleet import DEFAULT_NODES, GIB, hardware, read_fleet
+from scheduler.simulator.fleet import DEFAULT_NODES, GIB, hardware, read_fleet, read_racks
 
 
 def test_default_fleet_has_four_nodes_and_one_cut_into_slices():
@@ -35,7 +35,7 @@ def test_range_keeps_leading_zeros():
 @pytest.mark.parametrize(
     ("spec", "complaint"),
     [
-        ("n-0", "is not NODES:CLASS=COUNT"),
+        ("n-0", "is not NODES.@RACK.:CLASS=COUNT"),
         ("n-0:h100", "is not CLASS=COUNT"),
         ("n-0:h100=0", "is not CLASS=COUNT"),
         ("n-0:h100=4,h100=4", "named twice"),
@@ -46,6 +46,18 @@ def test_range_keeps_leading_zeros():
 def test_unreadable_fleet_is_refused(spec, complaint):
     with pytest.raises(ValueError, match=complaint):
         read_fleet([spec])
+
+
+def test_a_rack_is_named_behind_its_nodes():
+    specs = ["n-[0-1]@r1:h100=4", "n-2@Rack_B.2:h100=4", "n-3:h100=4"]
+    assert list(read_fleet(specs)) == ["n-0", "n-1", "n-2", "n-3"]
+    assert read_racks(specs) == {"n-0": "r1", "n-1": "r1", "n-2": "Rack_B.2"}
+
+
+@pytest.mark.parametrize("rack", ["", "-b", "b/2", "b" * 64])
+def test_what_is_no_racks_name_is_refused(rack):
+    with pytest.raises(ValueError, match="no rack's name"):
+        read_racks([f"n-0@{rack}:h100=4"])
 
 
 def test_node_named_twice_is_refused():

@@ -1,0 +1,1 @@
+"""The only importer of `pynvml`; runs in the collector's process alone."""

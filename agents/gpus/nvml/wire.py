@@ -1,0 +1,86 @@
+"""What the collector's process tells its parent: one JSON line per cycle. Standard library only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """One GPU or MIG device as one read of it went. What could not be learned is None, never 0."""
+
+    index: int
+    gpu_uuid: str
+    """Empty if not even that could be read in this life of the process."""
+    parent_uuid: str = ""
+    """The GPU of a MIG device; empty for a GPU."""
+    name: str = ""
+    serial: str = ""
+    pci_bus_id: str = ""
+    mig: bool = False
+    """A GPU cut into MIG devices."""
+    memory_total_bytes: int | None = None
+    memory_used_bytes: int | None = None
+    power_mw: int | None = None
+    power_limit_mw: int | None = None
+    energy_mj: int | None = None
+    """Since the driver was loaded."""
+    temperature_celsius: int | None = None
+    samples_us: list[tuple[int, float]] = field(default_factory=list)
+    """(when, mean utilization 0-1 since the sample before it), oldest first; may repeat earlier ones."""
+    gpm: bool = False
+    """The samples are differences of two GPM readings, one per cycle, instead of the driver's own."""
+    sm_activity: float | None = None
+    """Share (0-1) of the multiprocessors that were busy in the last cycle, where GPM tells."""
+    ecc: dict[str, int] = field(default_factory=dict)
+    """By `corrected`, `uncorrected` (since the driver was loaded), `corrected_ever`, `uncorrected_ever`."""
+    remapped_rows: tuple[int, int, int, int] | None = None
+    """Correctable, uncorrectable, pending (0/1), failed (0/1)."""
+    clocks_event_reasons: int | None = None
+    throttled_ns: dict[str, int] = field(default_factory=dict)
+    recovery_action: int | None = None
+    pcie_replays: int | None = None
+    processes: list[tuple[int, int | None]] | None = None
+    """(pid, bytes) of compute processes; bytes None if the driver does not tell."""
+    unsupported: list[str] = field(default_factory=list)
+    """Operations that this GPU or driver does not have."""
+    errors: dict[str, int] = field(default_factory=dict)
+    """NVML's code by operation; `codes.GARBAGE` for an answer that cannot be true."""
+    lost: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """An event of a GPU at a wall time."""
+
+    gpu_uuid: str
+    at_wall_us: int
+    type: int
+    data: int
+    """The XID, for an XID event."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cycle:
+    """Everything that was learned since the line before."""
+
+    at_wall_us: int
+    driver: str = ""
+    count: int | None = None
+    """How many GPUs the driver counts; None if it did not say."""
+    gpus: list[Gpu] = field(default_factory=list)
+    late: dict[int, float] = field(default_factory=dict)
+    """GPUs (by index) whose read has passed the deadline, with its seconds so far; -1 is the driver itself."""
+    events: list[Event] = field(default_factory=list)
+    events_error: int | None = None
+    """Why events cannot be waited for; None if they can."""
+    system_errors: dict[str, int] = field(default_factory=dict)
+    """NVML's code by operation, of calls that concern no GPU."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The last line of a process that could not begin."""
+
+    operation: str
+    code: int

@@ -1,0 +1,221 @@
+"""What if: each kind of change, what it does to a queue that can be worked out by hand, and what is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from quota.clock import Clock
+from quota.schemas.what_if import WhatIfRequest
+from scheduler.core.policy import PRESETS
+from scheduler.translate import policy_of
+from scheduler.whatif.changing import BadChange, change
+from scheduler.whatif.playing import what_if
+from scheduler.whatif.presets import fair_share_of
+from tests.unit.scheduler.quota_objects import a_policy
+from tests.unit.scheduler.saved_states import (
+    GPU_HOUR_US,
+    HOUR_MS,
+    NOW_MS,
+    SchedulerState,
+    a_firm,
+    a_node,
+    a_running,
+    a_small_hub,
+    a_state,
+    a_waiting,
+    the_grant,
+)
+
+
+def _asked(*changes: dict[str, Any], **more: Any) -> WhatIfRequest:
+    return WhatIfRequest.model_validate({"changes": changes, "horizon_h": 10} | more)
+
+
+@pytest.fixture
+def queue() -> SchedulerState:
+    """One full node; what runs ends in two hours, then two jobs of 8 GPUs and an hour follow."""
+    waiting = [a_waiting("job-a", gpus_per_pod=8), a_waiting("job-b", "beta", gpus_per_pod=8)]
+    return a_small_hub(*a_running("job-run", "n0", 8), *waiting, nodes=[a_node(used=8)])
+
+
+def test_the_future_as_it_is(queue: SchedulerState) -> None:
+    future = what_if(queue, _asked({"kind": "cluster", "id": "sim", "paused": False})).base
+    # both wait an hour already; one starts in two hours, the other in three
+    assert (future.all_jobs.jobs, future.all_jobs.started, future.all_jobs.ended) == (2, 2, 2)
+    assert future.all_jobs.mean_wait_ms == 3 * HOUR_MS + HOUR_MS // 2
+    assert future.all_jobs.p95_wait_ms == 4 * HOUR_MS
+    assert future.occupied_gpu_ms == (2 + 1 + 1) * 8 * HOUR_MS
+    assert sorted(of.mean_wait_ms for of in future.organizations.values()) == [3 * HOUR_MS, 4 * HOUR_MS]
+    assert (future.sizes["1-4"].jobs, future.sizes["5-31"].jobs, future.sizes["32+"].jobs) == (0, 2, 0)
+    # alpha's running attempt is charged for its four hours, its waiting job for one
+    assert future.organizations["alpha"].used_gpu_us == (4 + 1) * 8 * GPU_HOUR_US
+    assert future.organizations["beta"].used_gpu_us == 8 * GPU_HOUR_US
+    assert future.grants["g-alpha"].used_gpu_us == (4 + 1) * 8 * GPU_HOUR_US
+
+
+def test_more_nodes_let_them_start_at_once(queue: SchedulerState) -> None:
+    reply = what_if(queue, _asked({"kind": "nodes", "gpu_class": "h100", "change": 2}))
+    assert reply.changed_to == ("2 nodes with 8 h100 more in cluster sim",)
+    assert reply.changed.all_jobs.mean_wait_ms == HOUR_MS
+    assert reply.difference.all_jobs.mean_wait_ms == -2 * HOUR_MS - HOUR_MS // 2
+    assert {name: of.mean_wait_ms for name, of in reply.difference.organizations.items()}.keys() == {
+        "alpha",
+        "beta",
+    }
+    assert reply.difference.organizations["alpha"].used_gpu_us == 0
+    assert (reply.taken_at, reply.until) == (NOW_MS, NOW_MS + 10 * HOUR_MS)
+
+
+def test_fewer_nodes_take_away_the_emptiest(queue: SchedulerState) -> None:
+    state = a_state(*queue.items, a_node("n1", used=0), a_node("n2", used=0))
+    reply = what_if(state, _asked({"kind": "nodes", "gpu_class": "h100", "change": -2}))
+    assert reply.base.all_jobs.mean_wait_ms == HOUR_MS
+    assert reply.changed.all_jobs.mean_wait_ms == 3 * HOUR_MS + HOUR_MS // 2
+    with pytest.raises(BadChange, match=r"changes\.0\.change: only 3 nodes with h100 take jobs"):
+        change(state, _asked({"kind": "nodes", "gpu_class": "h100", "change": -4}).changes)
+
+
+def test_a_larger_grant_lets_a_job_start_that_never_would(queue: SchedulerState) -> None:
+    poor = [item for item in queue.items if "beta" not in item.id]
+    state = a_state(*poor, *a_firm("beta", granted_gpu_h=10, used_gpu_h=5))
+    request = _asked({"kind": "grant", "id": "g-beta", "gpu_hours": "20.5"})
+    reply = what_if(a_state(*state.items, a_waiting("job-p", "beta", gpus_per_pod=8)), request)
+    assert reply.changed_to == ("grant g-beta: gpu_hours 10 -> 20.5",)
+    assert reply.base.organizations["beta"].started == 0
+    # it waits to the end of the ten hours, and has done so for one
+    assert reply.base.organizations["beta"].mean_wait_ms == 11 * HOUR_MS
+    assert reply.difference.organizations["beta"].started == 1
+    assert reply.difference.organizations["beta"].used_gpu_us == 8 * GPU_HOUR_US
+    assert reply.difference.grants["g-beta"].granted_gpu_us == GPU_HOUR_US * 21 // 2
+    assert (reply.base.grants["g-beta"].delivered_thousandths) == 500
+    assert (reply.changed.grants["g-beta"].delivered_thousandths) == 1000 * 13 * 10 // 205
+
+
+def test_shorter_runs_end_sooner(queue: SchedulerState) -> None:
+    # the running job has two of four hours left: of these a quarter is half an hour
+    base = what_if(queue, _asked({"kind": "hub", "paused": False}, runs_thousandths=250)).base
+    assert base.all_jobs.mean_wait_ms == HOUR_MS + HOUR_MS // 2 + HOUR_MS // 8
+    assert base.grants["g-beta"].used_gpu_us + base.grants["g-alpha"].used_gpu_us == (
+        GPU_HOUR_US * 8 * 5 // 2 + 2 * GPU_HOUR_US * 8 // 4
+    )
+
+
+@pytest.mark.parametrize(
+    "stop",
+    [
+        {"kind": "hub", "paused": True},
+        {"kind": "cluster", "id": "sim", "paused": True},
+        {"kind": "gpu_class", "id": "h100", "paused": True},
+    ],
+)
+def test_pauses_keep_everybody_waiting_and_let_run_what_runs(
+    queue: SchedulerState, stop: dict[str, Any]
+) -> None:
+    reply = what_if(queue, _asked(stop))
+    assert (reply.base.all_jobs.started, reply.changed.all_jobs.started) == (2, 0)
+    assert reply.changed.occupied_gpu_ms == 2 * 8 * HOUR_MS
+
+
+def test_a_frozen_organization_and_a_cap_keep_only_their_own_waiting(queue: SchedulerState) -> None:
+    frozen = what_if(queue, _asked({"kind": "organization", "id": "beta", "frozen": True})).difference
+    assert {name: of.started for name, of in frozen.organizations.items()} == {"alpha": 0, "beta": -1}
+    capped = what_if(queue, _asked({"kind": "grant", "id": "g-alpha", "max_gpus": 7})).difference
+    assert {name: of.started for name, of in capped.organizations.items()} == {"alpha": -1, "beta": 0}
+    lifted = change(
+        queue,
+        _asked(
+            {"kind": "grant", "id": "g-alpha", "max_gpus": 7},
+            {"kind": "grant", "id": "g-alpha", "max_gpus": None},
+        ).changes,
+    )
+    assert the_grant(lifted.items, "g-alpha").max_gpus is None
+    assert lifted.told == ("grant g-alpha: max_gpus none -> 7", "grant g-alpha: max_gpus 7 -> none")
+
+
+def test_a_dearer_class_uses_more_of_the_grant(queue: SchedulerState) -> None:
+    reply = what_if(queue, _asked({"kind": "gpu_class", "id": "h100", "rate_thousandths": 2000}))
+    assert reply.difference.organizations["beta"].used_gpu_us == 8 * GPU_HOUR_US
+
+
+def test_a_grant_that_ends_sooner_pays_no_longer(queue: SchedulerState) -> None:
+    soon = "2027-01-15T10:00:00.000Z"
+    assert NOW_MS < 1_800_007_200_000
+    reply = what_if(queue, _asked({"kind": "grant", "id": "g-beta", "ends_at": soon}))
+    assert reply.difference.organizations["beta"].started == -1
+
+
+def test_jobs_that_come_besides_wait_their_turn(queue: SchedulerState) -> None:
+    more = {
+        "kind": "jobs",
+        "organization_id": "beta",
+        "gpu_class": "h100",
+        "gpus_per_pod": 8,
+        "walltime_s": 3600,
+        "count": 2,
+        "in_s": 1800,
+        "every_s": 60,
+    }
+    reply = what_if(queue, _asked(more))
+    assert (reply.difference.all_jobs.jobs, reply.difference.all_jobs.started) == (2, 2)
+    assert reply.changed.organizations["beta"].jobs == 3
+    assert reply.difference.occupied_gpu_ms == 2 * 8 * HOUR_MS
+    late = what_if(queue, _asked(more | {"in_s": 11 * 3600}))
+    assert late.difference.all_jobs.jobs == 0
+
+
+def test_the_policy_is_another_one_and_its_numbers_are_told(queue: SchedulerState) -> None:
+    asked = _asked(
+        {"kind": "fair_share", "preset": "fifo-skip"},
+        {"kind": "fair_share", "changes": {"reservations": 3, "preemption": {"notice_ms": 5}, "lane": {}}},
+    )
+    changed = change(queue, asked.changes)
+    policy = next(item.policy for item in changed.items if item.policy is not None)
+    assert policy.fair_share.ranking == "fifo"
+    assert policy.fair_share.reservations == 3
+    assert policy.fair_share.preemption is not None
+    assert policy.fair_share.preemption.notice_ms == 5
+    assert "fair_share.ranking grant -> fifo" in changed.told
+    assert "fair_share.preemption on -> off" in changed.told
+    assert "fair_share.reservations 0 -> 3" in changed.told
+
+
+def test_the_state_stays_as_it_was(queue: SchedulerState) -> None:
+    before = queue.model_dump_json()
+    asked = _asked({"kind": "hub", "paused": True}, {"kind": "grant", "id": "g-beta", "gpu_hours": 1})
+    assert what_if(queue, asked) == what_if(queue, asked)
+    assert queue.model_dump_json() == before
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_is_the_cores_policy(name: str) -> None:
+    clock = Clock()
+    policy = policy_of(a_policy(fair_share=fair_share_of(PRESETS[name])), clock)
+    assert policy == PRESETS[name]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "field", "told"),
+    [
+        ({"kind": "grant", "id": "g-7", "gpu_hours": 1}, "id", "no grant g-7; there are g-alpha, g-beta"),
+        ({"kind": "cluster", "id": "x", "paused": True}, "id", "no cluster x; there are sim"),
+        ({"kind": "fair_share", "preset": "luck"}, "preset", "no policy luck; there are fifo-skip"),
+        ({"kind": "nodes", "gpu_class": "a1", "change": 1}, "gpu_class", "no gpu_class a1; there are h100"),
+        ({"kind": "grant", "id": "g-beta", "ends_at": "2020-01-01T00:00:00Z"}, "ends_at", "before now"),
+    ],
+)
+def test_a_change_that_cannot_be_says_which_and_what_would_be_right(
+    queue: SchedulerState, wrong: dict[str, Any], field: str, told: str
+) -> None:
+    fine = {"kind": "hub", "paused": False}
+    with pytest.raises(BadChange) as refused:
+        change(queue, _asked(fine, wrong).changes)
+    assert refused.value.field == f"changes.1.{field}"
+    assert told in refused.value.detail
+
+
+def test_no_grant_becomes_smaller_than_what_it_has_spent() -> None:
+    state = a_small_hub(*a_firm("gamma", granted_gpu_h=10, used_gpu_h=5))
+    with pytest.raises(BadChange, match=r"has used and holds 5 GPU hours"):
+        change(state, _asked({"kind": "grant", "id": "g-gamma", "gpu_hours": "4.9"}).changes)
