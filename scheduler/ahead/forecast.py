@@ -78,7 +78,7 @@ class Method:
     every_ms: int = 5 * MINUTE_MS
     """The futures decide so often only."""
     width_exact: float = 1.3
-    width_rate: float = 0.8
+    width_rate: float = 1.0
     """What the futures do not know of, as natural logarithms of the wait that is left: added to each side's spread, as
     independent deviations add."""
     walltime_shrinks: bool = False

@@ -11,7 +11,7 @@ replay did with it.
 - `coverage`: the share of starts within the band, which is to hold 80 % of them.
 
 The widths of `Method` and the shares of the rate were chosen while looking at the first three pools, at other moments;
-`philly4_64` was not looked at. Figures of virtual time: the same on any machine, but for the seconds.
+`philly4_64` tests them. Figures of virtual time: the same on any machine, but for the seconds.
 """
 
 from __future__ import annotations

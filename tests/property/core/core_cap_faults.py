@@ -113,9 +113,19 @@ def overtaken(world: World, plan: Plan) -> list[str]:
     for number, start in enumerate(plan.starts):
         before = owed(world, plan.starts[:number])
         if program_of(world, start) not in before:
-            late = [each for each in plan.starts[number + 1 :] if program_of(world, each) in before]
+            late = [each for each in plan.starts[number + 1 :] if _draws_on(world, each) <= before]
             found += [f"{each.job_id} was owed its room before {start.job_id}" for each in late]
     return found
+
+
+def _draws_on(world: World, start: Start) -> set[str]:
+    """The programmes of all grants that its job may draw on: from a full or capped one it moves on to the next."""
+    job = _job(world, start.job_id)
+    return {
+        each.program_id
+        for each in world.values()
+        if isinstance(each, Grant) and job.organization_id in each.parties and job.grant_id in (None, each.id)
+    }
 
 
 def _gpus(world: World, job_ids: Iterable[str]) -> Counter[str]:
