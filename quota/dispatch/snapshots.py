@@ -35,7 +35,7 @@ KEPT: Mapping[FeedKind, frozenset[str]] = {
                 "grace_ms",
             ),
             *("restartable", "submitted_at", "state", "attempt", "not_before", "cancel_requested_at"),
-            "preempted_at",
+            *("preempted_at", "gpu_classes", "topology"),
         }
     ),
     "attempt": frozenset(
