@@ -12,6 +12,7 @@ from deploy import lifeline
 from deploy.commands import (
     account,
     audit,
+    bookings,
     caps,
     fleet,
     grants,
@@ -66,6 +67,7 @@ def firm_app() -> typer.Typer:
     logs.register(app)
     switches.register(app)
     sharing.register(app)
+    bookings.register(app)
     caps.register(app)
     job_changes.register(app)
     app.add_typer(grants.grant_app, name="grant", rich_help_panel=OPERATORS)

@@ -158,6 +158,18 @@ def _rest(found: Explanation, most: int) -> Iterator[Table | str]:
         most,
     )
     yield from _some(
+        "room that is booked",
+        ("booking", "cluster", "GPUs by node", ">short", "used", "released"),
+        [
+            (
+                *(each.booking_id, each.cluster, _by_node(each.gpus_by_node), str(each.short_gpus)),
+                *("yes" if flag else "" for flag in (each.used, each.released)),
+            )
+            for each in found.booked
+        ],
+        most,
+    )
+    yield from _some(
         "grants, furthest behind their pace first",
         ("grant", "organizations", ">behind", ">granted", ">used", ">held", ">spent", ">of term", ">waiting"),
         [

@@ -15,6 +15,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from quota import docs_page, problems, schema_version, tasks, timekeeping
 from quota.audit import routes as audit_chain
+from quota.bookings import routes as bookings
 from quota.clock import Clock
 from quota.crash import open_database
 from quota.dispatch import fair_share_routes as sharing
@@ -123,6 +124,7 @@ def create_app(settings: Settings, clock: Clock | None = None) -> FastAPI:
         read_limits_routes,
         statements,
         fleet,
+        bookings,
         identity,
         trail,
         audit_chain,

@@ -8,6 +8,7 @@ HubError
 ├── Conflict 409        the state does not allow it
 │   ├── InsufficientBalance
 │   ├── CapacityTaken
+│   ├── BookingExceedsCapacity
 │   ├── SecretAlreadyShown
 │   ├── TokenEnded, AlreadyRotated
 │   ├── LogsNotStarted
@@ -196,6 +197,12 @@ class CapacityTaken(Conflict):
     """The node has fewer free GPUs of this class than the placement takes."""
 
     code = "capacity_taken"
+
+
+class BookingExceedsCapacity(Conflict):
+    """Beside the other bookings the hub has too few GPUs for this one."""
+
+    code = "booking_exceeds_capacity"
 
 
 class NotSchedulable(Conflict):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 from sqlalchemy import Connection
 
+from quota.schemas.bookings import OccurrenceRoom
 from quota.schemas.forecasts import JobEta
-from quota.schemas.scheduling import Waiting, WaitReason
+from quota.schemas.scheduling import BookedRoom, Waiting, WaitReason
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,18 @@ class Queue(Protocol):
 
     def position(self, job_id: str) -> int | None:
         """Place in the hub's queue, 1 = next; None if unranked."""
+        ...
+
+    def booked(self, occurrence_id: str) -> OccurrenceRoom | None:
+        """Where the room of one time of a booking is; None if no cycle has said."""
+        ...
+
+    def rooms(self, connection: Connection) -> Mapping[str, BookedRoom]:
+        """Where the room of the coming times of bookings is, by their ids."""
+        ...
+
+    def booking_lead_ms(self, connection: Connection) -> int:
+        """How long before a booking begins others must be out of its room."""
         ...
 
     def place(self, job_id: str) -> Place | None:

@@ -1,6 +1,7 @@
 """Every table of the hub in one place, for migrations and tests."""
 
 from quota.audit import tables as _audit
+from quota.bookings import tables as _bookings
 from quota.db import metadata
 from quota.dispatch import tables as _dispatch
 from quota.fleet import tables as _fleet
@@ -11,6 +12,6 @@ from quota.programs import tables as _programs
 from quota.reports import tables as _reports
 from quota.usage import tables as _usage
 
-ROOMS = (_audit, _dispatch, _fleet, _identity, _jobs, _ledger, _programs, _reports, _usage)
+ROOMS = (_audit, _bookings, _dispatch, _fleet, _identity, _jobs, _ledger, _programs, _reports, _usage)
 
 __all__ = ["ROOMS", "metadata"]

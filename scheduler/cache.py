@@ -7,6 +7,7 @@ from typing import get_args
 
 from quota.schemas.scheduling import (
     AttemptObject,
+    BookingObject,
     ClusterObject,
     FeedItem,
     FeedKind,
@@ -92,6 +93,11 @@ class Cache:
     def nodes(self) -> list[NodeObject]:
         """All nodes with what the hub has given on them."""
         return [item.node for item in self._items["node"].values() if item.node is not None]
+
+    def booking(self, ident: str) -> BookingObject | None:
+        """One time of a booking; None if it was cancelled."""
+        item = self._items["booking"].get(ident)
+        return None if item is None else item.booking
 
     def cluster(self, ident: str) -> ClusterObject | None:
         """One cluster as quota knows it."""

@@ -25,6 +25,7 @@ LINES: Mapping[WaitReason, str] = {
     WaitReason.NODES_UNAVAILABLE: "the nodes with {gpu_class} that could hold it take no jobs now",
     WaitReason.ORGANIZATION_FROZEN: "organization {organization} is frozen",
     WaitReason.ROOM_RESERVED: "the room is kept for job {job}",
+    WaitReason.BOOKED: "it would fit, but {gpus} {gpu_class} are booked from {from_ms} on",
     WaitReason.RESERVED: (
         "needs {needed} {gpu_class}, {free} are free; room is kept for it from {starts_at_ms} on, or sooner"
     ),

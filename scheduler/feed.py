@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import structlog
 
 from quota.client import ServiceProblem
-from quota.schemas.scheduling import FeedItem, Reservation
+from quota.schemas.scheduling import BookedRoom, FeedItem, Reservation
 from scheduler.gateway import Quota
 
 log = structlog.get_logger()
@@ -22,6 +22,7 @@ class SnapshotTaken:
     cursor: int
     items: tuple[FeedItem, ...]
     reservations: tuple[Reservation, ...] = ()
+    booked: tuple[BookedRoom, ...] = ()
     """What room the last ranking promised."""
 
 
@@ -65,10 +66,10 @@ class FeedFollower:
 
     def _take_snapshot(self) -> int:
         page = self._quota.read_snapshot()
-        cursor, items, reservations = page.cursor, list(page.items), page.reservations
+        first, cursor, items = page, page.cursor, list(page.items)
         while page.next is not None:
             page = self._quota.read_snapshot(after=page.next)
             items.extend(page.items)
-        self._tell(SnapshotTaken(self._epoch, cursor, tuple(items), reservations))
+        self._tell(SnapshotTaken(self._epoch, cursor, tuple(items), first.reservations, first.booked))
         log.info("snapshot_taken", epoch=self._epoch, cursor=cursor, objects=len(items))
         return cursor

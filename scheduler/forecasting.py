@@ -82,6 +82,7 @@ class Standpoint:
     paces: Mapping[str, model.Pace]
     """As of the last cycle; the feed's are older."""
     reservations: Sequence[model.Reservation]
+    booked: Sequence[model.BookedRoom] = ()
 
 
 class NoAnswer(Exception):
@@ -219,7 +220,10 @@ class Forecaster:
 
 def _objects(standpoint: Standpoint, clock: Clock) -> list[model.Change]:
     """The leader's knowledge as a whole snapshot of the core's objects."""
-    objects: list[model.Change] = [model.Reservations(tuple(standpoint.reservations))]
+    objects: list[model.Change] = [
+        model.Reservations(tuple(standpoint.reservations)),
+        model.BookedRooms(tuple(standpoint.booked)),
+    ]
     for each in changes_of(standpoint.items, clock, standpoint.moment):
         pace = standpoint.paces.get(each.id) if isinstance(each, model.Grant) else None
         objects.append(replace(each, pace=pace) if isinstance(each, model.Grant) and pace else each)

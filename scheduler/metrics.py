@@ -39,6 +39,8 @@ class Picture:
     reasons: Mapping[str, int] = field(default_factory=dict)
     gpus: Mapping[tuple[str, str], int] = field(default_factory=dict)
     """By (gpu_class, state)."""
+    booked: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    """GPUs booked within the horizon, by (gpu_class, `kept` or `short`)."""
     seen_ms: Mapping[str, int] = field(default_factory=dict)
     """When each cluster last answered."""
 
@@ -228,6 +230,12 @@ class Metrics(Collector):
                 "The moment that the last published forecast was made for (business time): its age is now less this.",
                 value=self._foretold_ms / 1000,
             )
+        yield _by(
+            "hub_sched_booked_gpus",
+            "GPUs of bookings that come or are on: whose room is kept, and that will not be free in time.",
+            ["gpu_class", "state"],
+            picture.booked,
+        )
         yield _by(
             "hub_sched_cluster_seen_timestamp_seconds",
             "When the cluster last answered (business time).",

@@ -6,12 +6,15 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import assert_never
 
-from quota.schemas.scheduling import JobObject, NodeObject, Waiting, WaitReason
+from quota.schemas.scheduling import BookedRoom, BookingObject, JobObject, NodeObject, Waiting, WaitReason
 from scheduler.metrics import Picture, QueueKey
 
 
 def picture_of(
-    waiting: Iterable[tuple[JobObject, Waiting]], nodes: Iterable[NodeObject], seen_ms: Mapping[str, int]
+    waiting: Iterable[tuple[JobObject, Waiting]],
+    nodes: Iterable[NodeObject],
+    seen_ms: Mapping[str, int],
+    booked: Iterable[tuple[BookingObject, BookedRoom]] = (),
 ) -> Picture:
     """The hub at this moment."""
     jobs: Counter[QueueKey] = Counter()
@@ -26,7 +29,9 @@ def picture_of(
         oldest_ms[job.organization_id] = min(
             job.submitted_at, oldest_ms.get(job.organization_id, job.submitted_at)
         )
-    return Picture(jobs, gpus_requested, oldest_ms, reasons, _gpus(nodes), dict(seen_ms))
+    return Picture(
+        jobs, gpus_requested, oldest_ms, reasons, _gpus(nodes), _booked_gpus(booked), dict(seen_ms)
+    )
 
 
 def status_of(code: WaitReason) -> str:
@@ -38,6 +43,7 @@ def status_of(code: WaitReason) -> str:
             | WaitReason.NO_NODE_FITS
             | WaitReason.ROOM_RESERVED
             | WaitReason.RESERVED
+            | WaitReason.BOOKED
             | WaitReason.BEHIND_IN_ORDER
         ):
             return "active"
@@ -56,6 +62,15 @@ def status_of(code: WaitReason) -> str:
         ):
             return "blocked"
     assert_never(code)
+
+
+def _booked_gpus(booked: Iterable[tuple[BookingObject, BookedRoom]]) -> dict[tuple[str, str], int]:
+    gpus: Counter[tuple[str, str]] = Counter()
+    for booking, room in booked:
+        if not room.released:
+            gpus[booking.gpu_class, "kept"] += booking.pods * booking.gpus_per_pod - room.short_gpus
+            gpus[booking.gpu_class, "short"] += room.short_gpus
+    return dict(gpus)
 
 
 def _gpus(nodes: Iterable[NodeObject]) -> dict[tuple[str, str], int]:

@@ -15,6 +15,8 @@ from scheduler.core.state import State
 from scheduler.ranking import Standing
 from scheduler.translate import (
     Moment,
+    booked_of,
+    booked_room_of,
     changes_of,
     cluster_of,
     pace_of,
@@ -53,14 +55,18 @@ class Planner:
         self._state: State | None = None
         self._now_ms = 0
         self._promised = model.Reservations()
+        self._booked = model.BookedRooms()
         self._refusals: dict[str, Refusal] = {}
         self._spared: dict[str, int] = {}
         self._seen_told: dict[str, int] = {}
         self._reasons: dict[str, tuple[model.Reason, wire.Waiting]] = {}
 
-    def begin_with(self, reservations: Iterable[wire.Reservation]) -> None:
-        """Room that was promised before this term."""
+    def begin_with(
+        self, reservations: Iterable[wire.Reservation], booked: Iterable[wire.BookedRoom] = ()
+    ) -> None:
+        """Room that was promised before this term, and where the bookings' was."""
         self._promised = reservations_of(reservations)
+        self._booked = booked_of(booked)
 
     def plan(self, now_ms: int) -> model.Plan:
         """Bring the core up to date and let it decide."""
@@ -71,10 +77,11 @@ class Planner:
         if self._state is None:
             # a new term, or the core failed half-way: begin again with everything there is
             items, self._seen_told = self._cache.everything(), {}
-            promised = [self._promised]
+            promised = [self._promised, self._booked]
         state, self._state = self._state or State(), None
         plan, self._state = decide(state, promised + self._changes(items), self._now_ms)
         self._promised = model.Reservations(plan.reservations)
+        self._booked = model.BookedRooms(plan.booked)
         return plan
 
     def standing(self, plan: model.Plan, now_ms: int) -> Standing:
@@ -82,7 +89,13 @@ class Planner:
         told = {job_id: self._waiting(job_id, reason, now_ms) for job_id, reason in plan.reasons.items()}
         self._reasons = {job_id: (plan.reasons[job_id], why) for job_id, why in told.items()}
         paces = {grant_id: pace_of(pace) for grant_id, pace in plan.paces.items()}
-        return Standing(plan.order, told, paces, tuple(map(reservation_of, plan.reservations)))
+        return Standing(
+            plan.order,
+            told,
+            paces,
+            tuple(map(reservation_of, plan.reservations)),
+            tuple(map(booked_room_of, plan.booked)),
+        )
 
     def refused(self, result: wire.ItemResult) -> None:
         """Quota refused this start: let others go first for a moment."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from quota.client import ServiceUnavailable
-from quota.schemas.scheduling import Pace, RankingDocument, Reservation, Waiting
+from quota.schemas.scheduling import BookedRoom, Pace, RankingDocument, Reservation, Waiting
 from scheduler.gateway import Gateway
 
 PACES_WALL_S = 30.0
@@ -24,6 +24,7 @@ class Standing:
     reasons: Mapping[str, Waiting] = field(default_factory=dict)
     paces: Mapping[str, Pace] = field(default_factory=dict)
     reservations: tuple[Reservation, ...] = ()
+    booked: tuple[BookedRoom, ...] = ()
 
 
 class RankingPublisher:
@@ -68,7 +69,7 @@ class RankingPublisher:
         known = self._known
         if known is None or standing.order != known.order or standing.reasons != known.reasons:
             return True
-        if standing.reservations != known.reservations:
+        if (standing.reservations, standing.booked) != (known.reservations, known.booked):
             return True
         return standing.paces != known.paces and self._monotonic_s() >= self._sent_s + PACES_WALL_S
 
@@ -86,4 +87,5 @@ class RankingPublisher:
             reasons={job: reason for job, reason in standing.reasons.items() if reasons.get(job) != reason},
             paces={grant: pace for grant, pace in standing.paces.items() if paces.get(grant) != pace},
             reservations=standing.reservations,
+            booked=standing.booked,
         )

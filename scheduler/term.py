@@ -105,9 +105,9 @@ class Term:
         if news.epoch != self.epoch:
             return
         match news:
-            case SnapshotTaken(cursor=cursor, items=items, reservations=reservations):
+            case SnapshotTaken(cursor=cursor, items=items, reservations=reservations, booked=booked):
                 if not self._cache.loaded:  # later ones know less of what is promised than this term
-                    self._planner.begin_with(reservations)
+                    self._planner.begin_with(reservations, booked)
                 self._cache.replace(cursor, items)
             case FeedRead(items=items):
                 self._cache.apply(items)
@@ -146,6 +146,7 @@ class Term:
             moment=self._planner.moment(),
             paces=plan.paces,
             reservations=plan.reservations,
+            booked=plan.booked,
         )
 
     def step(self) -> None:
@@ -300,7 +301,9 @@ class Term:
         seen_ms = {
             name: view.seen_ms for name, view in self._around.views.items() if view.seen_ms is not None
         }
-        self._around.metrics.show(picture_of(waiting, self._cache.nodes(), seen_ms))
+        rooms = ((self._cache.booking(room.booking_id), room) for room in self.standing.booked)
+        booked = [(booking, room) for booking, room in rooms if booking is not None]
+        self._around.metrics.show(picture_of(waiting, self._cache.nodes(), seen_ms, booked))
 
     def _holds(self) -> bool:
         return self._around.holds(self.epoch)

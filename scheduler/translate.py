@@ -53,7 +53,7 @@ def _tombstone(item: wire.FeedItem) -> model.Tombstone | None:
     match item.kind:
         case "policy":
             return None  # the last one stays in force
-        case "job" | "attempt" | "grant" | "organization" | "gpu_class" | "node" | "cluster":
+        case "job" | "attempt" | "grant" | "organization" | "gpu_class" | "node" | "cluster" | "booking":
             return model.Tombstone(model.Kind(item.kind), item.id)
     assert_never(item.kind)
 
@@ -83,6 +83,8 @@ def _change_of(item: wire.FeedItem, clock: Clock, moment: Moment) -> model.Chang
             return cluster_of(cluster, moment.last_seen)
         case wire.FeedItem(kind="policy", policy=wire.PolicyObject() as policy):
             return policy_of(policy, clock)
+        case wire.FeedItem(kind="booking", booking=wire.BookingObject() as booking):
+            return _booking_of(booking)
     return None
 
 
@@ -140,6 +142,9 @@ def policy_of(policy: wire.PolicyObject, clock: Clock) -> Policy:
         promises_per_organization=share.promises_per_organization,
         lane=None if share.lane is None else _lane_of(share.lane),
         preemption=None if share.preemption is None else Preemption(**dict(share.preemption)),
+        booking_lead_ms=share.booking_lead_ms,
+        booking_over_ms=share.booking_over_ms,
+        booking_unused_ms=share.booking_unused_ms,
         entitlements=tuple(
             Entitlement(id, each.weight_thousandths, each.reserved_thousandths)
             for id, each in sorted(share.programs.items())
@@ -174,6 +179,38 @@ def reservations_of(kept: Iterable[wire.Reservation]) -> model.Reservations:
             )
             for each in kept
         )
+    )
+
+
+def booked_of(kept: Iterable[wire.BookedRoom]) -> model.BookedRooms:
+    """Where the room of bookings was."""
+    return model.BookedRooms(
+        tuple(
+            model.BookedRoom(
+                booking_id=each.booking_id,
+                cluster=each.cluster,
+                gpus_by_node=each.gpus_by_node,
+                short_gpus=each.short_gpus,
+                used=each.used,
+                released=each.released,
+            )
+            for each in kept
+        )
+    )
+
+
+def _booking_of(booking: wire.BookingObject) -> model.Booking:
+    return model.Booking(
+        id=booking.id,
+        organization_id=booking.organization_id,
+        gpu_class=booking.gpu_class,
+        gpus_per_pod=booking.gpus_per_pod,
+        pods=booking.pods,
+        from_ms=booking.starts_at,
+        until_ms=booking.ends_at,
+        grant_id=booking.grant_id,
+        cluster=booking.cluster,
+        hold=booking.hold,
     )
 
 
@@ -287,6 +324,18 @@ def reservation_of(reservation: model.Reservation) -> wire.Reservation:
         gpus_by_node=dict(reservation.gpus_by_node),
         made_at=reservation.made_at_ms,
         number=reservation.number,
+    )
+
+
+def booked_room_of(room: model.BookedRoom) -> wire.BookedRoom:
+    """The room of a booking as quota keeps it."""
+    return wire.BookedRoom(
+        booking_id=room.booking_id,
+        cluster=room.cluster,
+        gpus_by_node=dict(room.gpus_by_node),
+        short_gpus=room.short_gpus,
+        used=room.used,
+        released=room.released,
     )
 
 

@@ -6,6 +6,7 @@ One method per operation of the API, named like its operationId. Sync, thread-sa
 from __future__ import annotations
 
 from quota.client.audit import AuditCalls
+from quota.client.bookings import BookingCalls
 from quota.client.caps import CapsCalls
 from quota.client.fleet import FleetCalls
 from quota.client.identity import IdentityCalls
@@ -28,6 +29,7 @@ class QuotaClient(
     LimitCalls,
     StatementCalls,
     FleetCalls,
+    BookingCalls,
     SwitchCalls,
     CapsCalls,
     IdentityCalls,

@@ -6,7 +6,7 @@ from sqlalchemy import Integer, bindparam, delete, select, update
 
 from quota.db import Database, Tx, feed_head, feed_rows, head
 from quota.dispatch import objects
-from quota.dispatch.ranking import read_reservations
+from quota.dispatch.ranking import read_booked, read_reservations
 from quota.errors import BadRequest, CursorExpired
 from quota.prepared import Prepared
 from quota.schemas.scheduling import FeedItem, FeedKind, FeedPage, SnapshotPage
@@ -28,6 +28,7 @@ def read_snapshot(database: Database, after: str | None, limit: int) -> Snapshot
         seq = head(connection)
         cursor, kind, last = _position(after, seq)
         reservations = read_reservations(connection) if after is None else ()
+        booked = read_booked(connection) if after is None else ()
         items: list[FeedItem] = []
         index = objects.KINDS.index(kind)
         while index < len(objects.KINDS) and len(items) < limit:
@@ -41,7 +42,7 @@ def read_snapshot(database: Database, after: str | None, limit: int) -> Snapshot
                 last = found[-1].id
     following = None if index == len(objects.KINDS) else f"{cursor}|{objects.KINDS[index]}|{last}"
     return SnapshotPage.model_construct(
-        cursor=cursor, items=tuple(items), next=following, reservations=reservations
+        cursor=cursor, items=tuple(items), next=following, reservations=reservations, booked=booked
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import BaseModel
 from sqlalchemy import BindParameter, ColumnElement, Connection, Row, and_, bindparam, or_, select, tuple_
 
+from quota.bookings.tables import bookings, occurrences
 from quota.dispatch.policy import policy_object
 from quota.fleet.tables import clusters, gpu_classes, node_capacity, nodes, rates
 from quota.identity.caps import stored_caps
@@ -23,6 +24,7 @@ from quota.programs.service import pace_of
 from quota.programs.tables import grants
 from quota.schemas.scheduling import (
     AttemptObject,
+    BookingObject,
     ClusterObject,
     FeedItem,
     FeedKind,
@@ -49,6 +51,7 @@ KINDS: tuple[FeedKind, ...] = (
     "grant",
     "job",
     "attempt",
+    "booking",
 )
 PREEMPTION_MEMORY_MS = 24 * 3_600_000
 
@@ -175,6 +178,9 @@ def _ids(connection: Connection, kind: FeedKind, after: str, limit: int, now_ms:
             condition = (nodes.c.cluster + "/" + nodes.c.node) > after
         case "attempt":
             return _attempt_ids(connection, after, limit)
+        case "booking":
+            column = occurrences.c.id
+            condition = (occurrences.c.id > after) & _is_coming(now_ms)
     statement = select(column).where(condition).order_by(column).limit(limit)
     return list(connection.execute(statement).scalars())
 
@@ -209,6 +215,8 @@ def _read(connection: Connection, kind: str, ids: Collection[str], now_ms: int) 
             return _jobs(connection, ids, now_ms)
         case "attempt":
             return _attempts(connection, ids)
+        case "booking":
+            return _bookings(connection, ids, now_ms)
         case _:
             raise AssertionError(f"the feed knows no {kind}")
 
@@ -345,6 +353,40 @@ def _attempts(connection: Connection, ids: Collection[str]) -> dict[str, BaseMod
         )
     return {
         f"{row.job_id}-{row.attempt}": _attempt(row, tuple(pods[(row.job_id, row.attempt)])) for row in rows
+    }
+
+
+def _is_coming(now_ms: int) -> ColumnElement[bool]:
+    return and_(occurrences.c.ends_at_ms > now_ms, occurrences.c.cancelled_at_ms.is_(None))
+
+
+def _bookings(connection: Connection, ids: Collection[str], now_ms: int) -> dict[str, BaseModel]:
+    """The times of bookings that are neither over nor cancelled."""
+    rows = connection.execute(
+        select(
+            occurrences.c.id.label("occurrence_id"),
+            occurrences.c.starts_at_ms,
+            occurrences.c.ends_at_ms,
+            bookings,
+        )
+        .join(bookings, bookings.c.id == occurrences.c.booking_id)
+        .where(occurrences.c.id.in_(ids), _is_coming(now_ms))
+    )
+    return {
+        row.occurrence_id: built(
+            BookingObject,
+            id=row.occurrence_id,
+            organization_id=row.organization_id,
+            grant_id=row.grant_id,
+            gpu_class=row.gpu_class,
+            cluster=row.cluster,
+            gpus_per_pod=row.gpus_per_pod,
+            pods=row.pods,
+            starts_at=row.starts_at_ms,
+            ends_at=row.ends_at_ms,
+            hold=row.hold,
+        )
+        for row in rows
     }
 
 

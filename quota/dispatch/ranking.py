@@ -14,16 +14,26 @@ from sqlalchemy import Connection, bindparam, insert, select, update
 
 from quota.db import Tx
 from quota.dispatch import lease
+from quota.dispatch.fair_share import read_fair_share
 from quota.dispatch.forecasts import StoredForecast
 from quota.dispatch.tables import ranking
 from quota.errors import RankingBaseUnknown
 from quota.jobs.tables import jobs
 from quota.programs.tables import grants
 from quota.queue import Place
+from quota.schemas.bookings import OccurrenceRoom
 from quota.schemas.forecasts import JobEta
-from quota.schemas.scheduling import RankingDocument, RankingReply, Reservation, Waiting, WaitReason
+from quota.schemas.scheduling import (
+    BookedRoom,
+    RankingDocument,
+    RankingReply,
+    Reservation,
+    Waiting,
+    WaitReason,
+)
 
 _RESERVATIONS: TypeAdapter[tuple[Reservation, ...]] = TypeAdapter(tuple[Reservation, ...])
+_BOOKED: TypeAdapter[tuple[BookedRoom, ...]] = TypeAdapter(tuple[BookedRoom, ...])
 
 _JOBS_AT_ONCE = 500
 
@@ -62,6 +72,7 @@ def put_ranking(tx: Tx, document: RankingDocument) -> RankingReply:
         "at_ms": document.at,
         "body": body,
         "reservations": _RESERVATIONS.dump_json(document.reservations).decode(),
+        "booked": _BOOKED.dump_json(document.booked).decode(),
     }
     if row is None:
         tx.connection.execute(insert(ranking), values | {"id": 1})
@@ -77,6 +88,12 @@ def read_reservations(connection: Connection) -> tuple[Reservation, ...]:
     """What room the last ranking promised to waiting jobs."""
     stored = connection.execute(select(ranking.c.reservations).where(ranking.c.id == 1)).scalar_one_or_none()
     return () if stored is None else _RESERVATIONS.validate_json(stored)
+
+
+def read_booked(connection: Connection) -> tuple[BookedRoom, ...]:
+    """Where the last ranking had the room of bookings."""
+    stored = connection.execute(select(ranking.c.booked).where(ranking.c.id == 1)).scalar_one_or_none()
+    return () if stored is None else _BOOKED.validate_json(stored)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +140,7 @@ class StoredQueue:
         self._version: tuple[int, int] | None = None
         self._ranks = _Ranks({}, {}, {}, {})
         self._reasons: dict[str, dict[str, object]] = {}
+        self._booked: dict[str, BookedRoom] = {}
         self._forecast = StoredForecast()
 
     def refresh(self, connection: Connection) -> None:
@@ -138,6 +156,7 @@ class StoredQueue:
             document = json.loads(zlib.decompress(full.body))
             self._ranks = _ranks(connection, document["order"], self._ranks.organizations)
             self._reasons = document["reasons"]
+            self._booked = {room.booking_id: room for room in _BOOKED.validate_json(full.booked)}
             self._version = (full.cycle, full.at_ms)
 
     def ranked_at_ms(self) -> int | None:
@@ -155,6 +174,28 @@ class StoredQueue:
     def eta(self, job_id: str) -> JobEta | None:
         """When a job is likely to start; None if the last forecast does not say."""
         return self._forecast.eta(job_id)
+
+    def booked(self, occurrence_id: str) -> OccurrenceRoom | None:
+        """Where the room of one time of a booking is; None if no cycle has said."""
+        room = self._booked.get(occurrence_id)
+        if room is None:
+            return None
+        return OccurrenceRoom(
+            cluster=room.cluster,
+            gpus=sum(room.gpus_by_node.values()),
+            short_gpus=room.short_gpus,
+            used=room.used,
+            released=room.released,
+        )
+
+    def rooms(self, connection: Connection) -> Mapping[str, BookedRoom]:
+        """Where the room of the coming times of bookings is, by their ids."""
+        self.refresh(connection)
+        return self._booked
+
+    def booking_lead_ms(self, connection: Connection) -> int:
+        """How long before a booking begins others must be out of its room."""
+        return read_fair_share(connection).fair_share.booking_lead_ms
 
     def code(self, job_id: str) -> WaitReason | None:
         """The code alone of why a job waits, or None if no cycle has said."""

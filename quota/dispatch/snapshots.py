@@ -14,7 +14,7 @@ from quota.clock import instant_text
 from quota.db import Database, head
 from quota.dispatch import objects
 from quota.dispatch.pseudonyms import with_pseudonyms
-from quota.dispatch.ranking import read_reservations
+from quota.dispatch.ranking import read_booked, read_reservations
 from quota.dispatch.tables import ranking
 from quota.schemas.identity import Caller
 from quota.schemas.scheduling import FeedItem, FeedKind
@@ -80,6 +80,7 @@ def take_state(database: Database, clock_speed: int, *, pseudonyms: bool = False
                 _written(item) for kind in objects.KINDS for item in _all(connection, kind, seq, now_ms)
             ],
             "reservations": [each.model_dump(mode="json") for each in read_reservations(connection)],
+            "booked": [each.model_dump(mode="json") for each in read_booked(connection)],
             "shown": _shown(connection),
         }
     if pseudonyms:

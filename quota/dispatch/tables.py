@@ -40,6 +40,8 @@ ranking = Table(
     Column("body", LargeBinary, nullable=False),
     # the room that is promised to waiting jobs, as JSON: for the scheduler that comes next
     Column("reservations", Text, nullable=False, server_default=text("'[]'")),
+    # where it has the room of bookings, as JSON
+    Column("booked", Text, nullable=False, server_default=text("'[]'")),
 )
 
 forecast = Table(

@@ -31,14 +31,16 @@ def extend_job(
 ) -> Response:
     """Give a job that starts or runs more time. Its cost is held first, at the rate of the attempt's hold.
 
-    409 `insufficient_balance` and 409 `grant_not_active` name `fitting_walltime_s`, the longest extension that would
-    be taken; 409 `wrong_state` once a stop was asked for or recorded, or the time is over.
+    409 `insufficient_balance`, 409 `grant_not_active` and 409 `capacity_taken` (its GPUs are booked) name
+    `fitting_walltime_s`, the longest extension that would be taken; 409 `wrong_state` once a stop was asked for or
+    recorded, or the time is over.
     """
     caller = caller_of(request)
-    database = hub_of(request).database
+    hub = hub_of(request)
+    database = hub.database
 
     def work(tx: Tx) -> ExtendedJob:
-        return extending.extend(tx, caller, job_id, body)
+        return extending.extend(tx, caller, job_id, body, hub.queue)
 
     if dry_run:
         return answer(database.preview(work).model_copy(update={"dry_run": True}))

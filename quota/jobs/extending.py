@@ -9,9 +9,10 @@ from sqlalchemy import Row, bindparam, select, update
 
 from quota.audit import service as audit
 from quota.db import Tx
-from quota.errors import BadRequest, GrantNotActive, InsufficientBalance, NotFound, WrongState
+from quota.errors import BadRequest, CapacityTaken, GrantNotActive, InsufficientBalance, NotFound, WrongState
 from quota.identity import service as identity
 from quota.identity.freezing import check_not_frozen
+from quota.jobs.booked import free_until_ms
 from quota.jobs.organization_caps import longest_walltime_s
 from quota.jobs.service import lock_job
 from quota.jobs.tables import attempts, jobs
@@ -20,6 +21,7 @@ from quota.ledger.rules import Hold, amount_gpu_us
 from quota.ledger.tables import accounts
 from quota.programs.limits import room_outside
 from quota.programs.tables import grants
+from quota.queue import Queue
 from quota.schemas.identity import Caller
 from quota.schemas.job_changes import ExtendedJob, JobExtension
 from quota.schemas.jobs import Extension
@@ -51,19 +53,26 @@ class _Room:
     told_gpu_us: int
     """The same as the caller may know it: a party of a consortium learns of its own share only."""
     grant_ends_ms: int
+    booked_s: int | None
+    """None: nothing is booked on its nodes."""
+    booked_at_ms: int
 
     @property
     def fitting_s(self) -> int:
-        return max(0, min(self.limit_s, self.grant_s, self.told_s))
+        bounds = (self.limit_s, self.grant_s, self.told_s)
+        return max(0, min(bounds if self.booked_s is None else (*bounds, self.booked_s)))
 
 
-def extend(tx: Tx, caller: Caller, job_id: str, body: JobExtension) -> ExtendedJob:
+def extend(
+    tx: Tx, caller: Caller, job_id: str, body: JobExtension, queue: Queue | None = None
+) -> ExtendedJob:
     """Give a job's running attempt `body.walltime_s` seconds more, and hold their cost on its whole path.
 
     The job's own limit grows too: a later attempt does the same work and needs the same time. Locks go from job
     and attempt to hold, accounts and grant, as in settling. Raises NotFound, WrongState (no attempt runs, it
-    is asked to stop, or its time is over), NotSchedulable (frozen), and BadRequest, GrantNotActive or
-    InsufficientBalance with `fitting_walltime_s`, the longest extension that would be taken.
+    is asked to stop, or its time is over), NotSchedulable (frozen), and BadRequest, GrantNotActive, CapacityTaken
+    (its GPUs are booked; `queue` knows where) or InsufficientBalance with `fitting_walltime_s`, the longest
+    extension that would be taken.
     """
     job = lock_job(tx, job_id)
     if job is None or not identity.sees(caller, job.organization_id):
@@ -71,7 +80,7 @@ def extend(tx: Tx, caller: Caller, job_id: str, body: JobExtension) -> ExtendedJ
     row = _open_attempt(tx, job)
     check_not_frozen(tx, job.organization_id)
     held = holds.read_hold(tx, row.hold_id)
-    room = _room(tx, job.organization_id, row, held)
+    room = _room(tx, job.organization_id, row, held, queue)
     _check_fits(body, held, room, row.grant_id)
     number = held.extensions + 1
     extending.extend(tx, held, number, body.walltime_s * 1000, actor=caller.token_id, reason=body.reason)
@@ -104,7 +113,7 @@ def _open_attempt(tx: Tx, job: Row[Any]) -> Row[Any]:
     return row
 
 
-def _room(tx: Tx, organization_id: str, row: Row[Any], held: Hold) -> _Room:
+def _room(tx: Tx, organization_id: str, row: Row[Any], held: Hold, queue: Queue | None) -> _Room:
     # what does not run yet may start as late as now
     starts_ms = tx.now_ms if row.last_started_at_ms is None else row.last_started_at_ms
     per_s = amount_gpu_us(1000, held.gpus, held.rate.rate_thousandths)
@@ -117,7 +126,8 @@ def _room(tx: Tx, organization_id: str, row: Row[Any], held: Hold) -> _Room:
     told_gpu_us = left_gpu_us
     if grant.organization_id != organization_id:
         told_gpu_us = extending.room_gpu_us(tx, [f"share:{row.grant_id}:{organization_id}"])
-    grant_ends_ms = int(grant.ends_at_ms)
+    grant_ends_ms, ends_ms = int(grant.ends_at_ms), starts_ms + row.walltime_ms
+    booked_at_ms = None if queue is None else free_until_ms(tx, queue, row, ends_ms)
     max_walltime_s = longest_walltime_s(tx, organization_id)
     return _Room(
         limit_s=max_walltime_s - row.walltime_ms // 1000,
@@ -127,6 +137,8 @@ def _room(tx: Tx, organization_id: str, row: Row[Any], held: Hold) -> _Room:
         told_s=told_gpu_us // per_s,
         told_gpu_us=told_gpu_us,
         grant_ends_ms=grant_ends_ms,
+        booked_s=None if booked_at_ms is None else (booked_at_ms - ends_ms) // 1000,
+        booked_at_ms=booked_at_ms or 0,
     )
 
 
@@ -152,6 +164,12 @@ def _check_fits(body: JobExtension, held: Hold, room: _Room, grant_id: str) -> N
             "grant {grant_id} ends before the job would; {fitting_walltime_s} s more fit",
             grant_id=grant_id,
             ends_at_ms=room.grant_ends_ms,
+            fitting_walltime_s=room.fitting_s,
+        )
+    if room.booked_s is not None and body.walltime_s > room.booked_s:
+        raise CapacityTaken(
+            "the GPUs of this job are booked from {booked_at_ms} on; {fitting_walltime_s} s more fit",
+            booked_at_ms=room.booked_at_ms,
             fitting_walltime_s=room.fitting_s,
         )
     needed_gpu_us = amount_gpu_us(body.walltime_s * 1000, held.gpus, held.rate.rate_thousandths)

@@ -60,6 +60,7 @@ _FOR_ROOM = frozenset(
         WaitReason.NO_NODE_FITS,
         WaitReason.ROOM_RESERVED,
         WaitReason.RESERVED,
+        WaitReason.BOOKED,
         WaitReason.BEHIND_IN_ORDER,
         WaitReason.START_REFUSED,
     }

@@ -144,6 +144,12 @@ class FairShare(Request):
     """null: no lane."""
     preemption: Preemption | None = Preemption()
     """null: nothing is stopped for another."""
+    booking_lead_ms: UpToADay = 900_000
+    """Others are out of booked room so long before it begins."""
+    booking_over_ms: UpToADay = 300_000
+    """A job in booked room may end so long after it, if nothing is booked there next."""
+    booking_unused_ms: UpToAYear = 900_000
+    """Booked room that nobody used so long after its begin is anybody's, unless the booking is to be held."""
     programs: Annotated[dict[Slug, ProgramShare], Field(max_length=1000)] = Field(default_factory=dict)
     """By programme, of those that weigh more or less than others or have a part of the pool reserved. The reserved
     parts come to 1000 thousandths at most."""

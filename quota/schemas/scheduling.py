@@ -17,6 +17,7 @@ from quota.schemas.values import (
     AttemptNumber,
     ClassId,
     Count,
+    Flag,
     GpuUs,
     Id,
     Instant,
@@ -90,6 +91,8 @@ class WaitReason(StrEnum):
     NODES_UNAVAILABLE = "nodes_unavailable"
     ORGANIZATION_FROZEN = "organization_frozen"
     ROOM_RESERVED = "room_reserved"
+    BOOKED = "booked"
+    """It would fit, but for room that is booked in advance."""
     RESERVED = "reserved"
     """Room is kept for it from a moment on, or sooner if others end sooner."""
     BEHIND_IN_ORDER = "behind_in_order"
@@ -292,6 +295,23 @@ class ClusterObject(Reply):
     observed_through: Instant | None
 
 
+class BookingObject(Reply):
+    """One coming time of a booking: room for `pods` x `gpus_per_pod` GPUs in one cluster."""
+
+    id: str
+    organization_id: str
+    grant_id: str | None
+    """Only jobs that draw on it use the room; null: all of the organization."""
+    gpu_class: str
+    cluster: str | None
+    gpus_per_pod: int
+    pods: int
+    starts_at: Instant
+    ends_at: Instant
+    hold: bool
+    """Kept though nobody uses it."""
+
+
 class PolicyObject(Reply):
     """Numbers that the scheduler's core and reconciler follow."""
 
@@ -312,7 +332,9 @@ class PolicyObject(Reply):
     """A smaller pool is not divided in this way."""
 
 
-FeedKind = Literal["job", "attempt", "grant", "organization", "gpu_class", "node", "cluster", "policy"]
+FeedKind = Literal[
+    "job", "attempt", "grant", "organization", "gpu_class", "node", "cluster", "policy", "booking"
+]
 AnyObject = (
     JobObject
     | AttemptObject
@@ -322,6 +344,7 @@ AnyObject = (
     | NodeObject
     | ClusterObject
     | PolicyObject
+    | BookingObject
 )
 
 
@@ -340,6 +363,12 @@ class FeedItem(Reply):
     node: NodeObject | None = None
     cluster: ClusterObject | None = None
     policy: PolicyObject | None = None
+    booking: BookingObject | None = None
+
+
+GpusByNode = Annotated[
+    dict[NodeName, Annotated[int, Field(strict=True, ge=1, le=1024)]], Field(max_length=4096)
+]
 
 
 class Reservation(Request):
@@ -349,12 +378,23 @@ class Reservation(Request):
     cluster: Id
     gpu_class: ClassId
     starts_at: Instant
-    gpus_by_node: Annotated[
-        dict[NodeName, Annotated[int, Field(strict=True, ge=1, le=1024)]], Field(max_length=4096)
-    ]
+    gpus_by_node: GpusByNode
     made_at: Instant
     number: Count
     """Of those made at one moment the first has 0."""
+
+
+class BookedRoom(Request):
+    """Where the room of one time of a booking is, and what became of it."""
+
+    booking_id: ShortId
+    cluster: Annotated[str, Field(max_length=128)]
+    """Empty while no cluster has any."""
+    gpus_by_node: GpusByNode
+    short_gpus: Count = 0
+    """So many will not be free from its begin on."""
+    used: Flag = False
+    released: Flag = False
 
 
 class SnapshotPage(Reply):
@@ -365,6 +405,8 @@ class SnapshotPage(Reply):
     next: str | None
     reservations: tuple[Reservation, ...] = ()
     """On the first page only: what the last ranking promised. What comes after it, the scheduler itself decides."""
+    booked: tuple[BookedRoom, ...] = ()
+    """On the first page only: where the last ranking had the room of bookings."""
 
 
 class FeedPage(Reply):
@@ -619,6 +661,8 @@ class RankingDocument(Request):
     paces: dict[str, Pace] = Field(default_factory=dict)
     reservations: Annotated[tuple[Reservation, ...], Field(max_length=1000)] = ()
     """All room that is promised, in the order in which it was; always complete."""
+    booked: Annotated[tuple[BookedRoom, ...], Field(max_length=20_000)] = ()
+    """Where the room of coming bookings is; always complete."""
 
 
 class RankingReply(Reply):

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from quota.schemas.scheduling import FeedItem, Reservation, Waiting
+from quota.schemas.scheduling import BookedRoom, FeedItem, Reservation, Waiting
 from quota.schemas.values import Instant, Reply
 
 FORMAT = "gpuhub-scheduler-state"
@@ -45,6 +45,8 @@ class SchedulerState(Reply):
     items: tuple[FeedItem, ...]
     reservations: tuple[Reservation, ...] = ()
     """What room the last ranking promised."""
+    booked: tuple[BookedRoom, ...] = ()
+    """Where the last ranking had the room of bookings. Their coming times are among the items."""
     shown: ShownQueue | None = None
     """None: no scheduler has ranked anything yet."""
     sha256: str

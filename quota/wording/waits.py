@@ -191,6 +191,17 @@ WAITS: Mapping[WaitReason, Wording] = {
             Say("room is kept for it"),
         ),
     ),
+    WaitReason.BOOKED: _of_class(
+        "gpu_class from_ms gpus",
+        (
+            Say("the room that would do is booked since {since_ms} ({gpus} {gpu_class})"),
+            Say(
+                "the room that would do is booked from {from_ms} on ({gpus} {gpu_class}); with a shorter time limit it"
+                " may fit before"
+            ),
+            Say("the room that would do is booked in advance"),
+        ),
+    ),
     WaitReason.BEHIND_IN_ORDER: _of_class(
         "position organization job lag_thousandths gpu_class waiting",
         (
@@ -250,6 +261,7 @@ WAITS: Mapping[WaitReason, Wording] = {
 
 PARTS: Mapping[str, frozenset[str]] = {
     "room_at_ms": frozenset({"room_due_ms"}),
+    "from_ms": frozenset({"since_ms"}),
     "gpus_per_pod": frozenset({"one_pod_gpus"}),
     "lag_thousandths": frozenset({"behind", "ahead"}),
     "cap": frozenset({"over_cap"}),
@@ -269,6 +281,9 @@ def _fields(
     room_ms, cap, needed = known.get("room_at_ms"), known.get("cap"), known.get("needed")
     if isinstance(room_ms, int) and room_ms <= now_ms:
         known["room_due_ms"] = known.pop("room_at_ms")
+    from_ms = known.get("from_ms")
+    if isinstance(from_ms, int) and from_ms <= now_ms:
+        known["since_ms"] = known.pop("from_ms")
     if known.get("pods") == 1 and "gpus_per_pod" in known:
         known["one_pod_gpus"] = known["gpus_per_pod"]
     if isinstance(cap, int) and isinstance(needed, int) and needed > cap:

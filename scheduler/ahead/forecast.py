@@ -28,6 +28,7 @@ ROOM = frozenset(
         WaitReason.BEHIND_IN_ORDER,
         WaitReason.ROOM_RESERVED,
         WaitReason.RESERVED,
+        WaitReason.BOOKED,
         WaitReason.NO_FREE_GPU,
         WaitReason.NO_NODE_FITS,
         WaitReason.COOLDOWN,

@@ -20,6 +20,7 @@ from scheduler.ahead.outlook import Outlook
 from scheduler.core.cycle import decide
 from scheduler.core.model import (
     Attempt,
+    Booking,
     Capacity,
     Change,
     Cluster,
@@ -66,8 +67,9 @@ def look_ahead(
     """Play what the hub will do from `now_ms` on, for `horizon_ms` or until nothing more happens.
 
     `objects` is a whole snapshot, what a fresh `State` is given: the latest version of each object and no tombstones;
-    hand in the promised `Reservations` and the grants' latest paces, or they are forgotten. `arrivals` are jobs that
-    come later, in order of submission. Given `awaited`, ids of waiting jobs, it ends once all of them have started.
+    hand in the promised `Reservations`, the `BookedRooms` and the grants' latest paces, or they are forgotten.
+    `arrivals` are jobs that come later, in order of submission. Given `awaited`, ids of waiting jobs, it ends once all
+    of them have started.
     `every_ms`: decide at multiples of this after `now_ms` only, which is quicker; 0: whenever something happened.
 
     Assumed is what nobody can know: clusters heard of now stay in sight and others out of it; nodes, grants, rates
@@ -140,6 +142,10 @@ class _Ahead:
         self.changes += (life.job for life in self.lives.values())
         self._wake_at([job.not_before_ms for job in jobs])
         self._wake_at([moment for grant in grants for moment in (grant.starts_at_ms, grant.ends_at_ms)])
+        for each in by_type[Booking]:
+            assert isinstance(each, Booking)
+            released_ms = each.from_ms + policy.booking_unused_ms
+            self._wake_at([each.from_ms, released_ms, each.until_ms])
 
     def play(self, until_ms: int, awaited: Collection[str] | None, every_ms: int) -> Outlook:
         """All events in order, then what came of them."""

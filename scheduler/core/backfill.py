@@ -7,7 +7,7 @@ a node was lost, or an attempt did not end in time.
 
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from scheduler.core.fit import Fleet, Shape, Shelf
@@ -47,6 +47,25 @@ class Horizon:
         self._seated: dict[Place, dict[str, list[Interval]]] = defaultdict(lambda: defaultdict(list))
         self._taken: dict[Place, dict[str, Taken]] = defaultdict(dict)  # as steps, made when asked for
         self._screens: dict[Place, Screen] = {}
+        self._booked: dict[Place, dict[str, list[Interval]]] = {}
+        self._beside: dict[Place, dict[str, Taken]] = defaultdict(dict)  # without reservations
+        self._bounds: dict[Place, Screen] = {}  # what bookings leave, whatever is reserved
+
+    @property
+    def is_booked(self) -> bool:
+        """Whether room is kept for bookings."""
+        return bool(self._booked)
+
+    def book(self, place: Place, node: str, intervals: list[Interval]) -> None:
+        """Leave so much of a node for bookings, instead of what was said before."""
+        self._booked.setdefault(place, {})[node] = intervals
+        self._changed(place, (node,))
+        self._screens.pop(place, None)
+        self._bounds.pop(place, None)
+
+    def picked(self, place: Place, node: str) -> Sequence[Interval]:
+        """What picks of this cycle take of a node."""
+        return self._picks[place].get(node, ())
 
     def sit(self, reservation: Reservation, walltime_ms: int) -> None:
         """Keep this room."""
@@ -66,10 +85,11 @@ class Horizon:
         place = gpu_class, cluster
         for node, gpus in gpus_by_node.items():
             self._picks[place][node].append((self.now_ms, self.now_ms + walltime_ms, gpus))
-            self._taken[place].pop(node, None)
-        screen = self._screens.get(place)
-        if screen:
-            screen.look_again(gpus_by_node)
+        self._changed(place, gpus_by_node)
+        for screens in (self._screens, self._bounds):
+            screen = screens.get(place)
+            if screen:
+                screen.look_again(gpus_by_node)
 
     def give_back(
         self, gpu_class: str, cluster: str, gpus_by_node: Mapping[str, int], walltime_ms: int
@@ -78,8 +98,9 @@ class Horizon:
         place = gpu_class, cluster
         for node, gpus in gpus_by_node.items():
             self._picks[place][node].remove((self.now_ms, self.now_ms + walltime_ms, gpus))
-            self._taken[place].pop(node, None)
+        self._changed(place, gpus_by_node)
         self._screens.pop(place, None)
+        self._bounds.pop(place, None)
 
     def room_back(self, shape: Shape, clusters: Iterable[str]) -> tuple[int, str] | None:
         """(moment, attempt): whose end at the latest leaves enough free in one cluster, reservations aside."""
@@ -98,16 +119,18 @@ class Horizon:
         return best
 
     def taken(self, place: Place, node: str) -> Taken:
-        """What picks and reservations take of a node."""
+        """What picks, reservations and bookings take of a node."""
         found = self._taken[place].get(node)
         if found is None:
-            found = Taken((*self._picks[place].get(node, ()), *self._seated[place].get(node, ())))
+            booked = self._booked.get(place, {}).get(node, ()) if self._booked else ()
+            found = Taken((*self._picks[place].get(node, ()), *self._seated[place].get(node, ()), *booked))
             self._taken[place][node] = found
         return found
 
     def close(self) -> None:
         """The cycle is over. Screens know their horizon: without this they would be garbage for the collector."""
         self._screens.clear()
+        self._bounds.clear()
 
     def hole(self, shape: Shape, walltime_ms: int, clusters: Iterable[str]) -> Hole | None:
         """The earliest room for all pods at once, in the first cluster that has it; None if it never comes."""
@@ -141,29 +164,44 @@ class Horizon:
         return True
 
     def screen(self, gpu_class: str, cluster: str) -> "Screen | None":
-        """What reservations leave there; None while there are none."""
+        """What reservations and bookings leave there; None while there are none."""
         place = gpu_class, cluster
         if place not in self._screens:
             seats = [seat for seat, _ in self.seats.values() if (seat.gpu_class, seat.cluster) == place]
             shelf = self._fleet.open.get(gpu_class, {}).get(cluster)
-            if not seats or shelf is None:
+            if shelf is None or not (seats or place in self._booked):
                 return None
-            self._screens[place] = Screen(self, place, shelf, self._profiles[place], seats)
+            self._screens[place] = self._screen(place, shelf, seats, self.taken)
         return self._screens[place]
+
+    def bound(self, gpu_class: str, cluster: str) -> "Screen | None":
+        """What bookings leave there, whatever is reserved; None while there are none."""
+        place = gpu_class, cluster
+        shelf = self._fleet.open.get(gpu_class, {}).get(cluster)
+        if place not in self._booked or shelf is None:
+            return None
+        if place not in self._bounds:
+            self._bounds[place] = self._screen(place, shelf, (), self._taken_beside)
+        return self._bounds[place]
+
+    def bounds(self, shape: Shape, clusters: Iterable[str]) -> dict[str, Mapping[str, int]]:
+        """By cluster: what bookings leave at most to a job of this span, of nodes where that is less than is free."""
+        found: dict[str, Mapping[str, int]] = {}
+        for cluster in clusters:
+            bound = self.bound(shape.gpu_class, cluster)
+            if bound:
+                nodes = self._fleet.open[shape.gpu_class][cluster].nodes
+                least = bound.least(shape.span_ms)
+                found[cluster] = {name: gpus for name, gpus in least.items() if gpus < nodes[name][0]}
+        return found
+
+    def leaves_room(self, shape: Shape, clusters: Iterable[str]) -> bool:
+        """Whether it fits now in one cluster beside what is booked within its span, reservations aside."""
+        return self._allows(shape, clusters, self.bound)
 
     def allows(self, shape: Shape, clusters: Iterable[str]) -> bool:
         """Whether it may start now and run its whole walltime without delaying a reservation."""
-        for cluster, shelf in self._fleet.domains(shape, clusters):
-            fitting = shelf.fitting(shape.gpus_per_pod)
-            if fitting < shape.pods:
-                continue
-            screen = self.screen(shape.gpu_class, cluster)
-            if screen is None:
-                return True
-            within = shelf.nodes if shape.within == RACK else None
-            if fitting - screen.lost(shape.gpus_per_pod, shape.span_ms, within) >= shape.pods:
-                return True
-        return False
+        return self._allows(shape, clusters, self.screen)
 
     def limits(self, shape: Shape, clusters: Iterable[str]) -> dict[str, Mapping[str, int]]:
         """By cluster: what a job of this span may use at most of nodes on which room is kept."""
@@ -181,6 +219,22 @@ class Horizon:
         near = [seat for seat in seats if seat.starts_at_ms < until_ms and seat.job_id != shape.kept_for]
         return min(near or seats, key=lambda seat: (seat.starts_at_ms, seat.made_at_ms, seat.number)).job_id
 
+    def _allows(
+        self, shape: Shape, clusters: Iterable[str], screen_of: Callable[[str, str], "Screen | None"]
+    ) -> bool:
+        """Whether it fits now in one cluster (or rack) on what these screens leave."""
+        for cluster, shelf in self._fleet.domains(shape, clusters):
+            fitting = shelf.fitting(shape.gpus_per_pod)
+            if fitting < shape.pods:
+                continue
+            screen = screen_of(shape.gpu_class, cluster)
+            if screen is None:
+                return True
+            within = shelf.nodes if shape.within == RACK else None
+            if fitting - screen.lost(shape.gpus_per_pod, shape.span_ms, within) >= shape.pods:
+                return True
+        return False
+
     def _hole_in(
         self,
         cluster: str,
@@ -197,7 +251,7 @@ class Horizon:
         place = shape.gpu_class, cluster
         taken = {
             node
-            for by_node in (self._picks[place], self._seated[place])
+            for by_node in (self._picks[place], self._seated[place], self._booked.get(place, {}))
             for node, intervals in by_node.items()
             if intervals
         }
@@ -242,23 +296,54 @@ class Horizon:
             self._taken[place].pop(node, None)
         self._screens.pop(place, None)
 
+    def _taken_beside(self, place: Place, node: str) -> Taken:
+        """What picks and bookings take of a node."""
+        found = self._beside[place].get(node)
+        if found is None:
+            found = Taken((*self._picks[place].get(node, ()), *self._booked[place].get(node, ())))
+            self._beside[place][node] = found
+        return found
+
+    def _changed(self, place: Place, nodes: Iterable[str]) -> None:
+        for node in nodes:
+            self._taken[place].pop(node, None)
+            if self._booked:
+                self._beside[place].pop(node, None)
+
+    def _screen(
+        self,
+        place: Place,
+        shelf: Shelf,
+        seats: Sequence[Reservation],
+        taken: Callable[[Place, str], Taken],
+    ) -> "Screen":
+        booked = self._booked.get(place, {})
+        starts = {seat.starts_at_ms for seat in seats}
+        starts.update(begin for each in booked.values() for begin, _, gpus in each if gpus > 0)
+        nodes = {node for seat in seats for node in seat.gpus_by_node}.union(booked)
+        return Screen(self.now_ms, place, shelf, self._profiles[place], sorted(starts), nodes, taken)
+
 
 class Screen:
-    """For the nodes of one class in one cluster on which room is kept: what is left of them, by span of time."""
+    """For the nodes of one class in one cluster on which room is kept: what is left of them, by span of time.
+
+    `starts`: the moments at which more of it is kept than before. `taken`: all that is, node by node.
+    """
 
     def __init__(
         self,
-        horizon: Horizon,
+        now_ms: int,
         place: Place,
         shelf: Shelf,
         profile: Profile,
-        seats: Sequence[Reservation],
+        starts: Sequence[int],
+        nodes: Iterable[str],
+        taken: Callable[[Place, str], Taken],
     ) -> None:
-        self._horizon, self._place, self._shelf, self._profile = horizon, place, shelf, profile
-        self._now_ms = horizon.now_ms
-        self._starts = sorted({seat.starts_at_ms for seat in seats})
-        self._nodes = sorted({node for seat in seats for node in seat.gpus_by_node if node in shelf.nodes})
-        self._least: dict[int, dict[str, int]] = {}  # by number of reservations that begin within the span
+        self._taken, self._place, self._shelf, self._profile = taken, place, shelf, profile
+        self._now_ms, self._starts = now_ms, starts
+        self._nodes = sorted(node for node in nodes if node in shelf.nodes)
+        self._least: dict[int, dict[str, int]] = {}  # by number of starts within the span
         self._lost: dict[tuple[int, int], int] = {}  # (pod size, that number): pods that do not fit
 
     def least(self, span_ms: int) -> Mapping[str, int]:
@@ -301,7 +386,7 @@ class Screen:
         if begun == 0:
             return self._shelf.nodes[name][0]
         until_ms = self._starts[begun - 1] + 1
-        taken = self._horizon.taken(self._place, name)
+        taken = self._taken(self._place, name)
         return max(0, least_free(self._profile.nodes[name], taken, self._now_ms, until_ms, self._now_ms))
 
 

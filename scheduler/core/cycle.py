@@ -32,6 +32,7 @@ def decide(
         paces=paces,
         stops=tuple(cycle.stops),
         reservations=tuple(known.reserved.values()),
+        booked=tuple(known.booked.values()),
         changed_reasons={} if told is None else told.changed,
     )
     assert len(plan.order) == len(known.reasons), (

@@ -123,9 +123,14 @@ class Leaf:
         self.first = min((heap[0][0] for heap in self.heads.values()), default=None)
 
     def take(self, group: Group) -> None:
-        """The first job of the group, which is the first of its shape, was picked."""
+        """The first job of the group was picked; it is the first of its shape, but for booked room."""
         heap = self.heads[group.shape]
-        assert heap[0][1] is group
+        if heap[0][1] is not group:
+            self.drop(group)
+            group.take()
+            if group.taken < len(group.entries):
+                self.add(group)
+            return
         group.take()
         if group.taken < len(group.entries):
             heapreplace(heap, (group.entries[group.taken], group))

@@ -51,6 +51,8 @@ class WaitReason(StrEnum):
     order of each shape only: for the jobs behind it, it is not that start that keeps them waiting."""
     ROOM_RESERVED = "room_reserved"
     """(job): the one for which the room is kept, now or from a moment before this job could end"""
+    BOOKED = "booked"
+    """(gpu_class, from_ms, gpus): it would fit, but for room booked in advance, first from then on"""
     RESERVED = "reserved"
     """(starts_at_ms, gpu_class, needed, free): room is kept for it from then on, or sooner if others end sooner"""
     CLUSTER_UNSEEN = "cluster_unseen"
@@ -303,6 +305,7 @@ class Kind(StrEnum):
     ORGANIZATION = "organization"
     JOB = "job"
     ATTEMPT = "attempt"
+    BOOKING = "booking"
 
 
 @dataclass(frozen=True, slots=True)
@@ -334,7 +337,66 @@ class Reservations:
     kept: tuple[Reservation, ...] = ()
 
 
-Change = GpuClass | Node | Cluster | Grant | Organization | Job | Attempt | Policy | Reservations | Tombstone
+@dataclass(frozen=True, slots=True)
+class Booking:
+    """Room that people promised an organization for a time: `pods` times `gpus_per_pod` GPUs, in one cluster."""
+
+    id: str
+    organization_id: str
+    gpu_class: str
+    gpus_per_pod: int
+    pods: int
+    from_ms: int
+    until_ms: int
+    grant_id: str | None = None
+    """Only jobs that draw on it may use the room; None: all of the organization."""
+    cluster: str | None = None
+    """None: whichever has the room."""
+    hold: bool = False
+    """Whether it stays when nobody uses it."""
+
+    @property
+    def gpus(self) -> int:
+        """How many it is for in all."""
+        return self.gpus_per_pod * self.pods
+
+
+@dataclass(frozen=True, slots=True)
+class BookedRoom:
+    """Where a booking's room is, and what became of it."""
+
+    booking_id: str
+    cluster: str
+    gpus_by_node: Mapping[str, int]
+    short_gpus: int = 0
+    """As seen now, so many will not be free from its start on: attempts run into it, or nodes are lost."""
+    used: bool = False
+    """Whether one of its jobs ran in it."""
+    released: bool = False
+    """Whether it is anybody's for the rest of its time, because nobody used it."""
+
+
+@dataclass(frozen=True, slots=True)
+class BookedRooms:
+    """All booked room. As a change it replaces what is known."""
+
+    kept: tuple[BookedRoom, ...] = ()
+
+
+Change = (
+    GpuClass
+    | Node
+    | Cluster
+    | Grant
+    | Organization
+    | Job
+    | Attempt
+    | Policy
+    | Reservations
+    | Booking
+    | BookedRooms
+    | Tombstone
+)
 """An object stands for its own upsert."""
 
 
@@ -381,5 +443,7 @@ class Plan:
     stops: tuple[Preempt, ...] = ()
     reservations: tuple[Reservation, ...] = ()
     """Of jobs that still wait. Hand them to a state that begins anew, or what was promised is forgotten."""
+    booked: tuple[BookedRoom, ...] = ()
+    """Where the room of the coming bookings is, by id. Hand it, too, to a state that begins anew."""
     changed_reasons: Mapping[str, Reason] = field(default_factory=dict, compare=False)
     """Those of `reasons` that differ from the last cycle of the same state."""

@@ -1,6 +1,7 @@
-"""The picks of one cycle, stage by stage: parts of the pool, lane, preemption, promised room, and what fits beside."""
+"""The picks of one cycle, stage by stage: booked room, parts of the pool, lane, preemption, promised room, the rest."""
 
 from scheduler.core.lane import serve_lane, serve_owed
+from scheduler.core.own_room import serve_booked
 from scheduler.core.picks import Picks
 from scheduler.core.reserving import seat, serve_all
 from scheduler.core.stopping import preempt
@@ -9,9 +10,11 @@ from scheduler.core.stopping import preempt
 def fill(picks: Picks) -> None:
     """Serve job after job, each pick counting before the next, until nothing that may start fits."""
     known, policy = picks.known, picks.known.policy
-    _find_fitting(picks)
     for job_id, reservation in known.reserved.items():
         picks.horizon.sit(reservation, known.jobs[job_id].walltime_ms)
+    if picks.booked:
+        serve_booked(picks, picks.booked)
+    _find_fitting(picks)
     if picks.tree.owes:
         serve_owed(picks)
     if policy.lane:
@@ -26,11 +29,10 @@ def fill(picks: Picks) -> None:
 
 
 def _find_fitting(picks: Picks) -> None:
-    """The shapes that fit on what is free before the first pick."""
+    """The shapes that fit on what is free before the first pick outside booked room."""
     for shape in picks.known.by_shape:
         picks.fitting.setdefault(shape.gpu_class, {}).setdefault(shape[:5], []).append(shape)
-    for by_key in picks.fitting.values():
+    for gpu_class, by_key in picks.fitting.items():
         for shapes in by_key.values():
             shapes.sort(key=lambda shape: shape.span_ms)
-        for key in [key for key, shapes in by_key.items() if not picks.fits(shapes[0])]:
-            del by_key[key]
+        picks.drop_unfit(gpu_class)

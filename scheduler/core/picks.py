@@ -3,12 +3,13 @@
 from collections.abc import Iterable, Mapping
 
 from scheduler.core.backfill import Hole, Horizon
+from scheduler.core.booked import Booked
 from scheduler.core.entitlement import GrantBook
-from scheduler.core.fit import Shape
+from scheduler.core.fit import Shape, span_of
 from scheduler.core.groups import Group, Leaf
 from scheduler.core.model import Job, Preempt, Reason, Start, WaitReason
 from scheduler.core.order import Branch, Tree
-from scheduler.core.placement import Room, choose_room, pods_of
+from scheduler.core.placement import Limits, Room, choose_room, pods_of
 from scheduler.core.reasons import with_others
 from scheduler.core.state import Knowledge
 
@@ -25,20 +26,27 @@ class Picks:
         self.starts: list[Start] = []
         self.stops: list[Preempt] = []
         self.reach = known.reach()
-        self.keeps = known.keeps()
         self.behind: dict[Shape, Reason] = {}  # shapes that fitted until a pick of this cycle
         self.touched: set[str] = set()  # organizations whose queues or balances this cycle changed
         self.horizon = Horizon(known.profiles, known.fleet, known.now_ms)
+        self.booked = Booked(known, self.horizon) if known.bookings or known.booked else None
+        self.keeps: dict[str, Room] = {}
         self._picked: list[tuple[Group, GrantBook, tuple[str, ...], str]] = []  # with path and organization
         self.fitting: dict[
             str, dict[FitKey, list[Shape]]
         ] = {}  # by class: shapes that fit, reservations aside
         self.has_choices = any(shape.classes for shape in known.by_shape)
-        for job_id, room in self.keeps.items():
-            self.horizon.pick(room.gpu_class, room.cluster, room.gpus_by_node, known.jobs[job_id].walltime_ms)
+        for job, room in known.keeps(self.bounds_of):
+            self.keeps[job.id] = room
+            self.horizon.pick(room.gpu_class, room.cluster, room.gpus_by_node, job.walltime_ms)
 
     def fits(self, shape: Shape) -> bool:
-        """Whether it fits on what is free now, its kept room counted, reservations aside."""
+        """Whether it fits on what is free now, its kept room counted, reservations aside.
+
+        Of what is booked nothing counts. Of equal pods who runs longer fits no better.
+        """
+        if self.horizon.is_booked:
+            return self._fits_beside_bookings(shape)
         fleet, kept = self.known.fleet, self.keeps.get(shape.kept_for)
         if not kept:
             return fleet.fits(shape, self.reach.open_to(shape.gpu_class))
@@ -46,6 +54,32 @@ class Picks:
         fits = fleet.fits(shape, self.reach.open_to(shape.gpu_class))
         fleet.take(kept.gpu_class, kept.cluster, kept.gpus_by_node)
         return fits
+
+    def fits_but_for_bookings(self, shape: Shape) -> bool:
+        """Whether it would fit if nothing were booked."""
+        if not self.horizon.is_booked:
+            return False
+        fleet, kept = self.known.fleet, self.keeps.get(shape.kept_for)
+        if kept:
+            fleet.take(kept.gpu_class, kept.cluster, kept.gpus_by_node, sign=-1)
+        fits = fleet.fits(shape, self.reach.open_to(shape.gpu_class))
+        if kept:
+            fleet.take(kept.gpu_class, kept.cluster, kept.gpus_by_node)
+        return fits and not self.fits(shape)
+
+    def drop_unfit(self, gpu_class: str) -> list[Shape]:
+        """Take the shapes out of `fitting` that fit no more; returns them."""
+        dropped, by_key = list[Shape](), self.fitting.get(gpu_class, {})
+        if not self.horizon.is_booked:
+            for key in [key for key, shapes in by_key.items() if not self.fits(shapes[0])]:
+                dropped += by_key.pop(key)
+            return dropped
+        for key, shapes in list(by_key.items()):
+            while shapes and not self.fits(shapes[-1]):
+                dropped.append(shapes.pop())
+            if not shapes:
+                del by_key[key]
+        return dropped
 
     def forget(self) -> None:
         """Undo the picks: only what comes back as changes has happened."""
@@ -67,6 +101,13 @@ class Picks:
         if not self.horizon.seats or self._has_kept_room(shape):
             return True
         return self.horizon.allows(shape, self.reach.open_to(shape.gpu_class))
+
+    def bounds_of(self, job: Job, gpu_class: str) -> Limits:
+        """What bookings leave to a job that would start now on this class, by cluster and node."""
+        if not self.horizon.is_booked:
+            return {}
+        shape = Shape(gpu_class, job.gpus_per_pod, job.pods, span_ms=span_of(job.walltime_ms))
+        return self.horizon.bounds(shape, self.reach.open_to(gpu_class))
 
     def hole(self, groups: Iterable[Group], job: Job) -> Hole | None:
         """The earliest of these groups' classes, of equal ones the first."""
@@ -148,10 +189,11 @@ class Picks:
         fleet, kept = self.known.fleet, self.keeps.get(shape.kept_for)
         clusters = self.reach.open_to(shape.gpu_class)
         if kept:
-            fleet.take(kept.gpu_class, kept.cluster, kept.gpus_by_node, sign=-1)
-        room = choose_room(shape, topology, fleet, clusters, self._limits(shape, clusters))
+            self._return(kept, shape.kept_for)
+        bounds = self.horizon.bounds(shape, clusters) if self.horizon.is_booked else None
+        room = choose_room(shape, topology, fleet, clusters, self._limits(shape, clusters) or bounds)
         # in the lane it may take reserved room where there is no other
-        room = room or choose_room(shape, topology, fleet, clusters)
+        room = room or choose_room(shape, topology, fleet, clusters, bounds)
         assert room, f"{shape} fitted a moment ago"
         fleet.take(room.gpu_class, room.cluster, room.gpus_by_node)
         if kept:
@@ -159,12 +201,29 @@ class Picks:
             used = room.gpus_by_node if same else {}
             over = {node: gpus - used.get(node, 0) for node, gpus in kept.gpus_by_node.items()}
             over = {node: gpus for node, gpus in over.items() if gpus > 0}
-            fleet.take(kept.gpu_class, kept.cluster, over)
-            walltime_ms = self.known.jobs[shape.kept_for].walltime_ms
-            self.horizon.give_back(kept.gpu_class, kept.cluster, kept.gpus_by_node, walltime_ms)
-            self.horizon.pick(kept.gpu_class, kept.cluster, over, walltime_ms)
             self.keeps[shape.kept_for] = Room(kept.gpu_class, kept.cluster, over)
+            self._keep(self.keeps[shape.kept_for], shape.kept_for)
         return room
+
+    def _fits_beside_bookings(self, shape: Shape) -> bool:
+        clusters, kept = self.reach.open_to(shape.gpu_class), self.keeps.get(shape.kept_for)
+        if not kept:
+            return self.horizon.leaves_room(shape, clusters)
+        self._return(kept, shape.kept_for)
+        fits = self.horizon.leaves_room(shape, clusters)
+        self._keep(kept, shape.kept_for)
+        return fits
+
+    def _return(self, kept: Room, job_id: str) -> None:
+        """Room kept for a job is free again."""
+        self.known.fleet.take(kept.gpu_class, kept.cluster, kept.gpus_by_node, sign=-1)
+        walltime_ms = self.known.jobs[job_id].walltime_ms
+        self.horizon.give_back(kept.gpu_class, kept.cluster, kept.gpus_by_node, walltime_ms)
+
+    def _keep(self, kept: Room, job_id: str) -> None:
+        self.known.fleet.take(kept.gpu_class, kept.cluster, kept.gpus_by_node)
+        walltime_ms = self.known.jobs[job_id].walltime_ms
+        self.horizon.pick(kept.gpu_class, kept.cluster, kept.gpus_by_node, walltime_ms)
 
     def _limits(self, shape: Shape, clusters: Iterable[str]) -> Mapping[str, Mapping[str, int]] | None:
         if not self.horizon.seats or self._has_kept_room(shape):
@@ -191,16 +250,13 @@ class Picks:
 
     def _close(self, organization_id: str, job: Job, gpu_class: str, lag_thousandths: int) -> list[Shape]:
         """Take the shapes out of the race that fitted before the last pick and do not any more."""
-        by_key = self.fitting.get(gpu_class, {})
         numbers: dict[str, int | str] = {
             "position": len(self.starts),
             "organization": organization_id,
             "job": job.id,
             "lag_thousandths": lag_thousandths,
         }
-        closed = list[Shape]()
-        for key in [key for key, shapes in by_key.items() if not self.fits(shapes[0])]:
-            closed += by_key.pop(key)
+        closed = self.drop_unfit(gpu_class)
         for shape in closed:
             self.behind[shape] = Reason(WaitReason.BEHIND_IN_ORDER, with_others(shape, numbers))
         return closed

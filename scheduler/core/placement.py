@@ -1,10 +1,13 @@
 """Where a gang goes, and which room is kept for a job that others are being stopped for."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from scheduler.core.fit import Fleet, Shape, Shelf
 from scheduler.core.model import NODE, RACK, Attempt, Job, PodPlacement, Topology
+
+Limits = Mapping[str, Mapping[str, int]]
+"""By cluster and node: how many of its free GPUs may be used at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,10 +17,6 @@ class Room:
     gpu_class: str
     cluster: str
     gpus_by_node: Mapping[str, int]
-
-
-Limits = Mapping[str, Mapping[str, int]]
-"""By cluster and node, how many of its free GPUs may be used at most."""
 
 
 def choose_room(
@@ -69,18 +68,29 @@ def pods_of(room: Room, gpus_per_pod: int) -> tuple[PodPlacement, ...]:
     )
 
 
-def keep(job: Job, classes: Iterable[str], attempts: Collection[Attempt], fleet: Fleet) -> Room | None:
+def keep(
+    job: Job,
+    classes: Iterable[str],
+    attempts: Collection[Attempt],
+    fleet: Fleet,
+    limits_of: Callable[[Job, str], Limits],
+) -> Room | None:
     """The free room that nobody but `job` may have while `attempts` stop for it, of the first of these classes.
 
     The job is laid out on what is free plus what is coming, victims' nodes first; what of that is free now is
-    kept. Where it cannot be laid out whole, what its victims have freed already is kept.
+    kept. Where it cannot be laid out whole, what its victims have freed already is kept. Of a node with a limit
+    nothing that is coming counts.
     """
-    rooms = (_keep(job.unit, gpu_class, attempts, fleet) for gpu_class in classes)
+    rooms = (_keep(job.unit, gpu_class, attempts, fleet, limits_of(job, gpu_class)) for gpu_class in classes)
     return next((room for room in rooms if room), None)
 
 
 def _keep(
-    unit: tuple[int, int, str], gpu_class: str, attempts: Iterable[Attempt], fleet: Fleet
+    unit: tuple[int, int, str],
+    gpu_class: str,
+    attempts: Iterable[Attempt],
+    fleet: Fleet,
+    limits: Limits,
 ) -> Room | None:
     coming: dict[str, dict[str, int]] = {}
     freed: dict[str, dict[str, int]] = {}
@@ -94,11 +104,16 @@ def _keep(
     shelves = fleet.shelves(gpu_class, sorted(named, key=lambda c: (-named[c], c)))
     size, pods, within = unit
     for cluster, shelf in fleet.domains(Shape(gpu_class, size, pods, within=within), shelves):
-        room = _lay_out(size, pods, shelf, coming.get(cluster, {}), freed.get(cluster, {}))
+        most = limits.get(cluster, {})
+        room = _lay_out(size, pods, shelf, coming.get(cluster, {}), freed.get(cluster, {}), most)
         if room:
             return Room(gpu_class, cluster, room)
     for cluster, shelf in shelves.items():
-        left = {node: min(gpus, _free(shelf, node)) for node, gpus in sorted(freed.get(cluster, {}).items())}
+        most = limits.get(cluster, {})
+        left = {
+            node: min(gpus, _free(shelf, node), most.get(node, gpus))
+            for node, gpus in sorted(freed.get(cluster, {}).items())
+        }
         if any(left.values()):
             return Room(gpu_class, cluster, {node: gpus for node, gpus in left.items() if gpus})
     return None
@@ -154,11 +169,20 @@ def _evenly(shelf: Shelf, size: int, pods: int, limits: Mapping[str, int]) -> in
 
 
 def _lay_out(
-    size: int, pods: int, shelf: Shelf, coming: Mapping[str, int], freed: Mapping[str, int]
+    size: int,
+    pods: int,
+    shelf: Shelf,
+    coming: Mapping[str, int],
+    freed: Mapping[str, int],
+    most: Mapping[str, int],
 ) -> dict[str, int] | None:
     """What of a gang's future room in this cluster is free now; None when it would not fit."""
     nodes: Sequence[tuple[bool, int, str]] = sorted(
-        (name not in coming and name not in freed, free + coming.get(name, 0), name)
+        (
+            name not in coming and name not in freed,
+            min(free, most[name]) if name in most else free + coming.get(name, 0),
+            name,
+        )
         for name, (free, _) in shelf.nodes.items()
     )
     room = dict[str, int]()

@@ -125,6 +125,12 @@ class Policy:
     """So many of an organization's jobs keep theirs."""
     lane: Lane | None = None
     preemption: Preemption | None = None
+    booking_lead_ms: int = 15 * MINUTE_MS
+    """Others are out of booked room so long before it begins: a start may take a while, and so may an end."""
+    booking_over_ms: int = 5 * MINUTE_MS
+    """A job in booked room may end so long after it, if nothing is booked there next."""
+    booking_unused_ms: int = 15 * MINUTE_MS
+    """Booked room that nobody used so long after its begin is anybody's, unless the booking is to be held."""
     organization_pool_thousandths: int = 1000
     """An organization keeps at most this part of the pool, all GPUs of the nodes that take jobs; 1000: any."""
     organization_pool_from_gpus: int = 0

@@ -1,7 +1,7 @@
 """Everything the core knows, with the indexes that make a cycle cheap. Only `cycle.decide` works on it."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import assert_never
 
 from scheduler.core.backfill import Place
@@ -11,6 +11,9 @@ from scheduler.core.fit import Fleet, Shape
 from scheduler.core.groups import Group
 from scheduler.core.model import (
     Attempt,
+    BookedRoom,
+    BookedRooms,
+    Booking,
     Change,
     Cluster,
     GpuClass,
@@ -27,7 +30,7 @@ from scheduler.core.model import (
     Tombstone,
 )
 from scheduler.core.order import PLAIN, Floor, Standing, Tree, Usage
-from scheduler.core.placement import Room, keep
+from scheduler.core.placement import Limits, Room, keep
 from scheduler.core.policy import Policy
 from scheduler.core.profile import NEVER_MS, Profile
 from scheduler.core.reasons import Reach, reach
@@ -84,6 +87,8 @@ class Knowledge:
         self._tail_new: list[tuple[int, str]] = []
         self.profiles: dict[Place, Profile] = {}
         self.reserved: dict[str, Reservation] = {}  # by job, in the order in which they were made
+        self.bookings: dict[str, Booking] = {}
+        self.booked: dict[str, BookedRoom] = {}  # by booking, as laid out last
         self._expected: set[str] = set()  # jobs that this cycle stops others for
         self._pool_moved = False
         self._remaining: dict[str, Remaining] = {}  # by grant
@@ -98,6 +103,8 @@ class Knowledge:
             Attempt: self._put_attempt,
             Policy: self._put_policy,
             Reservations: self._put_reservations,
+            Booking: self._put_booking,
+            BookedRooms: self._put_booked,
             Tombstone: self._bury,
         }
 
@@ -242,17 +249,18 @@ class Knowledge:
         }
         return reach(self._clusters.values(), known, self._classes_paused, self.policy, self.now_ms)
 
-    def keeps(self) -> dict[str, Room]:
-        """Room kept for jobs that others stop for, longest waiting first; taken till the fleet rolls back."""
-        keeps: dict[str, Room] = {}
+    def keeps(self, limits_of: Callable[[Job, str], Limits]) -> Iterator[tuple[Job, Room]]:
+        """Room kept for jobs that others stop for, longest waiting first; taken till the fleet rolls back.
+
+        `limits_of`: what bookings leave to a job of a class at most, asked when the room before is taken.
+        """
         waiting = [self.jobs[id] for id in self._stops_for if id in self.jobs and self.jobs[id].waits]
         for job in sorted(waiting, key=lambda j: (j.submitted_at_ms, j.id)):
             classes = self.queues[job.organization_id].classes_later(job)
-            room = keep(job, classes, self._stops_for[job.id].values(), self.fleet)
+            room = keep(job, classes, self._stops_for[job.id].values(), self.fleet, limits_of)
             if room:
                 self.fleet.take(room.gpu_class, room.cluster, room.gpus_by_node)
-                keeps[job.id] = room
-        return keeps
+                yield job, room
 
     def organizations_on(self, grant_id: str, accounts: Sequence[str]) -> list[str]:
         """The grant's parties, and every organization with a grant over one of these accounts."""
@@ -303,6 +311,10 @@ class Knowledge:
     def running_on(self, grant_id: str) -> Mapping[str, Attempt]:
         """The running attempts that draw on a grant and that nobody stops, by id."""
         return self._running_on.get(grant_id, {})
+
+    def attempts(self) -> Iterable[Attempt]:
+        """All attempts, ended ones that still matter included."""
+        return self._attempts.values()
 
     def book(self, grant_id: str) -> GrantBook | None:
         """A grant's working copy."""
@@ -372,6 +384,12 @@ class Knowledge:
         before, self.reserved = self.reserved, {each.job_id: each for each in reservations.kept}
         for job_id in sorted(before.keys() ^ self.reserved.keys()):
             self._requeue(job_id)
+
+    def _put_booking(self, booking: Booking) -> None:
+        self.bookings[booking.id] = booking
+
+    def _put_booked(self, rooms: BookedRooms) -> None:
+        self.booked = {room.booking_id: room for room in rooms.kept}
 
     def _put_policy(self, policy: Policy) -> None:
         before, self.policy = self.policy, policy
@@ -532,15 +550,20 @@ class Knowledge:
                 self._organizations.pop(id, None)
                 self.dirty.add(id)
             case Kind.JOB:
-                job = self.jobs.pop(id, None)
-                if job and job.waits:
-                    self.queues[job.organization_id].remove(job)
-                    self.dirty.add(job.organization_id)
-                    self.gone.add(id)
+                self._bury_job(id)
             case Kind.ATTEMPT:
                 self._drop_attempt(id)
+            case Kind.BOOKING:
+                self.bookings.pop(id, None)
             case _:
                 assert_never(tombstone.kind)
+
+    def _bury_job(self, job_id: str) -> None:
+        job = self.jobs.pop(job_id, None)
+        if job and job.waits:
+            self.queues[job.organization_id].remove(job)
+            self.dirty.add(job.organization_id)
+            self.gone.add(job_id)
 
     def _bury_grant(self, grant_id: str) -> None:
         book = self._books.get(grant_id)

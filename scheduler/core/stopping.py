@@ -33,7 +33,10 @@ def preempt(picks: Picks, rule: Preemption) -> None:
                 continue
             for group in groups:
                 assert group.book is not None
-                key, lag_ms = group.shape._replace(kept_for="", span_ms=0, classes=()), group.book.rank_lag_ms
+                # beside bookings it matters how long it runs
+                span_ms = group.shape.span_ms if picks.booked else 0
+                key = group.shape._replace(kept_for="", span_ms=span_ms, classes=())
+                lag_ms = group.book.rank_lag_ms
                 if at_once > 0 and lag_ms > beaten.get(key, -NEVER_MS):
                     if _stop_for(picks, group, job, pool, rule):
                         at_once -= 1
@@ -67,11 +70,18 @@ def _stop_for(picks: Picks, group: Group, job: Job, pool: Pool, rule: Preemption
     fleet, gpu_class = picks.known.fleet, group.shape.gpu_class
     shelves = fleet.shelves(gpu_class, picks.reach.open_to(gpu_class))
     victims = pool.below(job, gpu_class, group.book.rank_lag_ms - rule.lead_ms)
+    if picks.booked:
+        booked, until_ms = picks.booked, picks.known.now_ms + rule.notice_ms + group.shape.span_ms
+        victims = [
+            victim
+            for victim in victims
+            if not booked.is_booked((gpu_class, victim.attempt.cluster), victim.node, until_ms)
+        ]
     free = sum(shelf.free for shelf in shelves.values())
     if free + sum(victim.gpus for victim in victims) < job.gpus:
         return False
     domains = fleet.domains(group.shape, picks.reach.open_to(gpu_class))
-    eviction = choose(group.shape, domains, victims, {})
+    eviction = choose(group.shape, domains, victims, picks.bounds_of(job, gpu_class))
     if eviction is None:
         return False
     pool.drop(eviction.victims)
@@ -90,7 +100,5 @@ def _stop_for(picks: Picks, group: Group, job: Job, pool: Pool, rule: Preemption
     picks.known.reserved.pop(job.id, None)
     picks.known.expect(job.id)
     picks.judge_anew(job.organization_id)
-    by_key = picks.fitting.get(gpu_class, {})
-    for key in [key for key, shapes in by_key.items() if not picks.fits(shapes[0])]:
-        del by_key[key]
+    picks.drop_unfit(gpu_class)
     return True

@@ -102,7 +102,7 @@ class Teller:
             known.fleet.take(room.gpu_class, room.cluster, room.gpus_by_node, sign=-1)
             given.append(job_id)
             for shape, reason in found.items():
-                if reason.code in (WaitReason.ROOM_RESERVED, WaitReason.RESERVED):
+                if reason.code in (WaitReason.ROOM_RESERVED, WaitReason.RESERVED, WaitReason.BOOKED):
                     continue
                 if known.fleet.fits(shape, cycle.reach.open_to(shape.gpu_class)):
                     others = [id for id in reversed(given) if id != shape.kept_for]
@@ -113,7 +113,7 @@ class Teller:
         return {shape: before[shape] if before.get(shape) == r else r for shape, r in found.items()}
 
     def _reserved(self, shape: Shape) -> Reason | None:
-        """It has a reservation, or would fit and keep one from its room."""
+        """It has a reservation, or would fit and keep a reservation or a booking from its room."""
         cycle = self._cycle
         seat = cycle.horizon.seats.get(shape.kept_for)
         if seat:
@@ -130,6 +130,8 @@ class Teller:
             return Reason(WaitReason.RESERVED, numbers)
         if cycle.horizon.seats and cycle.fits(shape):
             return Reason(WaitReason.ROOM_RESERVED, {"job": cycle.horizon.in_the_way(shape)})
+        if cycle.booked and cycle.fits_but_for_bookings(shape):
+            return cycle.booked.reason(shape, cycle.reach.open_to(shape.gpu_class))
         return None
 
     def _explain(self, shape: Shape) -> Reason:

@@ -12,7 +12,7 @@ from scheduler.core import model
 from scheduler.core.cycle import decide
 from scheduler.core.state import State
 from scheduler.snapshots.file import BadSnapshot
-from scheduler.translate import Moment, changes_of, reservations_of, waiting_of
+from scheduler.translate import Moment, booked_of, changes_of, reservations_of, waiting_of
 
 
 def clock_of(state: SchedulerState) -> Clock:
@@ -41,7 +41,8 @@ def translated(state: SchedulerState, items: Iterable[wire.FeedItem]) -> list[mo
         },
         start_limit_ms=policy.start_limit_wall_s * 1000 * clock.speed,
     )
-    return [reservations_of(state.reservations), *changes_of(found, clock, moment)]
+    kept = (reservations_of(state.reservations), booked_of(state.booked))
+    return [*kept, *changes_of(found, clock, moment)]
 
 
 def _held_back(state: SchedulerState) -> Mapping[str, int]:

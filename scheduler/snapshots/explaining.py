@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 
-from quota.schemas.scheduling import GrantObject, JobObject, NodeObject, Reservation, WaitReason
+from quota.schemas.scheduling import BookedRoom, GrantObject, JobObject, NodeObject, Reservation, WaitReason
 from quota.schemas.snapshots import SchedulerState
 from quota.schemas.values import GpuUs, Instant, Numbers, Reply
 from scheduler.explain import explain
 from scheduler.snapshots.decision import Decision
-from scheduler.translate import reservation_of
+from scheduler.translate import booked_room_of, reservation_of
 
 
 class QueuedJob(Reply):
@@ -110,6 +110,8 @@ class Explanation(Reply):
     grants: tuple[RankedGrant, ...]
     """Those furthest behind first."""
     reservations: tuple[Reservation, ...]
+    booked: tuple[BookedRoom, ...]
+    """Where the room of bookings is, and what of it is short."""
     room: tuple[Room, ...]
     shown: Compared | None
 
@@ -142,6 +144,7 @@ def explained(state: SchedulerState, decision: Decision) -> Explanation:
         ),
         grants=_grants(grants, decision, Counter(job.organization_id for job in queue)),
         reservations=tuple(map(reservation_of, decision.plan.reservations)),
+        booked=tuple(map(booked_room_of, decision.plan.booked)),
         room=_room(nodes),
         shown=_compared(state, queue),
     )

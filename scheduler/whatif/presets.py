@@ -26,6 +26,9 @@ def fair_share_of(policy: core.Policy) -> FairShare:
         promises_per_organization=policy.promises_per_organization,
         lane=None if policy.lane is None else _lane_of(policy.lane),
         preemption=None if policy.preemption is None else Preemption(**asdict(policy.preemption)),
+        booking_lead_ms=policy.booking_lead_ms,
+        booking_over_ms=policy.booking_over_ms,
+        booking_unused_ms=policy.booking_unused_ms,
     )
 
 

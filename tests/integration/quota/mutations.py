@@ -18,6 +18,7 @@ from quota.identity import service as identity
 from quota.identity import tokens
 from quota.jobs import switches
 from quota.programs import awards, endings
+from quota.schemas.bookings import NewBooking
 from quota.schemas.fleet import NewCluster, NewGpuClass
 from quota.schemas.identity import NewOrganization, NewToken, Role
 from quota.schemas.jobs import Job
@@ -271,6 +272,10 @@ REQUESTS: dict[str, Maker] = {
     "put_fair_share": lambda api: Request(
         api.operator, {"fair_share": {"gang_first_gpus": 1000 + next(_numbers)}, **REASON}
     ),
+    "create_booking": lambda api: Request(api.operator, _booking(api)),
+    "cancel_booking": lambda api: Request(
+        api.operator, REASON, {"booking_id": api.operator.create_booking(NewBooking(**_booking(api))).id}
+    ),
     "put_caps": lambda api: Request(
         api.operator, {"caps": {"queued_jobs": 100_000 + next(_numbers)}, **REASON}
     ),
@@ -310,6 +315,14 @@ REQUESTS: dict[str, Maker] = {
     "deliver_evidence": _evidence,
     "reconcile_day": _day,
 }
+
+
+def _booking(api: Api) -> dict[str, Any]:
+    """One GPU for an hour that nobody else has booked."""
+    starts = api.hub.now + next(_numbers) * DAY_MS
+    size = {"gpu_class": "h100", "gpus_per_pod": 1, "pods": 1}
+    times = {"starts_at": instant_text(starts), "ends_at": instant_text(starts + 60 * MINUTE_MS)}
+    return {"organization_id": "alpha", "name": "a class", **size, **times, **REASON}
 
 
 def _put_class(api: Api, name: str) -> Request:

@@ -118,6 +118,12 @@ def _fleet(world: World) -> dict[str, Callable[[], Valid]]:
         "change_node": _post(
             world, "change_node", "operator", {"cluster": "sim", "node": "n0"}, cordoned=True
         ),
+        "create_booking": _post(world, "create_booking", "operator"),
+        "list_bookings": _get("alpha"),
+        "read_booking": _get("alpha", booking_id=world.bookings["alpha"].id),
+        "cancel_booking": _post(
+            world, "cancel_booking", "operator", {"booking_id": world.bookings["alpha"].id}
+        ),
         "list_placement": _get("auditor"),
         "read_fair_share": _get("auditor"),
         "put_fair_share": _post(world, "put_fair_share", "operator"),

@@ -19,12 +19,14 @@ from starlette.testclient import TestClient
 
 from quota.app import create_app
 from quota.audit import seals
+from quota.bookings import service as bookings
 from quota.clock import HOUR_MS
 from quota.identity import tokens
 from quota.identity.rules import SCOPES
 from quota.identity.tables import auth_failures
 from quota.programs import awards
 from quota.reports import statements
+from quota.schemas.bookings import Booking, NewBooking
 from quota.schemas.identity import Caller, NewToken, Role, Scope, TokenRevocation
 from quota.schemas.jobs import Job
 from quota.schemas.limits import NewTranche
@@ -56,6 +58,8 @@ class World:
     """`alpha`, `beta`, and `consortium`."""
     jobs: dict[str, Job] = field(default_factory=dict)
     """By owner, a running one; `<owner>/waiting` waits, `<owner>/ended` has ended."""
+    bookings: dict[str, Booking] = field(default_factory=dict)
+    """By owner, one that comes."""
     tokens: dict[str, str] = field(default_factory=dict)
     """Ids of tokens by caller."""
 
@@ -167,10 +171,26 @@ def _fill(world: World) -> None:
         world.jobs[f"{owner}/ended"] = hub.submit(owner, name=f"{owner} gave up")
         hub.cancel(world.jobs[f"{owner}/ended"].id)
         world.jobs[f"{owner}/waiting"] = hub.submit(owner, name=f"{owner} waits")
+        world.bookings[owner] = book(hub, owner)
     hub.clock.advance(HOUR_MS // 2)
     hub.report()
     issue_statements(world)
     hub.clock.advance(1)
+
+
+def book(hub: Hub, owner: str) -> Booking:
+    """A GPU for an hour tomorrow."""
+    body = NewBooking(
+        organization_id=owner,
+        name=f"{owner} teaches",
+        gpu_class="h100",
+        gpus_per_pod=1,
+        pods=1,
+        starts_at=hub.now + DAY_MS,
+        ends_at=hub.now + DAY_MS + HOUR_MS,
+        reason="a test",
+    )
+    return hub.database.write(lambda tx: bookings.create_booking(tx, OPERATOR, body))
 
 
 def consortium(hub: Hub) -> Grant:

@@ -12,12 +12,15 @@ import pytest
 from pydantic import BaseModel
 
 from quota.audit.tables import audit
-from quota.clock import Clock
+from quota.bookings.service import create_booking
+from quota.clock import Clock, instant_text
 from quota.dispatch import snapshots
 from quota.dispatch.ranking import put_ranking
 from quota.dispatch.snapshots import KEPT, WITHHELD, take_state
+from quota.schemas.bookings import NewBooking
 from quota.schemas.scheduling import (
     AttemptObject,
+    BookedRoom,
     JobObject,
     PendingItem,
     RankingDocument,
@@ -32,7 +35,7 @@ from scheduler.planner import Planner
 from scheduler.snapshots.decision import decide_on
 from scheduler.snapshots.file import parse_state
 from scheduler.views import ClusterView
-from tests.builders import DAY_MS, HOUR_MS, Api, Hub, a_hub, a_problem, an_api
+from tests.builders import DAY_MS, HOUR_MS, OPERATOR, Api, Hub, a_hub, a_problem, an_api
 
 SECRET = "hunter2-is-a-secret"
 FIRMS = ("alpha", "beta", "gamma", "delta-x")
@@ -112,6 +115,45 @@ def test_it_names_the_queue_that_was_shown_and_the_room_that_was_promised(hub: H
     assert state.shown is not None
     assert (state.shown.cycle, state.shown.order) == (3, (job.id,))
     assert state.shown.reasons == {job.id: waiting}
+
+
+def test_it_holds_the_coming_times_of_bookings_and_where_their_room_is(hub: Hub) -> None:
+    grant = hub.award("alpha", "1000").id
+    starts, ends = instant_text(hub.now + HOUR_MS), instant_text(hub.now + 3 * HOUR_MS)
+    for firm in ("alpha", "beta"):
+        body = NewBooking.model_validate(
+            {
+                "organization_id": firm,
+                "name": "class",
+                "gpu_class": "h100",
+                "gpus_per_pod": 8,
+                "pods": 1,
+                "starts_at": starts,
+                "ends_at": ends,
+                "grant_id": grant if firm == "alpha" else None,
+                "reason": "a course",
+            }
+        )
+        made = hub.database.write(lambda tx, body=body: create_booking(tx, OPERATOR, body))
+    (first, *_) = made.occurrences
+    room = BookedRoom(booking_id=first.id, cluster="sim", gpus_by_node={"n1": 8})
+    document = RankingDocument(
+        epoch=hub.epoch, cycle=1, at=hub.now, order=(), reasons={}, reservations=(), booked=(room,)
+    )
+    hub.database.write(lambda tx: put_ranking(tx, document))
+    long = hub.submit("alpha", gpus_per_pod=8, walltime_s=20 * 3600)
+    hub.report(through=hub.now)
+    for pseudonyms in (False, True):
+        state = _state(hub, pseudonyms=pseudonyms)
+        assert state.booked == (room,)
+        coming = [item.booking for item in state.items if item.booking is not None]
+        assert sorted(each.organization_id for each in coming) == (
+            ["organization-1", "organization-2"] if pseudonyms else ["alpha", "beta"]
+        )
+        assert (grant in state.model_dump_json()) is not pseudonyms
+        plan = decide_on(state).plan
+        assert {each.booking_id: dict(each.gpus_by_node) for each in plan.booked}[first.id] == {"n1": 8}
+        assert plan.reasons[long.id].code == WaitReason.BOOKED.value
 
 
 def test_pages_do_not_show(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:

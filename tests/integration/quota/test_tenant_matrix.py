@@ -52,6 +52,8 @@ NAMED: dict[str, dict[str, str]] = {
         "body.to_organization_id": "organization",
     },
     "list_transfers": {"query.account_id": "account", "query.grant_id": "grant", "query.job_id": "charge"},
+    "list_bookings": {"query.organization_id": "organization"},
+    "read_booking": {"path.booking_id": "booking"},
     "list_clusters": {},
     "list_gpu_classes": {},
     "list_organizations": {},
@@ -189,6 +191,8 @@ def _foreign(world: World, asker: str, kind: str) -> list[str]:
             return [
                 world.jobs[f"{firm}{state}"].id for firm in others for state in ("", "/waiting", "/ended")
             ]
+        case "booking":
+            return [world.bookings[firm].id for firm in others]
         case "charge":  # who leads a consortium reads what its parties were charged
             return [world.jobs[firm].id for firm in others if asker != "alpha" or firm in hidden]
         case "token":
@@ -210,6 +214,7 @@ def _request(world: World, asker: str, operation: Operation, place: str, named: 
         "organization_id": asker,
         "job_id": world.jobs[asker].id,
         "token_id": world.tokens[asker],
+        "booking_id": world.bookings[asker].id,
     }
     bodies: dict[str, Any] = {
         "submit_job": {"name": "a", "gpu_class": "h100", "walltime_s": 60},
@@ -267,6 +272,7 @@ def _words_of(world: World, firm: str, viewer: str) -> set[str]:
     """What names a firm or something of its own."""
     words = {f'"{firm}"', f":{firm}", firm.title(), world.tokens[firm]}
     words |= {world.jobs[f"{firm}{state}"].id for state in ("", "/waiting", "/ended")}
+    words |= {world.bookings[firm].id, f"{firm} teaches"}
     words |= {f"{firm} runs", f"{firm} waits", f"{firm} gave up"}
     if firm in world.grants:
         words.add(world.grants[firm].id)
@@ -303,6 +309,8 @@ def _own_ids(world: World, firm: str, kinds: list[str]) -> list[dict[str, str]]:
         return [{"job_id": world.jobs[f"{firm}{state}"].id} for state in ("", "/waiting", "/ended")]
     if kinds == ["grant_id"]:
         return [{"grant_id": grant} for grant in _own_grants(world, firm)]
+    if kinds == ["booking_id"]:
+        return [{"booking_id": world.bookings[firm].id}]
     known = {"grant_id": world.grants["consortium"].id, "organization_id": firm}
     if kinds == ["grant_id", "organization_id"] and firm == "beta":
         return []
@@ -325,7 +333,7 @@ def test_words_of_others_would_be_found(world: World) -> None:
     """The same search over what operators read finds every firm: it can fail."""
     whole = "".join(
         world.ask("operator", "GET", url).text
-        for url in ("/v1/jobs", "/v1/grants", "/v1/transfers", "/v1/tokens")
+        for url in ("/v1/jobs", "/v1/grants", "/v1/transfers", "/v1/tokens", "/v1/bookings")
     )
     for firm in FIRMS:
         found = {word for word in _words_of(world, firm, "beta") if word in whole}
@@ -336,6 +344,7 @@ def test_words_of_others_would_be_found(world: World) -> None:
 def test_lists_show_all_that_is_a_firms_own(world: World, firm: str) -> None:
     """Empty lists would name nobody either."""
     with_rows = {"list_jobs": "/v1/jobs", "list_grants": "/v1/grants", "list_transfers": "/v1/transfers"}
+    with_rows["list_bookings"] = "/v1/bookings"
     for name, url in with_rows.items():
         items = world.ask(firm, "GET", url).json()["items"]
         assert items, name

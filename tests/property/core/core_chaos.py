@@ -7,6 +7,7 @@ from random import Random
 from scheduler.core.model import (
     Account,
     Attempt,
+    Booking,
     Capacity,
     Change,
     Cluster,
@@ -90,6 +91,7 @@ KINDS: Mapping[type, Kind] = {
     Organization: Kind.ORGANIZATION,
     Job: Kind.JOB,
     Attempt: Kind.ATTEMPT,
+    Booking: Kind.BOOKING,
 }
 
 

@@ -101,6 +101,7 @@ KIND_ERRORS = {
     "tagged-union": {"union_tag_invalid", "union_tag_not_found"},
     "union": set(),
     "none": {"none_required"},
+    "date": set(),  # parsed before, with a message of its own
     "function-before": {"value_error", "assertion_error"},
     "function-after": {"value_error", "assertion_error"},
     "function-plain": set(),

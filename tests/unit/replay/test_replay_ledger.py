@@ -101,6 +101,7 @@ def test_every_number_of_a_policy_was_looked_at() -> None:
             "lane",
             "preemption",
         ),
+        *("booking_lead_ms", "booking_over_ms", "booking_unused_ms"),
         *("organization_pool_thousandths", "organization_pool_from_gpus"),
         *("entitlements", "organization_weights"),
     }

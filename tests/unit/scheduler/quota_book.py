@@ -9,6 +9,7 @@ from pydantic import BaseModel
 from quota.client import ServiceProblem
 from quota.schemas.scheduling import (
     AttemptObject,
+    BookedRoom,
     FeedItem,
     FeedKind,
     FeedPage,
@@ -69,10 +70,15 @@ class QuotaBook:
             items=page,
             next=f"{cursor}|{start + 3}" if more else None,
             reservations=self.promised() if after is None else (),
+            booked=self.booked() if after is None else (),
         )
 
     def promised(self) -> tuple[Reservation, ...]:
         """What room the last ranking promised."""
+        return ()
+
+    def booked(self) -> tuple[BookedRoom, ...]:
+        """Where the last ranking had the room of bookings."""
         return ()
 
     def follow_feed(self, after: int, wait_s: float = 25.0, limit: int = 2000) -> FeedPage:

@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from quota.client import ServiceProblem, ServiceUnavailable
 from quota.schemas.scheduling import (
     AttemptObject,
+    BookedRoom,
     ClusterObject,
     DecisionBatch,
     DecisionReply,
@@ -152,6 +153,10 @@ class QuotaModel(QuotaAttempts):
     def promised(self) -> tuple[Reservation, ...]:
         """What room the last ranking promised."""
         return self.rankings[-1].reservations if self.rankings else ()
+
+    def booked(self) -> tuple[BookedRoom, ...]:
+        """Where the last ranking had the room of bookings."""
+        return self.rankings[-1].booked if self.rankings else ()
 
     def put_ranking(self, body: RankingDocument) -> RankingReply:
         """Accepts a change only to the ranking it has."""

@@ -10,6 +10,7 @@ from quota.schemas.scheduling import (
     AccountBalance,
     AccountPath,
     AttemptObject,
+    BookingObject,
     ClusterObject,
     FeedKind,
     GpuClassObject,
@@ -49,6 +50,18 @@ def a_policy(**changes: Any) -> PolicyObject:
 def a_class(paused: bool = False) -> GpuClassObject:
     """The reference GPU."""
     return GpuClassObject(id="h100", rate_id="r1", rate_thousandths=1000, paused=paused)
+
+
+def a_booking(ident: str, starts_at: int = 0, ends_at: int = YEAR_MS, **changes: Any) -> BookingObject:
+    """A node for alpha."""
+    words: dict[str, Any] = {
+        "organization_id": "alpha",
+        "grant_id": None,
+        "gpu_class": "h100",
+        "cluster": None,
+    }
+    words |= {"gpus_per_pod": 8, "pods": 1, "starts_at": starts_at, "ends_at": ends_at, "hold": False}
+    return BookingObject.model_validate({"id": ident} | words | changes)
 
 
 def an_organization(ident: str, now_ms: int) -> OrganizationObject:

@@ -10,14 +10,21 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from typer.testing import CliRunner
 
-from quota.schemas.scheduling import NodeCapacityObject, NodeObject, StopReason, Waiting, WaitReason
+from quota.schemas.scheduling import (
+    BookedRoom,
+    NodeCapacityObject,
+    NodeObject,
+    StopReason,
+    Waiting,
+    WaitReason,
+)
 from scheduler.cli import app
 from scheduler.crash import POINTS, CrashPlan
 from scheduler.door import Door, PortTaken, Readiness, Windows
 from scheduler.explain import explain
 from scheduler.metrics import Metrics, Tally
 from scheduler.picture import picture_of, status_of
-from tests.unit.scheduler.quota_objects import a_job
+from tests.unit.scheduler.quota_objects import a_booking, a_job
 
 
 @pytest.mark.parametrize("code", list(WaitReason))
@@ -100,7 +107,12 @@ def test_gauges_come_from_the_last_picture_and_leave_nothing_behind() -> None:
     shut = node.model_copy(update={"schedulable": False})
     jobs = [(a_job("job-1", gpus_per_pod=4, pods=2), full), (a_job("job-2"), frozen)]
     metrics.lead(True)
-    metrics.show(picture_of(jobs, [node, shut], {"sim": 5_000}))
+    rooms = [
+        BookedRoom(booking_id="b", cluster="sim", gpus_by_node={"n0": 8}, short_gpus=3),
+        BookedRoom(booking_id="b", cluster="sim", gpus_by_node={}, released=True),
+    ]
+    booked = [(a_booking("b", gpus_per_pod=4, pods=2), room) for room in rooms]
+    metrics.show(picture_of(jobs, [node, shut], {"sim": 5_000}, booked))
     seen = samples(metrics)
     assert seen["hub_sched_leader",] == 1
     assert seen["hub_sched_queue_jobs", "alpha", "active"] == 1
@@ -110,6 +122,7 @@ def test_gauges_come_from_the_last_picture_and_leave_nothing_behind() -> None:
     assert [seen["hub_sched_gpus", "h100", state] for state in ("allocated", "foreign", "free", "quarantined")] == [
         8, 2, 3, 3
     ]  # fmt: skip
+    assert [seen["hub_sched_booked_gpus", "h100", state] for state in ("kept", "short")] == [5, 3]
     assert seen["hub_sched_cluster_seen_timestamp_seconds", "sim"] == 5
     metrics.lead(False)
     seen = samples(metrics)

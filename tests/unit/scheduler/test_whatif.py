@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -186,6 +187,11 @@ def test_the_state_stays_as_it_was(queue: SchedulerState) -> None:
     asked = _asked({"kind": "hub", "paused": True}, {"kind": "grant", "id": "g-beta", "gpu_hours": 1})
     assert what_if(queue, asked) == what_if(queue, asked)
     assert queue.model_dump_json() == before
+
+
+def test_numbers_of_bookings_are_carried_too() -> None:
+    policy = replace(PRESETS["gpuhub"], booking_lead_ms=1, booking_over_ms=2, booking_unused_ms=3)
+    assert policy_of(a_policy(fair_share=fair_share_of(policy)), Clock()) == policy
 
 
 @pytest.mark.parametrize("name", PRESETS)

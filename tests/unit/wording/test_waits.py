@@ -325,3 +325,15 @@ def test_places() -> None:
     assert place_text(EN, 3, 41, 2, 5) == "3rd of 41 in the hub, 2nd of 5 of its organization"
     assert place_text(KO, 3, 41, 2, 5) == "허브 전체 41개 중 3번째, 소속 기관 5개 중 2번째"
     assert place_text(EN, 3, None, None, None) == "3rd in the hub"
+
+
+def test_booked_room_is_told_by_when_and_how_much_and_not_whose_it_is() -> None:
+    room = {"gpu_class": "h100", "gpus": 8}
+    assert told(WaitReason.BOOKED, **room, from_ms=LATER) == (
+        "the room that would do is booked from 14:20 KST on (8 H100); with a shorter time limit it may fit before"
+    )
+    assert told(WaitReason.BOOKED, KO, **room, from_ms=LATER).startswith("들어갈 자리가 ")
+    assert told(WaitReason.BOOKED, **room, from_ms=NOW) == (
+        "the room that would do is booked since 12:00 KST (8 H100)"
+    )
+    assert "12:00" in told(WaitReason.BOOKED, KO, **room, from_ms=NOW)
