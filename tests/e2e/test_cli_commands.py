@@ -294,7 +294,7 @@ def test_switches_shut_and_open(up: Up) -> None:
     why = ("--reason", "maintenance")
     assert "is paused" in up.run("pause", "--gpu-class", "h100", *why, who="operator").stdout
     try:
-        assert "placement_paused" in up.run("submit", "later", "--dry-run").stdout
+        assert "let no job on" in up.run("submit", "later", "--dry-run").stdout
         assert "maintenance" in up.run("placement", who="operator").stdout
     finally:
         assert "is open" in up.run("resume", "--gpu-class", "h100", *why, who="operator").stdout
