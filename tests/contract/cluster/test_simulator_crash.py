@@ -197,7 +197,7 @@ def test_taken_port_is_refused_in_one_line(process, tmp_path):
 @pytest.mark.parametrize(
     ("options", "environment", "complaint"),
     [
-        (["--nodes", "n-0=8"], {}, "--nodes: 'n-0=8' is not NODES:CLASS=COUNT"),
+        (["--nodes", "n-0=8"], {}, "--nodes: 'n-0=8' is not NODES[@RACK]:CLASS=COUNT"),
         (["--clock", "yesterday"], {}, "--clock: clock 'yesterday' is not BUSINESS_MS,WALL_MS,SPEED"),
         ([], {"GPUHUB_CLOCK": "0,0,0"}, "--clock: clock speed 0 is below 1"),
         (["--token-env", "NOT_SET"], {}, "--token-env: the environment has no NOT_SET"),
