@@ -146,12 +146,14 @@ def runs(hub: BookedHub, plan: Plan) -> list[Run]:
             ends_ms = max(attempt.ends_at_ms, hub.now_ms + OVERDUE_MS)
             walltime_ms = attempt.ends_at_ms - attempt.claimed_at_ms
             found.append(run(attempt.id, job, attempt, attempt.claimed_at_ms, ends_ms, walltime_ms))
+    found.sort(key=lambda each: (each.begun_ms, each.id))
+    # in the plan's order: whoever is started first takes booked room first
     for start in plan.starts:
         job = hub.world[Kind.JOB, start.job_id]
         assert isinstance(job, Job)
         id, ends_ms = f"{job.id}-{start.attempt}", hub.now_ms + job.walltime_ms
         found.append(run(id, job, start, hub.now_ms, ends_ms, job.walltime_ms))
-    return sorted(found, key=lambda each: (each.begun_ms, each.id))
+    return found
 
 
 def run(id: str, job: Job, of: object, begun_ms: int, ends_ms: int, walltime_ms: int) -> Run:
@@ -282,23 +284,12 @@ def trespassers(hub: BookedHub, plan: Plan, kept: Kept) -> list[str]:
         for node in {pod.node for pod in start.pods}:
             spot = start.cluster, node
             moments = kept.moments(hub.now_ms, hub.now_ms + job.walltime_ms)
-            # a known gap: the minutes before a booking are not cleared beside another booking's own jobs
-            moved_ms = hub.policy.booking_lead_ms if _has_own(plan, spot, own) else 0
             found += [
                 f"{job.id} is in booked room on {spot} at {at_ms}"
                 for at_ms in moments
                 if free(at_ms)[(*spot, "h100")] < kept.needed(spot, at_ms)
-                and free(at_ms + moved_ms)[(*spot, "h100")] < kept.needed(spot, at_ms + moved_ms)
             ]
     return found
-
-
-def _has_own(plan: Plan, spot: tuple[str, str], own: set[str]) -> bool:
-    """Whether a job in its organization's booked room starts on this node."""
-    return any(
-        f"{start.job_id}-{start.attempt}" in own and spot in {(start.cluster, pod.node) for pod in start.pods}
-        for start in plan.starts
-    )
 
 
 def wrong_rooms(hub: BookedHub, plan: Plan, kept: Kept) -> list[str]:
