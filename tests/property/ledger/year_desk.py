@@ -24,6 +24,10 @@ QUARTER_US = GPU_HOUR_US // 4
 WHY = {"reason": "it was decided", "evidence": "decision 12"}
 
 
+class NobodyFitsError(Exception):
+    """What an operator would do has no grant to be done to."""
+
+
 @dataclass(frozen=True)
 class Issued:
     """What somebody was given: the question, the bytes and their hash."""
@@ -126,11 +130,20 @@ class Desk:
             (self.year.preempt, 4),
         ]
         act = rng.choices([choice for choice, _ in choices], [weight for _, weight in choices])[0]
-        act()
+        try:
+            act()
+        except NobodyFitsError:
+            self.year.done["nobody fits"] += 1
 
     def _any(self, *, consortium: bool | None = None) -> Given:
         known = self.year.grants.values()
         fitting = [given for given in known if consortium is None or bool(given.parties) == consortium]
+        return self._one_of(fitting)
+
+    def _one_of(self, fitting: list[Given]) -> Given:
+        """One by chance: late in a year a programme can have spent its budget and be left with a single grant."""
+        if not fitting:
+            raise NobodyFitsError
         return self.year.rng.choice(fitting)
 
     def _hours(self) -> int:
@@ -155,7 +168,7 @@ class Desk:
         peers = [
             peer for peer in self.year.grants.values() if peer.program == given.program and peer is not given
         ]
-        target = self.year.rng.choice(peers)
+        target = self._one_of(peers)
         body = GrantTransfer(
             to_grant_id=target.id, gpu_hours=_text(gpu_us), children=self._children(given, gpu_us), **WHY
         )
