@@ -135,6 +135,7 @@ def policy_of(policy: wire.PolicyObject, clock: Clock) -> Policy:
         placement_paused=policy.placement_paused,
         ranking=Ranking(share.ranking),
         gang_first_gpus=share.gang_first_gpus,
+        larger_gangs_first=share.larger_gangs_first,
         reservations=share.reservations,
         reservations_per_organization=share.reservations_per_organization,
         reservation_gpus=share.reservation_gpus,

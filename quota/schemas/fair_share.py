@@ -131,6 +131,8 @@ class FairShare(Request):
     """How much of what running jobs may still use counts as spent: 1000 all of their holds, 0 what they used."""
     gang_first_gpus: Annotated[int, Field(strict=True, ge=0, le=100_000)] = 32
     """Inside a grant, jobs of at least so many GPUs go first; 0: by submission only."""
+    larger_gangs_first: Annotated[bool, Field(strict=True)] = False
+    """Among those, whether the larger ones go first, instead of whoever was submitted first."""
     reservations: Annotated[int, Field(strict=True, ge=0, le=1000)] = 8
     """How many jobs that do not fit may keep their earliest hole; 0: whatever fits may pass."""
     reservations_per_organization: Times = 4

@@ -114,6 +114,8 @@ class Policy:
     ranking: Ranking = Ranking.GRANT
     gang_first_gpus: int = 0
     """Inside a grant, jobs of at least so many GPUs go first; 0: by submission only."""
+    larger_gangs_first: bool = False
+    """Among those, whether the larger ones go first, instead of whoever was submitted first."""
     reservations: int = 0
     """How many jobs that do not fit may keep their earliest hole; 0: whatever fits may pass."""
     reservations_per_organization: int = 4

@@ -376,7 +376,7 @@ class Knowledge:
     def _queue(self, organization_id: str) -> Queue:
         queue = self.queues.get(organization_id)
         if queue is None:
-            queue = Queue(organization_id, self.policy.gang_first_gpus)
+            queue = Queue(organization_id, self.policy.gang_first_gpus, self.policy.larger_gangs_first)
             self.queues[organization_id] = queue
         return queue
 
@@ -395,7 +395,8 @@ class Knowledge:
         before, self.policy = self.policy, policy
         self._weights = dict(policy.organization_weights)
         self._tree = None
-        if before.gang_first_gpus != policy.gang_first_gpus:
+        was, now = ((each.gang_first_gpus, each.larger_gangs_first) for each in (before, policy))
+        if was != now:
             self._sort_anew()
         for book in self._books.values():
             book.rewrite(book.grant, policy)
@@ -506,11 +507,11 @@ class Knowledge:
     def _sort_anew(self) -> None:
         """Other jobs go first in their grants."""
         waiting = sorted((job for job in self.jobs.values() if job.waits), key=lambda job: job.id)
-        gpus = self.policy.gang_first_gpus
+        gpus, larger_first = self.policy.gang_first_gpus, self.policy.larger_gangs_first
         for job in waiting:
             self.queues[job.organization_id].remove(job)
         for queue in self.queues.values():
-            queue.gang_first_gpus = gpus
+            queue.gang_first_gpus, queue.larger_gangs_first = gpus, larger_first
         for job in waiting:
             self.queues[job.organization_id].add(job, self._waits_alone(job.id), self.now_ms)
             self.dirty.add(job.organization_id)

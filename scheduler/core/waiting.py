@@ -27,6 +27,7 @@ class Queue:
         "groups",
         "has_claims",
         "is_capped",
+        "larger_gangs_first",
         "leaves",
         "organization_id",
         "tail",
@@ -34,9 +35,12 @@ class Queue:
         "widest_gpus",
     )
 
-    def __init__(self, organization_id: str, gang_first_gpus: int = 0) -> None:
+    def __init__(
+        self, organization_id: str, gang_first_gpus: int = 0, larger_gangs_first: bool = False
+    ) -> None:
         self.organization_id = organization_id
         self.gang_first_gpus = gang_first_gpus
+        self.larger_gangs_first = larger_gangs_first
         self.groups: dict[GroupKey, Group] = {}
         self._cooling: dict[str, tuple[Job, str]] = {}  # with whom room is kept for
         self.leaves: dict[str, Leaf] = {}
@@ -258,7 +262,8 @@ class Queue:
 
     def _entry(self, job: Job) -> Entry:
         goes_first = 0 < self.gang_first_gpus <= job.gpus
-        return 0 if goes_first else 1, job.submitted_at_ms, job.id
+        turn = 1 if not goes_first else -job.gpus if self.larger_gangs_first else 0
+        return turn, job.submitted_at_ms, job.id
 
 
 def _short(queue: list[Group], left_gpu_us: int) -> Iterator[Group]:

@@ -19,6 +19,7 @@ def fair_share_of(policy: core.Policy) -> FairShare:
         floor_lag_ms=policy.floor_lag_ms,
         hold_share_thousandths=round(policy.hold_share * 1000),
         gang_first_gpus=policy.gang_first_gpus,
+        larger_gangs_first=policy.larger_gangs_first,
         reservations=policy.reservations,
         reservations_per_organization=policy.reservations_per_organization,
         reservation_gpus=policy.reservation_gpus,

@@ -46,13 +46,14 @@ CLASSES = ("h100", "h200", "a100", "a100-40gb", "l40s")
 LIMITS = {"qps50": {"qps": 50, "burst": 100}, "qps300": {"qps": 300, "burst": 600}}
 LIKE_KUEUE = FairShare(
     gang_first_gpus=5,
+    larger_gangs_first=True,
     reservations=len(CLASSES),
     reservations_per_organization=1,
     reservation_gpus=20,
     lane=None,
     preemption=None,
 )
-"""Inside a grant medium and large jobs go first, a large one that does not fit is waited for, and no small one passes.
+"""Inside a grant large jobs go first, then medium ones; a large one that does not fit is waited for, and no small one passes.
 """
 LONGEST_S = 1500
 MODULE = binaries.HERE / "kueue"

@@ -108,12 +108,20 @@ def program_of(world: World, start: Start) -> str:
 
 
 def overtaken(world: World, plan: Plan) -> list[str]:
-    """Starts of others that came before one of a programme below its reserved part."""
+    """Starts of others that came before one of a programme below its reserved part.
+
+    A job for which others were stopped has its room kept, whoever starts before it.
+    """
     found = []
+    kept = {each.stop.for_job for each in world.values() if isinstance(each, Attempt) and each.stop}
     for number, start in enumerate(plan.starts):
         before = owed(world, plan.starts[:number])
         if program_of(world, start) not in before:
-            late = [each for each in plan.starts[number + 1 :] if _draws_on(world, each) <= before]
+            late = [
+                each
+                for each in plan.starts[number + 1 :]
+                if each.job_id not in kept and _draws_on(world, each) <= before
+            ]
             found += [f"{each.job_id} was owed its room before {start.job_id}" for each in late]
     return found
 

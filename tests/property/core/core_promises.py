@@ -70,6 +70,7 @@ def a_random_policy(rng: Random) -> Policy:
         hold_share=rng.choice((0.0, 0.3, 1.0)),
         ranking=rng.choice((Ranking.GRANT,) * 4 + (Ranking.DECAY, Ranking.FIFO)),
         gang_first_gpus=rng.choice((0, 8, 16)),
+        larger_gangs_first=rng.random() < 0.3,
         reservations=rng.choice((0, 1, 3, 8)),
         reservations_per_organization=rng.choice((1, 2, 4)),
         reservation_gpus=rng.choice((1, 4, 8)),

@@ -336,3 +336,21 @@ def test_large_gangs_go_first_inside_a_grant(gang_first: int, order: tuple[str, 
     plan = plan_of(Policy(gang_first_gpus=gang_first), a_node(used=8), *jobs)
     assert plan.order == order
     assert started(plan_of(Policy(gang_first_gpus=gang_first), a_node(), *jobs))[0] == order[0]
+
+
+@pytest.mark.parametrize(
+    ("larger", "order"),
+    [(False, ("four", "eight", "four-2", "one")), (True, ("eight", "four", "four-2", "one"))],
+)
+def test_among_the_large_the_larger_go_first_if_the_policy_says_so(
+    larger: bool, order: tuple[str, ...]
+) -> None:
+    jobs = [
+        a_job("one", submitted=1),
+        a_job("four", gpus=4, submitted=2),
+        a_job("eight", gpus=8, submitted=3),
+        a_job("four-2", gpus=4, submitted=4),
+    ]
+    policy = Policy(gang_first_gpus=4, larger_gangs_first=larger)
+    assert plan_of(policy, a_node(used=8), *jobs).order == order
+    assert started(plan_of(policy, a_node(), *jobs))[0] == order[0]

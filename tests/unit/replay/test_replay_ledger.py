@@ -93,6 +93,7 @@ def test_every_number_of_a_policy_was_looked_at() -> None:
             "cluster_unseen_ms",
         ),
         *("placement_paused", "walltime_step_ms", "ranking", "gang_first_gpus", "reservations"),
+        "larger_gangs_first",
         *(
             "reservations_per_organization",
             "reservation_gpus",

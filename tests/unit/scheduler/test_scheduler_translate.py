@@ -161,6 +161,7 @@ def test_every_number_of_how_the_hub_shares_reaches_the_core() -> None:
         floor_lag_ms=17,
         hold_share_thousandths=250,
         gang_first_gpus=5,
+        larger_gangs_first=True,
         reservations=3,
         reservations_per_organization=2,
         reservation_gpus=4,
@@ -205,6 +206,7 @@ def test_every_number_of_how_the_hub_shares_reaches_the_core() -> None:
     assert (policy.lag_bound_share, policy.idle_lag_share) == (0.125, 0.062)
     assert (policy.floor_share, policy.floor_lag_ms) == (0.375, 17)
     assert policy.gang_first_gpus == 5
+    assert policy.larger_gangs_first is True
     assert (policy.booking_lead_ms, policy.booking_over_ms, policy.booking_unused_ms) == (18, 19, 20)
     assert (policy.promise_gpus, policy.promises_per_organization) == (9, 6)
     assert (policy.reservations, policy.reservations_per_organization, policy.reservation_gpus) == (3, 2, 4)
