@@ -14,7 +14,7 @@ import typer
 from pydantic import TypeAdapter, ValidationError
 from rich.table import Table
 
-from deploy.commands.sharing import NAMES
+from deploy.commands.sharing import SHOWN_NAMES, path_of
 from deploy.durations import duration_s, duration_text
 from deploy.session import UsageTrouble, service, told
 from deploy.show import JsonOption, console, hours, json_out, moment, table
@@ -162,13 +162,13 @@ def _of_set(text: str) -> Asked:
     parts = target.split("/")
     given = f"--set {text}"
     if sign and len(parts) == 2 and parts[0] == "fair-share":
-        if parts[1] not in NAMES:
-            raise UsageTrouble(f"{given}: there is no {parts[1]!r}; there are {', '.join(NAMES)}")
-        part, _, name = parts[1].rpartition(".")
+        path = path_of(parts[1])
+        if path is None:
+            raise UsageTrouble(f"{given}: there is no {parts[1]!r}; there are {SHOWN_NAMES}")
         value: object = _value(typed)
-        return _checked(
-            given, {"kind": "fair_share", "changes": {part: {name: value}} if part else {name: value}}
-        )
+        for part in reversed(path):
+            value = {part: value}
+        return _checked(given, {"kind": "fair_share", "changes": value})
     if sign and parts == ["hub", "paused"]:
         return _checked(given, {"kind": "hub", "paused": _value(typed)})
     if not sign or len(parts) != 3 or parts[0] not in OF_ID or parts[2] not in OF_ID[parts[0]][1]:

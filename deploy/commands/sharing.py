@@ -11,7 +11,14 @@ import typer
 from deploy.durations import duration_text
 from deploy.session import UsageTrouble, service
 from deploy.show import OPERATORS, JsonOption, console, json_out, moment, table
-from quota.schemas.fair_share import FairShare, FairShareDocument, FairSharePut, Lane, Preemption
+from quota.schemas.fair_share import (
+    FairShare,
+    FairShareDocument,
+    FairSharePut,
+    Lane,
+    Preemption,
+    ProgramShare,
+)
 
 Json = Annotated[bool, JsonOption]
 Why = Annotated[str, typer.Option("--reason", help="Why; kept in the audit trail.")]
@@ -19,6 +26,14 @@ PARTS: Mapping[str, type[Lane | Preemption]] = {"lane": Lane, "preemption": Pree
 NAMES = (
     *FairShare.model_fields,
     *(f"{part}.{name}" for part, model in PARTS.items() for name in model.model_fields),
+)
+OF_ID: Mapping[str, tuple[str, ...]] = {
+    "programs": tuple(ProgramShare.model_fields),
+    "organization_weights": (),
+}
+"""What stands by the id of a programme or an organization, and its numbers; none: it is one itself."""
+SHOWN_NAMES = ", ".join(
+    (*NAMES, *(f"programs.ID.{name}" for name in OF_ID["programs"]), "organization_weights.ID")
 )
 
 fair_share_app = typer.Typer(no_args_is_help=True, help="Order, reservations, lane and preemption.")
@@ -38,7 +53,7 @@ def put(
         list[str],
         typer.Argument(
             help="NAME=VALUE, such as preemption.notice_ms=900000, lane=off, lane=on (its defaults). "
-            "Names: " + ", ".join(NAMES)
+            "programs.poc.reserved_thousandths=250. Names: " + SHOWN_NAMES
         ),
     ],
     reason: Why,
@@ -57,16 +72,29 @@ def _changed(share: dict[str, Any], changes: list[str]) -> dict[str, Any]:
     """The document with what was typed; the values are judged by the schema."""
     for text in changes:
         name, sign, value = text.partition("=")
-        if not sign or name not in NAMES:
-            raise UsageTrouble(f"{text!r} is not NAME=VALUE with one of these names: {', '.join(NAMES)}")
-        part, _, inner = name.rpartition(".")
-        if not part:
-            share[name] = _value(value)
-        elif share[part] is None:
-            raise UsageTrouble(f"{part} is off; say {part}=on before {text!r}")
-        else:
-            share[part][inner] = _value(value)
+        parts = path_of(name) if sign else None
+        if parts is None:
+            raise UsageTrouble(f"{text!r} is not NAME=VALUE with one of these names: {SHOWN_NAMES}")
+        within = share
+        for part in parts[:-1]:
+            if within.setdefault(part, {}) is None:
+                raise UsageTrouble(f"{part} is off; say {part}=on before {text!r}")
+            within = within[part]
+        within[parts[-1]] = _value(value)
     return share
+
+
+def path_of(name: str) -> tuple[str, ...] | None:
+    """Where in the document a name leads, such as (programs, poc, weight_thousandths); None: there is no such name."""
+    if name in NAMES:
+        return tuple(name.split("."))
+    part, _, rest = name.partition(".")
+    if not rest or part not in OF_ID:
+        return None
+    if not OF_ID[part]:
+        return part, rest
+    ident, _, number = rest.rpartition(".")
+    return (part, ident, number) if ident and number in OF_ID[part] else None
 
 
 def _value(text: str) -> object:

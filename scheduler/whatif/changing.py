@@ -8,11 +8,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, assert_never
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from quota.clock import instant_text
 from quota.schemas import what_if as wire
-from quota.schemas.fair_share import FairShare
+from quota.schemas.fair_share import FairShare, ProgramShare
 from quota.schemas.scheduling import (
     FeedItem,
     FeedKind,
@@ -150,13 +150,35 @@ class _Draft:
         if change.preset is not None:
             if change.preset not in PRESETS:
                 raise _Wrong("preset", f"there is no policy {change.preset}; there are {', '.join(PRESETS)}")
-            share = fair_share_of(PRESETS[change.preset])
+            # who weighs more and what is reserved for whom is not a way of sharing: it stays
+            kept = {name: getattr(share, name) for name in ("programs", "organization_weights")}
+            share = fair_share_of(PRESETS[change.preset]).model_copy(update=kept)
         if change.changes is not None:
-            # each of its numbers was checked when it was read, and none depends on another
+            self._known_shares(change.changes)
             patch = change.changes.model_dump(exclude_unset=True)
-            share = FairShare.model_validate(_patched(share.model_dump(), patch))
-        self.told += _differences(policy.fair_share.model_dump(mode="json"), share.model_dump(mode="json"))
+            try:
+                share = FairShare.model_validate(_patched(share.model_dump(), patch))
+            except ValidationError as error:
+                # each number was checked when it was read, but not what they come to with those that stay
+                first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+                field = ".".join(("changes", *map(str, first["loc"])))
+                raise _Wrong(field, first["msg"].removeprefix("Value error, ")) from error
+        before = _with_shares_of(share, policy.fair_share)
+        self.told += _differences(before.model_dump(mode="json"), share.model_dump(mode="json"))
         self._put("policy", "default", policy, {"fair_share": share})
+
+    def _known_shares(self, changes: FairShare) -> None:
+        """A weight of somebody that the state does not know would change nothing, without a word."""
+        for organization_id in changes.organization_weights:
+            self._found("organization", organization_id, f"changes.organization_weights.{organization_id}")
+        known = {item.grant.program_id for item in self.items.values() if item.grant is not None}
+        for program_id in changes.programs:
+            if program_id not in known:
+                there = ", ".join(sorted(known)) or "none"
+                raise _Wrong(
+                    f"changes.programs.{program_id}",
+                    f"no grant of the state is of programme {program_id}; there are grants of {there}",
+                )
 
     def _policy(self) -> PolicyObject:
         policy = self._found("policy", "default", "kind")
@@ -277,9 +299,15 @@ def _patched(document: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, 
     patched = dict(document)
     for name, value in changes.items():
         before = patched.get(name)
-        nested = isinstance(value, dict) and name in document
-        patched[name] = {**(before or {}), **value} if nested else value
+        patched[name] = _patched(before or {}, value) if isinstance(value, dict) else value
     return patched
+
+
+def _with_shares_of(other: FairShare, share: FairShare) -> FairShare:
+    """The same, with what everybody has by default written out for those that the other one names."""
+    programs = dict.fromkeys(other.programs, ProgramShare()) | share.programs
+    weights = dict.fromkeys(other.organization_weights, 1000) | share.organization_weights
+    return share.model_copy(update={"programs": programs, "organization_weights": weights})
 
 
 def _differences(before: Mapping[str, Any], after: Mapping[str, Any], path: str = "fair_share") -> list[str]:

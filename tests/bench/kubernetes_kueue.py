@@ -53,8 +53,7 @@ LIKE_KUEUE = FairShare(
     lane=None,
     preemption=None,
 )
-"""Inside a grant large jobs go first, then medium ones; a large one that does not fit is waited for, and no small one passes.
-"""
+"""Inside a grant large jobs go first, then medium ones; a large one that does not fit is waited for."""
 LONGEST_S = 1500
 MODULE = binaries.HERE / "kueue"
 PACKAGE = "sigs.k8s.io/kueue/test/performance/scheduler"

@@ -126,9 +126,28 @@ def test_what_is_not_named_stays_as_it_was(api: Api) -> None:
     assert "2000 (2.0s)" in shown
 
 
+def test_weights_and_reserved_parts_are_set_by_the_ids_of_whom_they_are_for(api: Api) -> None:
+    why, program = ("--reason", "call 3"), api.hub.award().program_id
+    _ok(
+        "fair-share",
+        "set",
+        f"programs.{program}.reserved_thousandths=250",
+        "organization_weights.alpha=1500",
+        *why,
+    )
+    _ok("fair-share", "set", f"programs.{program}.weight_thousandths=2000", *why)
+    now = json.loads(_ok("fair-share", "show", "--json"))["fair_share"]
+    assert now["programs"] == {program: {"weight_thousandths": 2000, "reserved_thousandths": 250}}
+    assert now["organization_weights"] == {"alpha": 1500}
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
+        ("programs.poc.colour=1", "is not NAME=VALUE with one of these names"),
+        ("programs.weight_thousandths=1", "is not NAME=VALUE with one of these names"),
+        ("organization_weights.=1", "is not NAME=VALUE with one of these names"),
+        ("programs.poc.reserved_thousandths=1001", "reserved_thousandths"),
         ("luck=1", "is not NAME=VALUE with one of these names"),
         ("preemption.times_per_day=4", "less than or equal to 3"),
         ("ranking=luck", "ranking"),

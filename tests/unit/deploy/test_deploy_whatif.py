@@ -104,6 +104,11 @@ def test_the_json_is_the_services_answer(state: Path) -> None:
         ("hub/paused=true", "hub: paused False -> True"),
         ("fair-share/lane=off", "fair_share.lane on -> off"),
         ("fair-share/preemption.notice_ms=900000", "fair_share.preemption.notice_ms 600000 -> 900000"),
+        ("fair-share/organization_weights.beta=2000", "fair_share.organization_weights.beta 1000 -> 2000"),
+        (
+            "fair-share/programs.p1.reserved_thousandths=250",
+            "fair_share.programs.p1.reserved_thousandths 0 -> 250",
+        ),
     ],
 )
 def test_everything_that_can_be_set(state: Path, typed: str, told: str) -> None:
@@ -124,6 +129,14 @@ def test_everything_that_can_be_set(state: Path, typed: str, told: str) -> None:
             "gpu_hours=1: id: the state has no grant g-7; there are g-alpha",
         ),
         (("--set", "fair-share/luck=1"), "--set fair-share/luck=1: there is no 'luck'; there are ranking"),
+        (
+            ("--set", "fair-share/programs.luck.weight_thousandths=2000"),
+            "2000: changes.programs.luck: no grant of the state is of programme luck; there are grants of p1",
+        ),
+        (
+            ("--set", "fair-share/organization_weights.luck=2000"),
+            "the state has no organization luck; there are alpha, beta",
+        ),
         (("--set", "fair-share/lane.gpus=0"), "lane.gpus=0: changes.lane.gpus: Input should be greater than"),
         (("--policy", "luck"), "--policy luck: preset: there is no policy luck; there are fifo-skip"),
         (("--nodes", "h100=4"), "--nodes h100=4: this is not CLASS=+N, CLASS=+NxGPUS or CLASS=-N"),

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from quota.clock import Clock
+from quota.schemas.fair_share import ProgramShare
 from quota.schemas.what_if import WhatIfRequest
 from scheduler.core.policy import PRESETS
 from scheduler.translate import policy_of
@@ -180,6 +181,41 @@ def test_the_policy_is_another_one_and_its_numbers_are_told(queue: SchedulerStat
     assert "fair_share.ranking grant -> fifo" in changed.told
     assert "fair_share.preemption on -> off" in changed.told
     assert "fair_share.reservations 0 -> 3" in changed.told
+
+
+def test_who_weighs_more_goes_first_and_a_preset_leaves_that_as_it_is(queue: SchedulerState) -> None:
+    """Both are behind by the same and ask for the same: whoever weighs more has the node first."""
+    for heavy, light in (("alpha", "beta"), ("beta", "alpha")):
+        both = {"organization_weights": {heavy: 3000, light: 500}}
+        weights = {"kind": "fair_share", "changes": both}
+        plain = {"kind": "fair_share", "changes": both | {"floor_thousandths": 0, "lane": None}}
+        for asked in (_asked(plain), _asked(weights, {"kind": "fair_share", "preset": "grant-skip"})):
+            waits = what_if(queue, asked).changed.organizations
+            assert waits[heavy].mean_wait_ms < waits[light].mean_wait_ms
+
+
+def test_reserved_parts_come_to_the_whole_pool_at_most(queue: SchedulerState) -> None:
+    def reserved(program: str, thousandths: int) -> dict[str, Any]:
+        return {
+            "kind": "fair_share",
+            "changes": {"programs": {program: {"reserved_thousandths": thousandths}}},
+        }
+
+    program = next(item.grant.program_id for item in queue.items if item.grant is not None)
+    changed = change(queue, _asked(reserved(program, 600), reserved(program, 700)).changes)
+    assert f"fair_share.programs.{program}.reserved_thousandths 600 -> 700" in changed.told
+    policy = next(item.policy for item in queue.items if item.policy is not None)
+    full = policy.fair_share.model_copy(
+        update={"programs": {"other": ProgramShare(reserved_thousandths=500)}}
+    )
+    items = tuple(
+        item
+        if item.policy is None
+        else item.model_copy(update={"policy": policy.model_copy(update={"fair_share": full})})
+        for item in queue.items
+    )
+    with pytest.raises(BadChange, match="come to 1100 thousandths; at most 1000 are possible"):
+        change(queue.model_copy(update={"items": items}), _asked(reserved(program, 600)).changes)
 
 
 def test_the_state_stays_as_it_was(queue: SchedulerState) -> None:
