@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+from scheduler.core.changes import take_in
 from scheduler.core.model import Change, Plan
 from scheduler.core.picking import fill
 from scheduler.core.picks import Picks
@@ -19,7 +20,7 @@ def decide(
     again. `brief`, the same for all calls of one state: leave out `order` and `reasons`.
     """
     known = state.take()
-    judged = known.after(changes, now_ms)
+    judged = take_in(known, changes, now_ms)
     known.drop_reservations()
     books, paces = known.pace()
     cycle = Picks(known, known.tree(books))
