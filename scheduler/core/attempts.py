@@ -51,15 +51,15 @@ class Attempts:
         """The running attempts that draw on a grant and that nobody stops, by id."""
         return self._running_on.get(grant_id, {})
 
-    def remaining_on(self, grant_id: str) -> Remaining | None:
-        """What the attempts that draw on a grant may still use; None where there never was one."""
-        return self._remaining.get(grant_id)
+    def remaining_on(self, grant_id: str) -> Remaining:
+        """What the attempts that draw on a grant may still use, now and whatever comes."""
+        return self._remaining.setdefault(grant_id, Remaining())
 
     def _show(self, attempt: Attempt) -> None:
         """Its GPUs come back when it ends."""
         if attempt.state is JobState.RUNNING and attempt.stop is None:
             self._running_on.setdefault(attempt.grant_id, {})[attempt.id] = attempt
-        self._remaining.setdefault(attempt.grant_id, Remaining()).add(attempt)
+        self.remaining_on(attempt.grant_id).add(attempt)
         if attempt.capacity_held:
             ends_ms = NEVER_MS if attempt.ends_at_ms is None else attempt.ends_at_ms
             for (gpu_class, node), gpus in _on_nodes(attempt).items():

@@ -119,7 +119,9 @@ def _put_grant(known: Knowledge, grant: Grant) -> None:
         _close(known, book)
         book.rewrite(grant, known.policy)
     else:
-        book = known.books[grant.id] = GrantBook(grant, known.policy)
+        remaining = known.attempts.remaining_on(grant.id)
+        book = known.books[grant.id] = GrantBook(grant, known.policy, remaining)
+        known.sort_anew()
     for party in book.parties:
         known.books_of.setdefault(party, {})[grant.id] = book
     known.balances.put(grant)
@@ -244,6 +246,7 @@ def _bury_grant(known: Knowledge, grant_id: str) -> None:
     _close(known, book)
     known.dirty.update(known.organizations_on(grant_id, book.accounts))
     del known.books[grant_id]
+    known.sort_anew()
 
 
 def _verdict_of(organization: Organization) -> tuple[bool, int | None, int | None]:

@@ -23,7 +23,7 @@ def decide(
     judged = take_in(known, changes, now_ms)
     known.drop_reservations()
     books, paces = known.pace()
-    cycle = Picks(known, known.tree(books))
+    cycle = Picks(known, books)
     fill(cycle)
     told = Teller(cycle).tell(judged) if not brief else None
     plan = Plan(

@@ -21,6 +21,22 @@ class Offer(NamedTuple):
     gpus_left: int | None
 
 
+class Basis(NamedTuple):
+    """What the verdicts on an organization's groups rest on, while only money, its jobs and time can change them."""
+
+    fixed: tuple[object, ...]
+    """Grants, their terms and paths, and rates: what else it takes to compare `rooms`."""
+    rooms: tuple[int, ...]
+    """What each path has left, grant by grant."""
+    accounts: tuple[int, ...]
+    """What each account on them has left."""
+
+    def moved(self, before: "Basis") -> list[tuple[int, int]]:
+        """(low, high): whether it can be paid changed for what costs more than low and at most high."""
+        pairs = zip(self.rooms, before.rooms, strict=True)
+        return [(min(pair), max(pair)) for pair in pairs if pair[0] != pair[1]]
+
+
 class Offers:
     """What grants have for one organization: its own paths, and what is left below the cap for all parties."""
 
@@ -87,6 +103,19 @@ class Judge:
         # their order then does not depend on what is left, and only money can come to be short
         ends = {offer.book.grant.ends_at_ms for offer in self.running}
         self.only_money = len(ends) == len(self.running) and all(o.gpus_left is None for o in self.running)
+
+    def basis(self) -> Basis | None:
+        """What `decide` rests on; None where it rests on caps as well."""
+        if self.ceiling or any(offer.gpus_left is not None for offer in self.running):
+            return None
+        running = tuple((offer.book, offer.book.grant.ends_at_ms, *offer.paths) for offer in self.running)
+        coming = tuple((book, book.grant.starts_at_ms) for book in self.coming)
+        left = self.offers.balances.left
+        return Basis(
+            (running, coming, tuple(self.rates.items()), self.step_ms),
+            tuple(room for offer in self.running for room in offer.rooms),
+            tuple(left[account] for offer in self.running for path in offer.paths for account in path),
+        )
 
     def decide(self, group: Group) -> None:
         """Give the group the first grant and path that suffice, or the reason nearest to sufficing.

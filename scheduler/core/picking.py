@@ -15,7 +15,7 @@ def fill(picks: Picks) -> None:
     if picks.booked:
         serve_booked(picks, picks.booked)
     _find_fitting(picks)
-    if picks.tree.owes:
+    if policy.entitlements and picks.tree.owes:
         serve_owed(picks)
     if policy.lane:
         serve_lane(picks, policy.lane)

@@ -20,9 +20,10 @@ FitKey = tuple[str, int, int, str, str]
 class Picks:
     """The picks of one cycle on top of what is known."""
 
-    def __init__(self, known: Knowledge, tree: Tree) -> None:
+    def __init__(self, known: Knowledge, books: list[GrantBook]) -> None:
         self.known = known
-        self.tree = tree
+        self.books = books  # the running grants
+        self._tree: Tree | None = None
         self.starts: list[Start] = []
         self.stops: list[Preempt] = []
         self.reach = known.reach()
@@ -39,6 +40,13 @@ class Picks:
         for job, room in known.keeps(self.bounds_of):
             self.keeps[job.id] = room
             self.horizon.pick(room.gpu_class, room.cluster, room.gpus_by_node, job.walltime_ms)
+
+    @property
+    def tree(self) -> Tree:
+        """The running grants as they rank, this cycle's picks counted; a cycle in which nothing fits may need none."""
+        if self._tree is None:
+            self._tree = self.known.tree(self.books)
+        return self._tree
 
     def fits(self, shape: Shape) -> bool:
         """Whether it fits on what is free now, its kept room counted, reservations aside.
@@ -87,7 +95,7 @@ class Picks:
         known.fleet.rollback()
         known.served.clear()
         for group, book, path, organization_id in self._picked:
-            group.give_back()
+            known.queues[organization_id].give_back(group)
             book.charge(-group.cost_gpu_us, -group.rate)
             known.balances.charge(path, -group.cost_gpu_us)
             known.caps.charge(book.grant.id, organization_id, -group.gpus)

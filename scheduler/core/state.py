@@ -69,6 +69,7 @@ class Knowledge:
         self.organizations: dict[str, Organization] = {}
         self.books: dict[str, GrantBook] = {}
         self.books_of: dict[str, dict[str, GrantBook]] = {}  # by party
+        self._in_order: list[tuple[str, GrantBook]] | None = None  # by id
         self._tree: Tree | None = None  # while the same grants run
         self._tail: list[tuple[int, str]] = []
         self._tail_gone: set[tuple[int, str]] = set()
@@ -86,11 +87,10 @@ class Knowledge:
         queue = self.queues.get(organization_id)
         if queue is None:
             return
-        for group in [g for g in queue.groups.values() if not g.entries]:
+        for group in queue.sweep():
             self._list(group, False)
-            del queue.groups[group.key]
         tail = queue.tail
-        queue.judge(
+        decided = queue.judge(
             self.organizations.get(organization_id),
             list(self.books_of.get(organization_id, {}).values()),
             self.rates,
@@ -100,7 +100,7 @@ class Knowledge:
             self.now_ms,
             self._ceiling(organization_id),
         )
-        for group in queue.groups.values():
+        for group in decided:
             self._list(group, group.book is not None)
         if queue.tail != tail:
             was, now = set(tail), set(queue.tail)
@@ -138,15 +138,13 @@ class Knowledge:
 
     def pace(self) -> tuple[list[GrantBook], dict[str, Pace]]:
         """Bring every running grant's lag to now."""
-        books, paces = [], {}
-        for grant_id, book in sorted(self.books.items()):
-            if book.runs(self.now_ms):
+        books, paces, now_ms = list[GrantBook](), dict[str, Pace](), self.now_ms
+        if self._in_order is None:
+            self._in_order = sorted(self.books.items())
+        for grant_id, book in self._in_order:
+            if book.runs(now_ms):
                 books.append(book)
-                remaining = self.attempts.remaining_on(grant_id)
-                remaining_gpu_us = remaining.at(self.now_ms) if remaining else 0
-                rate = remaining.rate if remaining else 0
-                since_ms = self._waiting_since_ms(book)
-                paces[grant_id] = book.advance(self.now_ms, since_ms, remaining_gpu_us, rate)
+                paces[grant_id] = book.advance(now_ms, self._waiting_since_ms(book))
         return books, paces
 
     def _waiting_since_ms(self, book: GrantBook) -> int | None:
@@ -169,6 +167,10 @@ class Knowledge:
             self._tree = Tree(books, self.queues, policy.ranking, floor if policy.floor_share else None)
         self._tree.begin(usages, self._standings())
         return self._tree
+
+    def sort_anew(self) -> None:
+        """There is a grant more, or one less."""
+        self._in_order = None
 
     def grow_anew(self) -> None:
         """Other grants, or another policy, rank from now on."""
