@@ -84,10 +84,9 @@ class Group:
         """Whether it was ever judged."""
         return self.book is not None or self.reason is not None
 
-    @property
-    def is_exhausted(self) -> bool:
-        """Whether its reason says what an account has left."""
-        return self.reason is not None and self.reason.code is WaitReason.GRANT_EXHAUSTED
+    def waits_for(self, code: WaitReason) -> bool:
+        """Whether that is why it draws on no grant."""
+        return self.reason is not None and self.reason.code is code
 
     def take(self) -> None:
         """Its first job was picked, and is no longer to be had by another class."""

@@ -30,6 +30,8 @@ class Basis(NamedTuple):
     """What each path has left, grant by grant."""
     accounts: tuple[int, ...]
     """What each account on them has left."""
+    below_cap: tuple[int, int] | None
+    """The organization's cap, and what is in use below it; None while it has none."""
 
     def moved(self, before: "Basis") -> list[tuple[int, int]]:
         """(low, high): whether it can be paid changed for what costs more than low and at most high."""
@@ -105,8 +107,9 @@ class Judge:
         self.only_money = len(ends) == len(self.running) and all(o.gpus_left is None for o in self.running)
 
     def basis(self) -> Basis | None:
-        """What `decide` rests on; None where it rests on caps as well."""
-        if self.ceiling or any(offer.gpus_left is not None for offer in self.running):
+        """What `decide` rests on; None where it rests on more: caps of grants, jobs that others are stopped for."""
+        ceiling = self.ceiling
+        if (ceiling and ceiling.claims) or any([offer.gpus_left is not None for offer in self.running]):
             return None
         running = tuple((offer.book, offer.book.grant.ends_at_ms, *offer.paths) for offer in self.running)
         coming = tuple((book, book.grant.starts_at_ms) for book in self.coming)
@@ -115,6 +118,7 @@ class Judge:
             (running, coming, tuple(self.rates.items()), self.step_ms),
             tuple(room for offer in self.running for room in offer.rooms),
             tuple(left[account] for offer in self.running for path in offer.paths for account in path),
+            (ceiling.cap, ceiling.in_use) if ceiling else None,
         )
 
     def decide(self, group: Group) -> None:

@@ -66,12 +66,16 @@ class Race(NamedTuple):
         if self.lane and not branch.is_below_floor:
             longest_ms = leaf.book.lane_ms(self.lane, self.worst_behind_share)
         heads = list[tuple[Entry, Group]]()
-        for shape, heap in leaf.heads.items():
-            if (shape in self.live or (wide and shape in self.reservable)) and shape.span_ms <= longest_ms:
-                if not shape.classes:
-                    heads.append(heap[0])
-                elif found := [head for head in heap if self._is_choice(head[1])]:
-                    heads.append(min(found))
+        few = not wide and len(self.live) < len(leaf.heads)
+        for shape in self.live if few else leaf.heads:
+            heap = leaf.heads.get(shape)
+            takes_part = shape in self.live or (wide and shape in self.reservable)
+            if heap is None or not takes_part or shape.span_ms > longest_ms:
+                continue
+            if not shape.classes:
+                heads.append(heap[0])
+            elif found := [head for head in heap if self._is_choice(head[1])]:
+                heads.append(min(found))
         return heads
 
     def _is_choice(self, group: Group) -> bool:

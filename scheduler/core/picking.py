@@ -30,9 +30,9 @@ def fill(picks: Picks) -> None:
 
 def _find_fitting(picks: Picks) -> None:
     """The shapes that fit on what is free before the first pick outside booked room."""
-    for shape in picks.known.by_shape:
-        picks.fitting.setdefault(shape.gpu_class, {}).setdefault(shape[:5], []).append(shape)
-    for gpu_class, by_key in picks.fitting.items():
-        for shapes in by_key.values():
-            shapes.sort(key=lambda shape: shape.span_ms)
-        picks.drop_unfit(gpu_class)
+    known = picks.known
+    for gpu_class, alike in known.alike.items():
+        shelves = known.fleet.open.get(gpu_class, {}).values()
+        if picks.keeps or any(shelf.free for shelf in shelves):
+            picks.fitting[gpu_class] = {key: list(shapes) for key, shapes in alike.items()}
+            picks.drop_unfit(gpu_class)

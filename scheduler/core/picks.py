@@ -5,16 +5,13 @@ from collections.abc import Iterable, Mapping
 from scheduler.core.backfill import Hole, Horizon
 from scheduler.core.booked import Booked
 from scheduler.core.entitlement import GrantBook
-from scheduler.core.fit import Shape, span_of
+from scheduler.core.fit import FitKey, Shape, span_of
 from scheduler.core.groups import Group, Leaf
 from scheduler.core.model import Job, Preempt, Reason, Start, WaitReason
 from scheduler.core.order import Branch, Tree
 from scheduler.core.placement import Limits, Room, choose_room, pods_of
 from scheduler.core.reasons import with_others
 from scheduler.core.state import Knowledge
-
-FitKey = tuple[str, int, int, str, str]
-"""Shapes that differ in their span only fit or fail together, reservations aside."""
 
 
 class Picks:
@@ -36,7 +33,7 @@ class Picks:
         self.fitting: dict[
             str, dict[FitKey, list[Shape]]
         ] = {}  # by class: shapes that fit, reservations aside
-        self.has_choices = any(shape.classes for shape in known.by_shape)
+        self.has_choices = known.choices > 0
         for job, room in known.keeps(self.bounds_of):
             self.keeps[job.id] = room
             self.horizon.pick(room.gpu_class, room.cluster, room.gpus_by_node, job.walltime_ms)

@@ -1,5 +1,6 @@
 """Everything the core knows, with the indexes that make a cycle cheap. Only `cycle.decide` works on it."""
 
+from bisect import insort
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
@@ -7,7 +8,7 @@ from scheduler.core.attempts import Attempts
 from scheduler.core.backfill import Place
 from scheduler.core.capping import Ceiling, Pool, cap_of
 from scheduler.core.entitlement import Balances, Caps, GrantBook, usage_gpu_us
-from scheduler.core.fit import Fleet, Shape
+from scheduler.core.fit import FitKey, Fleet, Shape
 from scheduler.core.groups import Group
 from scheduler.core.model import (
     BookedRoom,
@@ -58,6 +59,9 @@ class Knowledge:
         self.weights: dict[str, int] = {}  # of the organizations that have one of their own
         self.served: set[str] = set()  # jobs that this cycle started in room that others stop for
         self.by_shape: dict[Shape, dict[Group, None]] = {}  # groups that could pay, an ordered set
+        # the same shapes by class and by what fits alike, the shortest first
+        self.alike: dict[str, dict[FitKey, list[Shape]]] = {}
+        self.choices = 0  # how many of them are of jobs that accept several classes
         self.reasons: dict[str, Reason] = {}  # as last told, by job
         self.shape_reasons: dict[Shape, Reason] = {}  # as last told
         self.behind: dict[str, tuple[Group, Reason]] = {}  # jobs last told that a pick took their room
@@ -286,13 +290,23 @@ class Knowledge:
         return self._tail
 
     def _list(self, group: Group, payable: bool) -> None:
+        shape = group.shape
         if payable and not group.listed:
-            self.by_shape.setdefault(group.shape, {})[group] = None
+            if shape not in self.by_shape:
+                self.by_shape[shape] = {}
+                self.choices += bool(shape.classes)
+                insort(self.alike.setdefault(shape.gpu_class, {}).setdefault(shape[:5], []), shape, key=_span)
+            self.by_shape[shape][group] = None
         elif group.listed and not payable:
-            groups = self.by_shape[group.shape]
+            groups = self.by_shape[shape]
             del groups[group]
             if not groups:
-                del self.by_shape[group.shape]
+                del self.by_shape[shape]
+                self.choices -= bool(shape.classes)
+                alike = self.alike[shape.gpu_class]
+                alike[shape[:5]].remove(shape)
+                if not alike[shape[:5]]:
+                    del alike[shape[:5]]
         group.listed = payable
 
     def queue(self, organization_id: str) -> Queue:
@@ -313,3 +327,7 @@ class Knowledge:
 
     def waits_alone(self, job_id: str) -> bool:
         return job_id in self.attempts.stops_for or job_id in self.reserved or job_id in self._expected
+
+
+def _span(shape: Shape) -> int:
+    return shape.span_ms

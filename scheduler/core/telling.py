@@ -4,10 +4,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
-from scheduler.core.fit import Shape
+from scheduler.core.fit import FitKey, Shape
 from scheduler.core.groups import Group, Leaf
 from scheduler.core.model import RACK, Reason, WaitReason
-from scheduler.core.picks import FitKey, Picks
+from scheduler.core.picks import Picks
 from scheduler.core.reasons import explain, with_others
 from scheduler.core.waiting import Queue
 
@@ -56,7 +56,8 @@ class Teller:
         for job_id, reason in queue.cooling():
             if known.reasons.get(job_id) != reason:
                 known.reasons[job_id] = changed[job_id] = reason
-        for group in queue.groups.values():
+        untold, queue.untold = queue.untold, {}
+        for group in untold:
             if not group.speaks:
                 group.told = None
             elif group.taken < len(group.entries):

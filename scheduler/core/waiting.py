@@ -19,6 +19,7 @@ class Queue:
 
     __slots__ = (
         "_basis",
+        "_blocked",
         "_cooling",
         "_dearest_on",
         "_decided_until_ms",
@@ -36,6 +37,7 @@ class Queue:
         "organization_id",
         "tail",
         "until_ms",
+        "untold",
         "widest_gpus",
     )
 
@@ -49,13 +51,15 @@ class Queue:
         self.until_ms = 0
         # while the only path has this left, and the caps this many, no pick changes a verdict
         self.dearest_gpu_us = NEVER_US
-        self.widest_gpus = 0
+        self.widest_gpus = 0  # at least what the widest of the groups takes that could pay
         self.gpus_left: int | None = None  # below the organization's cap, when it was judged; None: no cap
         self.is_capped = False  # some job could pay and waits for that
         self.has_claims = False  # others are being stopped for some job
         self._basis: Basis | None = None  # of the verdicts; None: decide all anew
         self._decided_until_ms = NEVER_MS  # while the basis is the same
         self._moved: dict[Group, None] = {}  # an ordered set: who got or lost jobs since they were ranked
+        self._blocked: dict[Group, None] = {}  # those that draw on no grant
+        self.untold: dict[Group, None] = {}  # whose jobs, or why they wait, changed since everybody was told
         self._tail_moved = False
         self.can_narrow = False  # after a pick only those are judged anew whose path has too little left
         self._dearest_on: dict[tuple[str, ...], int] = {}  # by path: at least what the dearest group costs
@@ -134,6 +138,8 @@ class Queue:
                 leaf = self.leaves[group.book.grant.id]
                 leaf.drop(group)
                 leaf.rank()
+            self._blocked.pop(group, None)
+            self.untold.pop(group, None)
             del self._moved[group]
         return empty
 
@@ -158,7 +164,7 @@ class Queue:
         Returns those whose verdict may be another one than before.
         """
         self._thaw(now_ms)
-        self.gpus_left, self.is_capped, self.has_claims = None, False, False
+        self.gpus_left = ceiling.left if ceiling else None
         if organization is not None and organization.frozen:
             self._freeze(organization)
             return self._placed(self.groups.values())
@@ -206,8 +212,9 @@ class Queue:
         judge = Judge(books, rates, Offers(self.organization_id, balances, caps), step_ms, now_ms)
         self._decide_each(judge, short)
         basis = judge.basis()
-        # what has gone from accounts is to be told as well
-        self._basis = basis._replace(accounts=()) if basis else None
+        if basis and self._basis:
+            # what has gone from accounts, and below the cap, is to be told as well
+            self._basis = basis._replace(accounts=(), below_cap=self._basis.below_cap)
         return short
 
     def _due(self, basis: Basis | None, now_ms: int) -> dict[Group, None] | None:
@@ -215,21 +222,32 @@ class Queue:
         before = self._basis
         if basis is None or before is None or now_ms >= self._decided_until_ms or basis.fixed != before.fixed:
             return None
-        due = dict.fromkeys(group for group in self._moved if not group.is_decided)
-        moved = basis.moved(before)
-        if moved:
-            groups = self.groups.values()
-            due |= dict.fromkeys(g for g in groups if any(low < g.cost_gpu_us <= high for low, high in moved))
+        due = dict.fromkeys([group for group in self._moved if not group.is_decided])
         if basis.accounts != before.accounts:
-            due |= dict.fromkeys(group for group in self.groups.values() if group.is_exhausted)
+            for low, high in basis.moved(before):
+                groups = self.groups.values()
+                due |= dict.fromkeys([group for group in groups if low < group.cost_gpu_us <= high])
+            due |= self._blocked_by(WaitReason.GRANT_EXHAUSTED)
+        if basis.below_cap != before.below_cap:
+            if basis.below_cap is None or before.below_cap is None:
+                return None
+            low, high = sorted(cap - in_use for cap, in_use in (basis.below_cap, before.below_cap))
+            if low < self.widest_gpus:
+                due |= dict.fromkeys([group for group in self.groups.values() if low < group.gpus <= high])
+            due |= self._blocked_by(WaitReason.ORGANIZATION_CAP)
         return due
+
+    def _blocked_by(self, code: WaitReason) -> dict[Group, None]:
+        return dict.fromkeys([group for group in self._blocked if group.waits_for(code)])
 
     def _freeze(self, organization: Organization) -> None:
         """No job may start whatever it costs."""
         self._tail_moved = True
         self._frozen = Reason(WaitReason.ORGANIZATION_FROZEN, {"organization": organization.id})
         self.leaves, self.can_narrow, self._basis = {}, False, None
-        for group in self.groups.values():
+        self.is_capped = self.has_claims = False
+        self._blocked, self.untold = dict.fromkeys(self.groups.values()), dict.fromkeys(self.groups.values())
+        for group in self._blocked:
             group.book, group.path, group.reason = None, (), self._frozen
 
     def _decide(self, judge: Judge, ceiling: Ceiling | None) -> None:
@@ -242,6 +260,8 @@ class Queue:
                 judge.decide(group)
             if group.book:
                 on_grant[group.book].append(group)
+        self._blocked = dict.fromkeys([group for group in self.groups.values() if not group.book])
+        self.untold = dict.fromkeys(self.groups.values())
         before, self.leaves = self.leaves, {}
         for book, groups in on_grant.items():
             leaf = self.leaves[book.grant.id] = Leaf(book, before.get(book.grant.id))
@@ -249,11 +269,10 @@ class Queue:
         self._decided_until_ms = judge.until_ms
         self.until_ms = min(judge.until_ms, self.until_ms)
         able = [group for groups in on_grant.values() for group in groups]
-        self.dearest_gpu_us, self.widest_gpus = NEVER_US, 0
-        self.gpus_left = ceiling.left if ceiling else None
+        self.dearest_gpu_us = NEVER_US
+        self.gpus_left = ceiling.left if ceiling else None  # without what is claimed
         self.is_capped, self.has_claims = judge.is_capped, bool(claims)
-        if ceiling or judge.one_path:
-            self.widest_gpus = max((group.gpus for group in able), default=0)
+        self.widest_gpus = max([group.gpus for group in able], default=0)
         self.can_narrow, self._dearest_on = judge.only_money, {}
         if judge.only_money:
             for group in able:
@@ -264,6 +283,7 @@ class Queue:
     def _decide_some(self, judge: Judge, due: Iterable[Group]) -> None:
         """Judge these, and rank those again that got or lost jobs."""
         self._decide_each(judge, due)
+        self.is_capped = bool(self._blocked_by(WaitReason.ORGANIZATION_CAP))
         ranked = set[Leaf]()
         for group in self._moved:
             if group.book:
@@ -279,6 +299,7 @@ class Queue:
         for group in groups:
             before = group.book
             judge.decide(group)
+            self.untold[group] = None
             if group.book is not before:
                 self._tail_moved = True
                 if before:
@@ -292,13 +313,17 @@ class Queue:
                     leaf.come(group.left)
                     ranked.add(leaf)
             if group.book:
+                self._blocked.pop(group, None)
                 self._note_cost(group)
+            else:
+                self._blocked[group] = None
         for leaf in ranked:
             leaf.rank()
         self._decided_until_ms = min(judge.until_ms, self._decided_until_ms)
         self.until_ms = min(self.until_ms, self._decided_until_ms)
 
     def _note_cost(self, group: Group) -> None:
+        self.widest_gpus = max(group.gpus, self.widest_gpus)
         self._dearest_on[group.path] = max(group.cost_gpu_us, self._dearest_on.get(group.path, 0))
 
     def _placed(self, decided: Collection[Group]) -> Collection[Group]:
@@ -306,9 +331,8 @@ class Queue:
         self._moved = {}
         if self._tail_moved:
             self._tail_moved = False
-            blocked = (group for group in self.groups.values() if not group.book and group.speaks)
             self.tail = sorted(
-                [entry[1:] for group in blocked for entry in group.left]
+                [entry[1:] for group in self._blocked if group.speaks for entry in group.left]
                 + [(job.submitted_at_ms, job.id) for job, _ in self._cooling.values()]
             )
         return decided
@@ -334,7 +358,7 @@ class Queue:
     def _come(self, group: Group, entries: Sequence[Entry], came: bool = True) -> None:
         """The group has these jobs now (or no longer)."""
         for each in group.family or (group,):
-            self._moved[each] = None
+            self._moved[each] = self.untold[each] = None
             if each.book:
                 self.leaves[each.book.grant.id].come(entries, came)
             else:
