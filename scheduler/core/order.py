@@ -90,9 +90,9 @@ class Usage:
 
     __slots__ = ("decayed", "held", "weight_thousandths")
 
-    def __init__(self, decayed: float, weight_thousandths: int = PLAIN) -> None:
+    def __init__(self, decayed: float, weight_thousandths: int = PLAIN, held: int = 0) -> None:
         self.decayed = decayed
-        self.held = 0
+        self.held = held
         self.weight_thousandths = weight_thousandths
 
 
@@ -155,8 +155,7 @@ class Branch:
         if self.first is None:
             self.key = None
         else:
-            usage = self.usage.decayed + self.usage.held
-            counts = self.usage.weight_thousandths
+            usage, counts = self.usage.decayed + self.usage.held, self.usage.weight_thousandths
             self.key = _key(self.ranking, self.lag_weighted, usage, self.weight, self.first, counts)
             self.is_below_floor = self.floor is not None and self._runs_below(self.floor)
         self.program.below_floor += self.is_below_floor - was_below
@@ -168,8 +167,7 @@ class Branch:
         """Whether it is on its pace, and runs less than the floor of what it ran of late."""
         if not self.usage.decayed:
             return False
-        lag_weighted = sum([book.pace_lag_ms * book.weight for book in self.books])
-        if lag_weighted < -floor.lag_ms * self.weight:
+        if sum([book.pace_lag_ms * book.weight for book in self.books]) < -floor.lag_ms * self.weight:
             return False
         recent = self.usage.decayed * _LOG_2 / floor.half_life_ms
         needed = fsum([book.pace_rate for book in self.books])
@@ -183,10 +181,11 @@ class Branch:
     def begin(self, usages: Mapping[str, Usage]) -> None:
         """A new cycle: lags and usage as they are now."""
         self.usage = usages[self.organization]
-        self.lag_weighted = self.weight = 0
+        weight = lag_weighted = 0
         for book in self.books:
-            self.weight += book.weight
-            self.lag_weighted += book.rank_lag_ms * book.weight
+            weight += book.weight
+            lag_weighted += book.rank_lag_ms * book.weight
+        self.weight, self.lag_weighted = weight, lag_weighted
         self.refresh()
 
 

@@ -24,8 +24,6 @@ def fill(picks: Picks) -> None:
     if any(picks.fitting.values()):
         # while nothing fits at all nothing can be taken from anybody: what was reserved stays as it is
         serve_all(picks, seat(picks))
-    for organization_id in picks.touched:
-        known.judge(organization_id)
 
 
 def _find_fitting(picks: Picks) -> None:

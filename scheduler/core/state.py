@@ -148,7 +148,7 @@ class Knowledge:
         for grant_id, book in self._in_order:
             if book.runs(now_ms):
                 books.append(book)
-                paces[grant_id] = book.advance(now_ms, self._waiting_since_ms(book))
+                paces[grant_id] = book.advance(now_ms, self._waiting_since_ms)
         return books, paces
 
     def _waiting_since_ms(self, book: GrantBook) -> int | None:
@@ -199,10 +199,11 @@ class Knowledge:
             for id, held_gpu_us in book.held_by.items():
                 usage = usages.get(id)
                 if usage is None:
-                    usage = usages[id] = Usage(self._decayed_gpu_us(id), self.weights.get(id, PLAIN))
+                    usages[id] = Usage(self._decayed_gpu_us(id), self.weights.get(id, PLAIN), held_gpu_us)
                     if id not in self.queues:
                         self.queue(id)
-                usage.held += held_gpu_us
+                else:
+                    usage.held += held_gpu_us
         return usages
 
     def _decayed_gpu_us(self, organization_id: str) -> float:

@@ -31,6 +31,8 @@ class Teller:
     def tell(self, judged: Iterable[str]) -> Told:
         """After the picks. `judged`: the organizations whose verdicts may have changed before them."""
         known, cycle, changed = self._known, self._cycle, dict[str, Reason]()
+        for organization_id in cycle.touched:
+            known.judge(organization_id)  # what its picks left it
         leaves = cycle.tree.order()
         for job_id in known.gone.union(start.job_id for start in cycle.starts):
             known.reasons.pop(job_id, None)

@@ -82,9 +82,8 @@ class Queue:
         for kept_for in ("", job.id):
             group = self.groups.get(_key(job, kept_for))
             entry = self._entry(job)
-            at = bisect_left(group.entries, entry) if group else 0
-            if group and at < len(group.entries) and group.entries[at] == entry:
-                del group.entries[at]
+            if group and _holds(group.entries, entry):
+                del group.entries[bisect_left(group.entries, entry)]
                 self._come(group, (entry,), False)
                 return
 
@@ -100,7 +99,7 @@ class Queue:
         """Of a job that was not picked in this cycle: its groups that could pay now, in order of preference."""
         for kept_for in ("", job.id):
             group = self.groups.get(_key(job, kept_for))
-            if group and group.able and self._entry(job) in group.left:
+            if group and group.able and _holds(group.entries, self._entry(job), group.taken):
                 return group.able
         return ()
 
@@ -404,6 +403,12 @@ class Queue:
     def _entry(self, job: Job) -> Entry:
         goes_first = 0 < self.gang_first_gpus <= job.gpus
         return 0 if goes_first else 1, job.submitted_at_ms, job.id
+
+
+def _holds(entries: Sequence[Entry], entry: Entry, first: int = 0) -> bool:
+    """Whether it is among them, from the given place on."""
+    at = bisect_left(entries, entry, first)
+    return at < len(entries) and entries[at] == entry
 
 
 def _key(job: Job, kept_for: str) -> GroupKey:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -116,10 +117,13 @@ def test_a_pick_concerns_those_alone_for_whom_it_leaves_too_little(judged_in: Cy
 def test_a_cycle_that_tells_nobody_and_in_which_nothing_fits_ranks_nobody(
     monkeypatch: pytest.MonkeyPatch, used: int, rankings: int
 ) -> None:
-    ranked: list[Tree] = []
+    ranked = []
     begin = Tree.begin
-    monkeypatch.setattr(
-        Tree, "begin", lambda self, *arguments: (ranked.append(self), begin(self, *arguments))
-    )
+
+    def counted(self: Tree, *arguments: Any) -> None:
+        ranked.append(self)
+        begin(self, *arguments)
+
+    monkeypatch.setattr(Tree, "begin", counted)
     decide(State(), a_full_hub(a_node(used=used)), NOW_MS, brief=True)
     assert len(ranked) == rankings
