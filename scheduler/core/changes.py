@@ -35,10 +35,13 @@ def take_in(known: Knowledge, changes: Iterable[Change], now_ms: int) -> set[str
         for organization_id in known.queues:
             _look_at_cap(known, organization_id)
     due = known.dirty | {id for id, queue in known.queues.items() if queue.until_ms <= now_ms}
-    known.dirty = set()
+    # where only jobs came and went the verdicts stand, unless one of them is of a new kind
+    due |= {id for id in known.moved - due if not known.queues[id].settle()}
     for organization_id in sorted(due):
         known.judge(organization_id)
-    return due
+    judged = due | known.moved
+    known.dirty, known.moved = set(), set()
+    return judged
 
 
 def _put_class(known: Knowledge, gpu_class: GpuClass) -> None:
@@ -150,12 +153,18 @@ def _put_job(known: Knowledge, job: Job) -> None:
     known.jobs[job.id] = job
     if before and before.waits:
         known.queues[before.organization_id].remove(before)
-        known.dirty.add(before.organization_id)
+        _look_at_jobs(known, before)
         known.gone.add(job.id)
     if job.waits:
         known.queue(job.organization_id).add(job, known.waits_alone(job.id), known.now_ms)
-        known.dirty.add(job.organization_id)
+        _look_at_jobs(known, job)
         known.gone.discard(job.id)
+
+
+def _look_at_jobs(known: Knowledge, job: Job) -> None:
+    """This job waits, or does no longer; if room is kept for it, that matters to others below the same cap."""
+    organizations = known.dirty if known.waits_alone(job.id) else known.moved
+    organizations.add(job.organization_id)
 
 
 def _put_attempt(known: Knowledge, attempt: Attempt) -> None:
@@ -235,7 +244,7 @@ def _bury_job(known: Knowledge, job_id: str) -> None:
     job = known.jobs.pop(job_id, None)
     if job and job.waits:
         known.queues[job.organization_id].remove(job)
-        known.dirty.add(job.organization_id)
+        _look_at_jobs(known, job)
         known.gone.add(job_id)
 
 

@@ -67,6 +67,7 @@ class Knowledge:
         self.behind: dict[str, tuple[Group, Reason]] = {}  # jobs last told that a pick took their room
         self.gone: set[str] = set()  # jobs that stopped waiting since the last cycle
         self.dirty: set[str] = set()  # organizations to judge anew
+        self.moved: set[str] = set()  # organizations of which only jobs came or went
         self.rates: dict[str, int] = {}
         self.classes_paused: frozenset[str] = frozenset()
         self.clusters: dict[str, Cluster] = {}

@@ -179,6 +179,15 @@ class Queue:
         self._decide_some(judge, due)
         return self._placed(due)
 
+    def settle(self) -> bool:
+        """Give jobs that came and went their places, if that needs no verdict. Returns whether it was so."""
+        known = self._basis is not None and not self._tail_moved
+        if not known or not all([group.entries and group.is_decided for group in self._moved]):
+            return False
+        self._rank_moved()
+        self._moved = {}
+        return True
+
     def is_bound(self, gpus_left: int) -> bool:
         """Whether a verdict may differ, or its numbers do, when so many are left below the organization's cap."""
         return self.is_capped or self.has_claims or gpus_left < self.widest_gpus
@@ -283,6 +292,10 @@ class Queue:
         """Judge these, and rank those again that got or lost jobs."""
         self._decide_each(judge, due)
         self.is_capped = bool(self._blocked_by(WaitReason.ORGANIZATION_CAP))
+        self._rank_moved()
+
+    def _rank_moved(self) -> None:
+        """Rank those again that got or lost jobs."""
         ranked = set[Leaf]()
         for group in self._moved:
             if group.book:
