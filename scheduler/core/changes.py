@@ -35,8 +35,11 @@ def take_in(known: Knowledge, changes: Iterable[Change], now_ms: int) -> set[str
         for organization_id in known.queues:
             _look_at_cap(known, organization_id)
     due = known.dirty | {id for id, queue in known.queues.items() if queue.until_ms <= now_ms}
-    # where only jobs came and went the verdicts stand, unless one of them is of a new kind
-    due |= {id for id in known.moved - due if not known.queues[id].settle()}
+    # where only jobs and money came and went most verdicts stand
+    for organization_id in known.moved - due:
+        queue = known.queues.get(organization_id)
+        if queue and not queue.settle(known.balances):
+            due.add(organization_id)
     for organization_id in sorted(due):
         known.judge(organization_id)
     judged = due | known.moved
@@ -77,6 +80,7 @@ def _empty_node(known: Knowledge, node_id: str) -> None:
 
 def _put_reservations(known: Knowledge, reservations: Reservations) -> None:
     before, known.reserved = known.reserved, {each.job_id: each for each in reservations.kept}
+    known.has_new_reservations = True
     for job_id in sorted(before.keys() ^ known.reserved.keys()):
         known.requeue(job_id)
 
@@ -115,6 +119,11 @@ def _sort_anew(known: Knowledge) -> None:
 
 def _put_grant(known: Knowledge, grant: Grant) -> None:
     book = known.books.get(grant.id)
+    if book and book.differs_in_amounts(grant):
+        book.rewrite(grant, known.policy)
+        known.balances.put(grant)
+        known.moved.update(known.organizations_on(grant.id, book.accounts))
+        return
     before = book.accounts if book else []
     if book:
         if (book.grant.program_id, book.parties) != (grant.program_id, grant.parties):

@@ -21,7 +21,7 @@ def decide(
     """
     known = state.take()
     judged = take_in(known, changes, now_ms)
-    known.drop_reservations()
+    known.drop_reservations(judged)
     books, paces = known.pace()
     cycle = Picks(known, books)
     fill(cycle)

@@ -76,6 +76,17 @@ class GrantBook:
         self.rank_lag_ms = 0
         """The lag that orders, less what is held and picked in this cycle, within plus and minus the bound."""
 
+    def differs_in_amounts(self, grant: Grant) -> bool:
+        """Whether what a newer version of it grants, holds and used, and its pace, are all that may differ."""
+        mine = self.grant
+        return (
+            mine.program_id == grant.program_id
+            and mine.organization_id == grant.organization_id
+            and (mine.starts_at_ms, mine.ends_at_ms) == (grant.starts_at_ms, grant.ends_at_ms)
+            and mine.max_gpus == grant.max_gpus
+            and _ways(mine) == _ways(grant)
+        )
+
     @property
     def accounts(self) -> list[str]:
         """Every account on its paths."""
@@ -228,6 +239,11 @@ class Balances:
         copies = self._copies.setdefault(account.id, {})
         copies[grant_id] = min(account.left_gpu_us, copies.get(grant_id, account.left_gpu_us))
         self.left[account.id] = min(copies.values())
+
+
+def _ways(grant: Grant) -> list[tuple[str, list[str]]]:
+    """Whose jobs may draw on it over which accounts."""
+    return [(path.organization_id, [account.id for account in path.accounts]) for path in grant.paths]
 
 
 _Kept = tuple[str, str, int]

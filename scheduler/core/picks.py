@@ -99,7 +99,7 @@ class Picks:
         self.horizon.close()
         known.expect_nothing()
         known.gone = set()
-        known.dirty |= self.touched
+        known.moved |= self.touched
 
     def may(self, shape: Shape) -> bool:
         """Whether a job that fits delays no reservation."""

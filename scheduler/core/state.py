@@ -2,7 +2,7 @@
 
 from bisect import insort
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 
 from scheduler.core.attempts import Attempts
 from scheduler.core.backfill import Place
@@ -67,7 +67,7 @@ class Knowledge:
         self.behind: dict[str, tuple[Group, Reason]] = {}  # jobs last told that a pick took their room
         self.gone: set[str] = set()  # jobs that stopped waiting since the last cycle
         self.dirty: set[str] = set()  # organizations to judge anew
-        self.moved: set[str] = set()  # organizations of which only jobs came or went
+        self.moved: set[str] = set()  # organizations of which only jobs and money came and went
         self.rates: dict[str, int] = {}
         self.classes_paused: frozenset[str] = frozenset()
         self.clusters: dict[str, Cluster] = {}
@@ -82,6 +82,7 @@ class Knowledge:
         self.profiles: dict[Place, Profile] = defaultdict(Profile)
         self.attempts = Attempts(self.profiles)
         self.reserved: dict[str, Reservation] = {}  # by job, in the order in which they were made
+        self.has_new_reservations = False
         self.bookings: dict[str, Booking] = {}
         self.booked: dict[str, BookedRoom] = {}  # by booking, as laid out last
         self._expected: set[str] = set()  # jobs that this cycle stops others for
@@ -246,10 +247,16 @@ class Knowledge:
         if self.reserved.pop(job_id, None):
             self.requeue(job_id)
 
-    def drop_reservations(self) -> None:
-        """Keep no room for jobs that do not wait, could not pay that class, or for which others are stopped."""
+    def drop_reservations(self, judged: Container[str]) -> None:
+        """Keep no room for jobs that do not wait, could not pay that class, or for which others are stopped.
+
+        `judged`: the organizations of which that may have changed.
+        """
+        look_at_all, self.has_new_reservations = self.has_new_reservations, False
         for job_id, reservation in list(self.reserved.items()):
             job = self.jobs.get(job_id)
+            if job and job.waits and not look_at_all and job.organization_id not in judged:
+                continue
             queue = self.queues.get(job.organization_id) if job and job.waits else None
             payable = reservation.gpu_class in queue.classes_kept(job) if queue and job else False
             if not payable or job_id in self.attempts.stops_for or not self.policy.reservations:

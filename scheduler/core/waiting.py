@@ -179,11 +179,21 @@ class Queue:
         self._decide_some(judge, due)
         return self._placed(due)
 
-    def settle(self) -> bool:
-        """Give jobs that came and went their places, if that needs no verdict. Returns whether it was so."""
-        known = self._basis is not None and not self._tail_moved
-        if not known or not all([group.entries and group.is_decided for group in self._moved]):
+    def settle(self, balances: Balances) -> bool:
+        """When only jobs and money came and went: give the jobs their places, if that needs no verdict.
+
+        Returns whether it was so; else `judge`.
+        """
+        before = self._basis
+        if before is None or self._tail_moved or self.gpus_left is not None:
             return False
+        if not all([group.entries and group.is_decided for group in self._moved]):
+            return False
+        basis = before.brought_to(balances)
+        # of grants that end together the one with less left comes first
+        if basis.accounts != before.accounts and (not self.can_narrow or self._due_by_money(basis, before)):
+            return False
+        self._basis = basis
         self._rank_moved()
         self._moved = {}
         return True
@@ -228,14 +238,10 @@ class Queue:
     def _due(self, basis: Basis | None, now_ms: int) -> dict[Group, None] | None:
         """The groups on which the verdict may be another one now; None for all of them."""
         before = self._basis
-        if basis is None or before is None or now_ms >= self._decided_until_ms or basis.fixed != before.fixed:
+        if basis is None or before is None or now_ms >= self._decided_until_ms or basis[:2] != before[:2]:
             return None
         due = dict.fromkeys([group for group in self._moved if not group.is_decided])
-        if basis.accounts != before.accounts:
-            for low, high in basis.moved(before):
-                groups = self.groups.values()
-                due |= dict.fromkeys([group for group in groups if low < group.cost_gpu_us <= high])
-            due |= self._blocked_by(WaitReason.GRANT_EXHAUSTED)
+        due |= self._due_by_money(basis, before)
         if basis.below_cap != before.below_cap:
             if basis.below_cap is None or before.below_cap is None:
                 return None
@@ -243,6 +249,15 @@ class Queue:
             if low < self.widest_gpus:
                 due |= dict.fromkeys([group for group in self.groups.values() if low < group.gpus <= high])
             due |= self._blocked_by(WaitReason.ORGANIZATION_CAP)
+        return due
+
+    def _due_by_money(self, basis: Basis, before: Basis) -> dict[Group, None]:
+        if basis.accounts == before.accounts:
+            return {}
+        due = self._blocked_by(WaitReason.GRANT_EXHAUSTED)
+        for low, high in basis.moved(before):
+            groups = self.groups.values()
+            due |= dict.fromkeys([group for group in groups if low < group.cost_gpu_us <= high])
         return due
 
     def _blocked_by(self, code: WaitReason) -> dict[Group, None]:
