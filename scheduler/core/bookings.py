@@ -156,7 +156,7 @@ def _own_attempts(known: Knowledge, bookings: Sequence[Booking]) -> dict[str, li
             since.setdefault(booking.organization_id, booking.from_ms)
     found = defaultdict[str, list[_Use]](list)
     first_ms = min(since.values())
-    for attempt in known.attempts():
+    for attempt in known.attempts.all():
         if attempt.claimed_at_ms < first_ms or not attempt.capacity_held:
             continue
         job = known.jobs.get(attempt.job_id)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+from scheduler.core.changes import take_in
 from scheduler.core.model import Change, Plan
 from scheduler.core.picking import fill
 from scheduler.core.picks import Picks
@@ -19,10 +20,10 @@ def decide(
     again. `brief`, the same for all calls of one state: leave out `order` and `reasons`.
     """
     known = state.take()
-    judged = known.after(changes, now_ms)
-    known.drop_reservations()
+    judged = take_in(known, changes, now_ms)
+    known.drop_reservations(judged)
     books, paces = known.pace()
-    cycle = Picks(known, known.tree(books))
+    cycle = Picks(known, books)
     fill(cycle)
     told = Teller(cycle).tell(judged) if not brief else None
     plan = Plan(

@@ -5,7 +5,7 @@ The pace is that of docs/scheduling-core.md ("Order"), after facts/scheduling.md
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from scheduler.core.model import Account, Attempt, Grant, JobState, Organization, Pace
 from scheduler.core.policy import Lane, Policy
@@ -17,22 +17,30 @@ class GrantBook:
     __slots__ = (
         "_hold_share",
         "_idle_bound_ms",
-        "_lag_ms",
         "_pace",
         "_promised",
+        "_remaining",
+        "_used_ms",
         "bound_ms",
         "committed",
+        "ends_at_ms",
         "grant",
         "granted",
         "held_by",
+        "pace_lag_ms",
+        "pace_rate",
         "parties",
         "paths_of",
+        "rank_lag_ms",
         "rate",
+        "starts_at_ms",
         "term_ms",
         "used",
+        "weight",
     )
 
-    def __init__(self, grant: Grant, policy: Policy) -> None:
+    def __init__(self, grant: Grant, policy: Policy, remaining: "Remaining") -> None:
+        self._remaining = remaining
         self._pace = grant.pace
         self.rewrite(grant, policy)
 
@@ -49,15 +57,35 @@ class GrantBook:
         held = sum(account.held_gpu_us for account in own.values())
         self.held_by = _held_by(grant, self.parties, held)
         self.granted = sum(account.granted_gpu_us for account in own.values())
+        self.weight = max(1, self.granted)
+        """What its lag weighs beside those of other grants."""
         self.committed = held + sum(account.used_gpu_us for account in own.values())
         self.used = self.committed
+        self._used_ms: int | None = None  # the same in the term; None: not known
         self._promised = 0
         self._hold_share = policy.hold_share
         self.rate = 0
+        self.starts_at_ms, self.ends_at_ms = grant.starts_at_ms, grant.ends_at_ms
         self.term_ms = max(1, grant.ends_at_ms - grant.starts_at_ms)
         self.bound_ms = int(self.term_ms * policy.lag_bound_share)
         self._idle_bound_ms = int(self.term_ms * policy.idle_lag_share)
-        self._lag_ms = 0
+        self.pace_rate = self.granted / self.term_ms
+        """What its pace needs, in GPU-microseconds per millisecond."""
+        self.pace_lag_ms = 0
+        """How far it is behind by what was used alone."""
+        self.rank_lag_ms = 0
+        """The lag that orders, less what is held and picked in this cycle, within plus and minus the bound."""
+
+    def differs_in_amounts(self, grant: Grant) -> bool:
+        """Whether what a newer version of it grants, holds and used, and its pace, are all that may differ."""
+        mine = self.grant
+        return (
+            mine.program_id == grant.program_id
+            and mine.organization_id == grant.organization_id
+            and (mine.starts_at_ms, mine.ends_at_ms) == (grant.starts_at_ms, grant.ends_at_ms)
+            and mine.max_gpus == grant.max_gpus
+            and _ways(mine) == _ways(grant)
+        )
 
     @property
     def accounts(self) -> list[str]:
@@ -66,43 +94,51 @@ class GrantBook:
 
     def runs(self, now_ms: int) -> bool:
         """Whether the term has begun and not ended."""
-        return self.grant.starts_at_ms <= now_ms < self.grant.ends_at_ms
+        return self.starts_at_ms <= now_ms < self.ends_at_ms
 
-    def advance(
-        self, now_ms: int, waiting_since_ms: int | None, remaining_gpu_us: int = 0, rate: int = 0
-    ) -> Pace:
-        """Bring the lag to now.
-
-        `remaining_gpu_us`: what its attempts may still use. `rate`: what they use in a millisecond.
+    def advance(self, now_ms: int, waiting_since_ms: "Callable[[GrantBook], int | None]") -> Pace:
+        """Bring the lag to now; `waiting_since_ms` tells since when a job has waited that draws on a grant.
 
         It moves with the time that passed, less what was used meanwhile (as milliseconds of the term). Beyond the
         policy's idle bound it grows by no more than the time for which a job that draws on this grant has waited
         since the last cycle. What is refunded lets it grow again. It never passes what the grant really is behind,
         (elapsed share - used share) x term, nor the upper bound. Being far ahead is kept in full.
         """
-        starts = self.grant.starts_at_ms
-        self.rate = rate
-        self.used, self._promised = (
-            self.committed - remaining_gpu_us,
-            int(remaining_gpu_us * self._hold_share),
-        )
-        pace = self._pace or Pace(0, starts)
-        used_ms = self._in_term(self.used)
-        behind_ms = now_ms - starts - used_ms
-        since_ms = max(pace.as_of_ms, starts)
-        waited_ms = 0 if waiting_since_ms is None else max(0, now_ms - max(since_ms, waiting_since_ms))
-        meanwhile_ms = 0 if pace.spent_gpu_us is None else used_ms - self._in_term(pace.spent_gpu_us)
-        growth_ms = max(0, now_ms - since_ms) - max(0, meanwhile_ms)
-        lag_ms = pace.lag_ms + max(0, -meanwhile_ms)
-        lag_ms += min(growth_ms, max(waited_ms, self._idle_bound_ms - lag_ms))
-        self._lag_ms = min(lag_ms, behind_ms, self.bound_ms)
-        self._pace = Pace(self._lag_ms, now_ms, self.used)
+        starts_ms, pace = self.starts_at_ms, self._pace
+        if pace is None:
+            pace = Pace(0, starts_ms)
+        remaining_gpu_us = self._remaining.at(now_ms)
+        used, before, before_ms = self.committed - remaining_gpu_us, self.used, self._used_ms
+        used_ms = self._in_term(used) if before_ms is None or used != before else before_ms
+        spent, meanwhile_ms = pace.spent_gpu_us, 0
+        if spent is not None:
+            spent_ms = self._in_term(spent) if before_ms is None or spent != before else before_ms
+            meanwhile_ms = used_ms - spent_ms
+        # comparisons instead of min and max: of all that a quiet cycle does this is done most often
+        since_ms = pace.as_of_ms if pace.as_of_ms > starts_ms else starts_ms
+        growth_ms, lag_ms = now_ms - since_ms if now_ms > since_ms else 0, pace.lag_ms
+        if meanwhile_ms > 0:
+            growth_ms -= meanwhile_ms
+        else:
+            lag_ms -= meanwhile_ms
+        may_grow_ms = self._idle_bound_ms - lag_ms
+        if may_grow_ms < growth_ms:
+            waiting_ms = waiting_since_ms(self)
+            waited_ms = 0 if waiting_ms is None else now_ms - max(since_ms, waiting_ms)
+            growth_ms = min(growth_ms, max(0, waited_ms, may_grow_ms))
+        lag_ms = min(lag_ms + growth_ms, now_ms - starts_ms - used_ms, self.bound_ms)
+        self.pace_lag_ms = lag_ms
+        self.used, self._used_ms, self.rate = used, used_ms, self._remaining.rate
+        self._promised = int(remaining_gpu_us * self._hold_share)
+        self._rank()
+        self._pace = Pace(lag_ms, now_ms, used)
         return self._pace
 
     def charge(self, cost_gpu_us: int, rate: int) -> None:
         """Count a pick of this cycle as held and running (negative: give it back)."""
         self.rate += rate
         self._promised += cost_gpu_us if self._hold_share == 1.0 else int(cost_gpu_us * self._hold_share)
+        self._rank()
 
     @property
     def spent_share(self) -> float:
@@ -118,20 +154,9 @@ class GrantBook:
         room = 1.0 - lane.delivery_weight * max(0.0, worst_behind_share) - self.spent_share
         return max((walltime_ms for walltime_ms, z in lane.tapers if room + z > 0), default=0)
 
-    @property
-    def rank_lag_ms(self) -> int:
-        """The lag that orders, less what is held and picked in this cycle, within plus and minus the bound."""
-        return max(self._lag_ms - self._in_term(self._promised), -self.bound_ms)
-
-    @property
-    def pace_lag_ms(self) -> int:
-        """How far it is behind by what was used alone."""
-        return self._lag_ms
-
-    @property
-    def pace_rate(self) -> float:
-        """What its pace needs, in GPU-microseconds per millisecond."""
-        return self.granted / self.term_ms
+    def _rank(self) -> None:
+        spent_ms = self._in_term(self._promised) if self._promised or self.granted <= 0 else 0
+        self.rank_lag_ms = max(self.pace_lag_ms - spent_ms, -self.bound_ms)
 
     def _in_term(self, gpu_us: int) -> int:
         """An amount as milliseconds of the term: its share of the grant x term."""
@@ -144,11 +169,12 @@ class Remaining:
     An attempt may use its cost x the part of its walltime until its end; before its start that is all of it.
     """
 
-    __slots__ = ("_ending", "_rate", "_whole")
+    __slots__ = ("_ending", "_whole", "rate")
 
     def __init__(self) -> None:
         self._whole = 0  # of attempts that have not started
-        self._rate = 0  # GPU-microseconds per millisecond
+        self.rate = 0
+        """GPU-microseconds per millisecond that the running ones use."""
         self._ending = 0  # rate x the moment of the end
 
     def add(self, attempt: Attempt, sign: int = 1) -> None:
@@ -160,17 +186,12 @@ class Remaining:
             self._whole += sign * attempt.cost_gpu_us
             return
         rate = attempt.cost_gpu_us // (attempt.walltime_ms or ends_ms - starts_ms)
-        self._rate += sign * rate
+        self.rate += sign * rate
         self._ending += sign * rate * ends_ms
-
-    @property
-    def rate(self) -> int:
-        """GPU-microseconds per millisecond that the running ones use."""
-        return self._rate
 
     def at(self, now_ms: int) -> int:
         """At a moment, in GPU-microseconds; attempts that are overdue count below zero."""
-        return self._whole + self._ending - self._rate * now_ms
+        return self._whole + self._ending - self.rate * now_ms
 
 
 class Balances:
@@ -218,6 +239,11 @@ class Balances:
         copies = self._copies.setdefault(account.id, {})
         copies[grant_id] = min(account.left_gpu_us, copies.get(grant_id, account.left_gpu_us))
         self.left[account.id] = min(copies.values())
+
+
+def _ways(grant: Grant) -> list[tuple[str, list[str]]]:
+    """Whose jobs may draw on it over which accounts."""
+    return [(path.organization_id, [account.id for account in path.accounts]) for path in grant.paths]
 
 
 _Kept = tuple[str, str, int]
@@ -280,5 +306,7 @@ def _held_by(grant: Grant, parties: Sequence[str], held_gpu_us: int) -> Mapping[
 
 def usage_gpu_us(organization: Organization, now_ms: int, half_life_ms: int) -> float:
     """Decayed usage brought to now: u x 0.5^(age / half-life)."""
+    if not organization.decayed_usage_gpu_us:
+        return 0.0
     age_ms = max(0, now_ms - organization.as_of_ms)
     return organization.decayed_usage_gpu_us * math.pow(0.5, age_ms / half_life_ms)

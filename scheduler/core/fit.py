@@ -43,6 +43,10 @@ class Shape(NamedTuple):
         return self.gpus_per_pod * self.pods
 
 
+FitKey = tuple[str, int, int, str, str]
+"""The first five fields of a shape: who differs only in the rest fits or fails together, reservations aside."""
+
+
 class Shelf:
     """The nodes of one cluster that offer one GPU class, sorted by what is free on them."""
 

@@ -1,6 +1,7 @@
 """Waiting jobs that share every verdict, and those of one organization that would draw on one grant."""
 
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
 from heapq import heapify, heappop, heapreplace
 
 from scheduler.core.entitlement import GrantBook
@@ -78,6 +79,15 @@ class Group:
             return True
         return self is next((group for group in self.family if group.book), self.family[0])
 
+    @property
+    def is_decided(self) -> bool:
+        """Whether it was ever judged."""
+        return self.book is not None or self.reason is not None
+
+    def waits_for(self, code: WaitReason) -> bool:
+        """Whether that is why it draws on no grant."""
+        return self.reason is not None and self.reason.code is code
+
     def take(self) -> None:
         """Its first job was picked, and is no longer to be had by another class."""
         for group in self.family or (self,):
@@ -98,79 +108,79 @@ class Group:
 
 
 class Leaf:
-    """The jobs of one organization that would draw on one grant."""
+    """The jobs of one organization that would draw on one grant. After `put` and `drop`, `rank` it again."""
 
-    __slots__ = ("_ids", "_since_ms", "_since_of", "book", "first", "heads", "sorted")
+    __slots__ = ("_came", "_ids", "_mixed", "_since_known", "_since_ms", "book", "first", "heads", "sorted")
 
     def __init__(self, book: GrantBook, before: "Leaf | None") -> None:
         self.book = book
         self.sorted: list[Entry] = before.sorted if before else []
         self.heads: dict[Shape, list[tuple[Entry, Group]]] = {}  # heaps: the first job of each group
         self.first: Entry | None = None
-        self._ids: list[str] | None = None
-        self._since_of: Entry | None = None  # the first job for which this was found
+        self._ids: list[str] | None = (
+            None  # of `sorted`, but for those that came and went; None: find all anew
+        )
+        self._came: dict[Entry, bool] = {}  # since then: whether this job came, or went
+        self._mixed = False  # whether two of its groups may share a job
+        self._since_known = False
         self._since_ms: int | None = None
 
-    def put(self, group: Group) -> None:
-        """Add a group; `seal` when all are there."""
-        if group.taken < len(group.entries):
-            self.heads.setdefault(group.shape, []).append((group.entries[group.taken], group))
-
-    def seal(self) -> None:
-        """Sort what was put."""
+    def fill(self, groups: Iterable[Group]) -> None:
+        """Put all that draw on this grant, where there is none yet."""
+        for group in groups:
+            self._mixed = self._mixed or bool(group.family)
+            if group.taken < len(group.entries):
+                self.heads.setdefault(group.shape, []).append((group.entries[group.taken], group))
         for heap in self.heads.values():
             heapify(heap)
+        self.rank()
+
+    def put(self, group: Group) -> None:
+        """A group draws on this grant now, or its first job is another one."""
+        self._mixed = self._mixed or bool(group.family)
+        heap = [head for head in self.heads.get(group.shape, ()) if head[1] is not group]
+        if group.taken < len(group.entries):
+            heap.append((group.entries[group.taken], group))
+        self._heap(group.shape, heap)
+
+    def drop(self, group: Group) -> None:
+        """None of the group's jobs draws on this grant any more."""
+        self._heap(group.shape, [head for head in self.heads.get(group.shape, ()) if head[1] is not group])
+
+    def rank(self) -> None:
+        """Find its first job."""
         self.first = min((heap[0][0] for heap in self.heads.values()), default=None)
+        self._since_known = False
+
+    def come(self, entries: Iterable[Entry], came: bool = True) -> None:
+        """These jobs draw on this grant now (or no longer)."""
+        if self._ids is not None:
+            for entry in entries:
+                self._came[entry] = came
+            if self._mixed or len(self._came) > 32 + len(self.sorted) // 16:
+                self._ids, self._came = None, {}
 
     def take(self, group: Group) -> None:
         """The first job of the group was picked; it is the first of its shape, but for booked room."""
         heap = self.heads[group.shape]
-        if heap[0][1] is not group:
-            self.drop(group)
-            group.take()
-            if group.taken < len(group.entries):
-                self.add(group)
-            return
+        self.come((group.entries[group.taken],), False)
         group.take()
-        if group.taken < len(group.entries):
+        if heap[0][1] is not group:
+            self.put(group)
+        elif group.taken < len(group.entries):
             heapreplace(heap, (group.entries[group.taken], group))
         else:
             heappop(heap)
             if not heap:
                 del self.heads[group.shape]
-        self.first = min((heap[0][0] for heap in self.heads.values()), default=None)
-        self._ids = self._since_of = self._since_ms = None
-
-    def step(self, group: Group) -> None:
-        """The first job of the group, wherever that stands, was picked for one of its family."""
-        self.drop(group)
-        if group.taken < len(group.entries):
-            self.add(group)
-
-    def add(self, group: Group) -> None:
-        """A group that drew on another grant until a pick of this cycle."""
-        self.put(group)
-        heapify(self.heads[group.shape])
-        self.first = min((heap[0][0] for heap in self.heads.values()), default=None)
-        self._ids = self._since_of = self._since_ms = None
-
-    def drop(self, group: Group) -> None:
-        """None of the group's jobs draws on this grant any more."""
-        heap = [head for head in self.heads.get(group.shape, ()) if head[1] is not group]
-        if heap:
-            heapify(heap)
-            self.heads[group.shape] = heap
-        else:
-            self.heads.pop(group.shape, None)
-        self.first = min((heap[0][0] for heap in self.heads.values()), default=None)
-        self._ids = self._since_of = self._since_ms = None
+        self.rank()
 
     @property
     def waiting_since_ms(self) -> int | None:
         """When the first of its jobs was submitted."""
-        if self._since_of is not self.first:
+        if not self._since_known:
             firsts = (group.entries[group.taken][1] for heap in self.heads.values() for _, group in heap)
-            self._since_of, self._since_ms = self.first, min(firsts, default=None)
+            self._since_known, self._since_ms = True, min(firsts, default=None)
         return self._since_ms
 
     @property
@@ -184,4 +194,21 @@ class Leaf:
                 self.sorted += entries.difference(self.sorted)
                 self.sorted.sort()
             self._ids = [job_id for _, _, job_id in self.sorted]
+        elif self._came:
+            for entry, came in self._came.items():
+                at = bisect_left(self.sorted, entry)
+                is_there = at < len(self.sorted) and self.sorted[at] == entry
+                if came and not is_there:
+                    self.sorted.insert(at, entry)
+                    self._ids.insert(at, entry[2])
+                elif is_there and not came:
+                    del self.sorted[at], self._ids[at]
+            self._came = {}
         return self._ids
+
+    def _heap(self, shape: Shape, heap: list[tuple[Entry, Group]]) -> None:
+        if heap:
+            heapify(heap)
+            self.heads[shape] = heap
+        else:
+            self.heads.pop(shape, None)

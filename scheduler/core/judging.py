@@ -21,6 +21,34 @@ class Offer(NamedTuple):
     gpus_left: int | None
 
 
+class Basis(NamedTuple):
+    """What the verdicts on an organization's groups rest on, while only money, its jobs and time can change them."""
+
+    fixed: tuple[object, ...]
+    """Grants and their terms, and rates: what else it takes to compare `rooms`."""
+    paths: tuple[tuple[str, ...], ...]
+    """Of each running grant, in order."""
+    rooms: tuple[int, ...]
+    """What each path has left, grant by grant."""
+    accounts: tuple[int, ...]
+    """What each account on them has left."""
+    below_cap: tuple[int, int] | None
+    """The organization's cap, and what is in use below it; None while it has none."""
+
+    def brought_to(self, balances: Balances) -> "Basis":
+        """The same when only money moved."""
+        left = balances.left
+        return self._replace(
+            rooms=tuple([balances.on(path) for path in self.paths]),
+            accounts=tuple([left[account] for path in self.paths for account in path]),
+        )
+
+    def moved(self, before: "Basis") -> list[tuple[int, int]]:
+        """(low, high): whether it can be paid changed for what costs more than low and at most high."""
+        pairs = zip(self.rooms, before.rooms, strict=True)
+        return [(min(pair), max(pair)) for pair in pairs if pair[0] != pair[1]]
+
+
 class Offers:
     """What grants have for one organization: its own paths, and what is left below the cap for all parties."""
 
@@ -87,6 +115,22 @@ class Judge:
         # their order then does not depend on what is left, and only money can come to be short
         ends = {offer.book.grant.ends_at_ms for offer in self.running}
         self.only_money = len(ends) == len(self.running) and all(o.gpus_left is None for o in self.running)
+
+    def basis(self) -> Basis | None:
+        """What `decide` rests on; None where it rests on more: caps of grants, jobs that others are stopped for."""
+        ceiling = self.ceiling
+        if (ceiling and ceiling.claims) or any([offer.gpus_left is not None for offer in self.running]):
+            return None
+        running = tuple([(o.book, o.book.grant.ends_at_ms, len(o.paths)) for o in self.running])
+        coming = tuple([(book, book.grant.starts_at_ms) for book in self.coming])
+        left, paths = self.offers.balances.left, [path for offer in self.running for path in offer.paths]
+        return Basis(
+            (running, coming, tuple(self.rates.items()), self.step_ms),
+            tuple(paths),
+            tuple([room for offer in self.running for room in offer.rooms]),
+            tuple([left[account] for path in paths for account in path]),
+            (ceiling.cap, ceiling.in_use) if ceiling else None,
+        )
 
     def decide(self, group: Group) -> None:
         """Give the group the first grant and path that suffice, or the reason nearest to sufficing.

@@ -28,6 +28,7 @@ FLOOR_LAG_MS = 1 << 62
 """The rank of who runs below the floor of the policy: before everybody else."""
 RESERVED_LAG_MS = 1 << 63
 """The rank of a programme that keeps less than its reserved part of the pool: before the floor."""
+_LOG_2 = log(2)
 PLAIN = 1000
 """The weight, in thousandths, of who has no other."""
 
@@ -65,12 +66,16 @@ class Race(NamedTuple):
         if self.lane and not branch.is_below_floor:
             longest_ms = leaf.book.lane_ms(self.lane, self.worst_behind_share)
         heads = list[tuple[Entry, Group]]()
-        for shape, heap in leaf.heads.items():
-            if (shape in self.live or (wide and shape in self.reservable)) and shape.span_ms <= longest_ms:
-                if not shape.classes:
-                    heads.append(heap[0])
-                elif found := [head for head in heap if self._is_choice(head[1])]:
-                    heads.append(min(found))
+        few = not wide and len(self.live) < len(leaf.heads)
+        for shape in self.live if few else leaf.heads:
+            heap = leaf.heads.get(shape)
+            takes_part = shape in self.live or (wide and shape in self.reservable)
+            if heap is None or not takes_part or shape.span_ms > longest_ms:
+                continue
+            if not shape.classes:
+                heads.append(heap[0])
+            elif found := [head for head in heap if self._is_choice(head[1])]:
+                heads.append(min(found))
         return heads
 
     def _is_choice(self, group: Group) -> bool:
@@ -85,9 +90,9 @@ class Usage:
 
     __slots__ = ("decayed", "held", "weight_thousandths")
 
-    def __init__(self, decayed: float, weight_thousandths: int = PLAIN) -> None:
+    def __init__(self, decayed: float, weight_thousandths: int = PLAIN, held: int = 0) -> None:
         self.decayed = decayed
-        self.held = 0
+        self.held = held
         self.weight_thousandths = weight_thousandths
 
 
@@ -146,11 +151,13 @@ class Branch:
             self.first = leaf.first if leaf else None
         else:
             self.first = min((leaf.first for leaf in self.leaves() if leaf.first), default=None)
-        usage = self.usage.decayed + self.usage.held
-        counts = self.usage.weight_thousandths
-        self.key = _key(self.ranking, self.lag_weighted, usage, self.weight, self.first, counts)
-        was_below = self.is_below_floor
-        self.is_below_floor = self.key is not None and self.floor is not None and self._runs_below(self.floor)
+        was_below, self.is_below_floor = self.is_below_floor, False
+        if self.first is None:
+            self.key = None
+        else:
+            usage, counts = self.usage.decayed + self.usage.held, self.usage.weight_thousandths
+            self.key = _key(self.ranking, self.lag_weighted, usage, self.weight, self.first, counts)
+            self.is_below_floor = self.floor is not None and self._runs_below(self.floor)
         self.program.below_floor += self.is_below_floor - was_below
         if self.is_below_floor and self.key:
             # who kept his pace best first: those far behind have their lag to help them
@@ -158,12 +165,13 @@ class Branch:
 
     def _runs_below(self, floor: Floor) -> bool:
         """Whether it is on its pace, and runs less than the floor of what it ran of late."""
-        lag_weighted = sum(book.pace_lag_ms * _weight(book) for book in self.books)
-        if lag_weighted < -floor.lag_ms * self.weight:
+        if not self.usage.decayed:
             return False
-        recent = self.usage.decayed * log(2) / floor.half_life_ms
-        needed = fsum(book.pace_rate for book in self.books)
-        return sum(book.rate for book in self.books) < floor.share * min(recent, needed)
+        if sum([book.pace_lag_ms * book.weight for book in self.books]) < -floor.lag_ms * self.weight:
+            return False
+        recent = self.usage.decayed * _LOG_2 / floor.half_life_ms
+        needed = fsum([book.pace_rate for book in self.books])
+        return sum([book.rate for book in self.books]) < floor.share * min(recent, needed)
 
     @property
     def lag_ms(self) -> int:
@@ -173,11 +181,11 @@ class Branch:
     def begin(self, usages: Mapping[str, Usage]) -> None:
         """A new cycle: lags and usage as they are now."""
         self.usage = usages[self.organization]
-        self.lag_weighted = self.weight = 0
+        weight = lag_weighted = 0
         for book in self.books:
-            weight = _weight(book)
-            self.weight += weight
-            self.lag_weighted += book.rank_lag_ms * weight
+            weight += book.weight
+            lag_weighted += book.rank_lag_ms * book.weight
+        self.weight, self.lag_weighted = weight, lag_weighted
         self.refresh()
 
 
@@ -223,7 +231,7 @@ class Program:
         self.weight = sum(branch.weight for branch in self.branches)
         self.lag_weighted = sum(branch.lag_weighted for branch in self.branches)
         for book in self.shared:
-            weight = _weight(book) * (len(book.parties) - 1)
+            weight = book.weight * (len(book.parties) - 1)
             self.weight -= weight
             self.lag_weighted -= book.rank_lag_ms * weight
         self.decayed = fsum(branch.usage.decayed for branch in self.branches)
@@ -344,7 +352,7 @@ class Tree:
         """
         before = book.rank_lag_ms
         book.charge(cost_gpu_us, rate)
-        moved = (book.rank_lag_ms - before) * _weight(book)
+        moved = (book.rank_lag_ms - before) * book.weight
         for party in self._branches_of[book.grant.id]:
             party.lag_weighted += moved
         branch.program.lag_weighted += moved
@@ -458,7 +466,3 @@ def _leaf_key(leaf: Leaf) -> tuple[int, Entry]:
 
 def _by_key(entry: tuple[Key, Branch]) -> Key:
     return entry[0]
-
-
-def _weight(book: GrantBook) -> int:
-    return max(1, book.granted)

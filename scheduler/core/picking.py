@@ -15,7 +15,7 @@ def fill(picks: Picks) -> None:
     if picks.booked:
         serve_booked(picks, picks.booked)
     _find_fitting(picks)
-    if picks.tree.owes:
+    if policy.entitlements and picks.tree.owes:
         serve_owed(picks)
     if policy.lane:
         serve_lane(picks, policy.lane)
@@ -24,15 +24,13 @@ def fill(picks: Picks) -> None:
     if any(picks.fitting.values()):
         # while nothing fits at all nothing can be taken from anybody: what was reserved stays as it is
         serve_all(picks, seat(picks))
-    for organization_id in picks.touched:
-        known.judge(organization_id)
 
 
 def _find_fitting(picks: Picks) -> None:
     """The shapes that fit on what is free before the first pick outside booked room."""
-    for shape in picks.known.by_shape:
-        picks.fitting.setdefault(shape.gpu_class, {}).setdefault(shape[:5], []).append(shape)
-    for gpu_class, by_key in picks.fitting.items():
-        for shapes in by_key.values():
-            shapes.sort(key=lambda shape: shape.span_ms)
-        picks.drop_unfit(gpu_class)
+    known = picks.known
+    for gpu_class, alike in known.alike.items():
+        shelves = known.fleet.open.get(gpu_class, {}).values()
+        if picks.keeps or any(shelf.free for shelf in shelves):
+            picks.fitting[gpu_class] = {key: list(shapes) for key, shapes in alike.items()}
+            picks.drop_unfit(gpu_class)

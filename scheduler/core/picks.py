@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from scheduler.core.backfill import Hole, Horizon
 from scheduler.core.booked import Booked
 from scheduler.core.entitlement import GrantBook
-from scheduler.core.fit import Shape, span_of
+from scheduler.core.fit import FitKey, Shape, span_of
 from scheduler.core.groups import Group, Leaf
 from scheduler.core.model import Job, Preempt, Reason, Start, WaitReason
 from scheduler.core.order import Branch, Tree
@@ -13,16 +13,14 @@ from scheduler.core.placement import Limits, Room, choose_room, pods_of
 from scheduler.core.reasons import with_others
 from scheduler.core.state import Knowledge
 
-FitKey = tuple[str, int, int, str, str]
-"""Shapes that differ in their span only fit or fail together, reservations aside."""
-
 
 class Picks:
     """The picks of one cycle on top of what is known."""
 
-    def __init__(self, known: Knowledge, tree: Tree) -> None:
+    def __init__(self, known: Knowledge, books: list[GrantBook]) -> None:
         self.known = known
-        self.tree = tree
+        self.books = books  # the running grants
+        self._tree: Tree | None = None
         self.starts: list[Start] = []
         self.stops: list[Preempt] = []
         self.reach = known.reach()
@@ -35,10 +33,17 @@ class Picks:
         self.fitting: dict[
             str, dict[FitKey, list[Shape]]
         ] = {}  # by class: shapes that fit, reservations aside
-        self.has_choices = any(shape.classes for shape in known.by_shape)
+        self.has_choices = known.choices > 0
         for job, room in known.keeps(self.bounds_of):
             self.keeps[job.id] = room
             self.horizon.pick(room.gpu_class, room.cluster, room.gpus_by_node, job.walltime_ms)
+
+    @property
+    def tree(self) -> Tree:
+        """The running grants as they rank, this cycle's picks counted; a cycle in which nothing fits may need none."""
+        if self._tree is None:
+            self._tree = self.known.tree(self.books)
+        return self._tree
 
     def fits(self, shape: Shape) -> bool:
         """Whether it fits on what is free now, its kept room counted, reservations aside.
@@ -87,14 +92,14 @@ class Picks:
         known.fleet.rollback()
         known.served.clear()
         for group, book, path, organization_id in self._picked:
-            group.give_back()
+            known.queues[organization_id].give_back(group)
             book.charge(-group.cost_gpu_us, -group.rate)
             known.balances.charge(path, -group.cost_gpu_us)
             known.caps.charge(book.grant.id, organization_id, -group.gpus)
         self.horizon.close()
         known.expect_nothing()
         known.gone = set()
-        known.dirty |= self.touched
+        known.moved |= self.touched
 
     def may(self, shape: Shape) -> bool:
         """Whether a job that fits delays no reservation."""

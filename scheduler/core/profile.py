@@ -18,12 +18,13 @@ Interval = tuple[int, int, int]
 class NodeProfile:
     """One node: what is free now, what comes back when."""
 
-    __slots__ = ("_cumulated", "_ends", "_gpus", "free")
+    __slots__ = ("_cumulated", "_ends", "_given", "_gpus", "free")
 
     def __init__(self) -> None:
         self.free = 0
         self._gpus: dict[str, tuple[int, int]] = {}  # attempt: (end, GPUs)
-        self._ends: list[int] = []
+        self._ends: list[int] = []  # in order
+        self._given: list[int] = []  # GPUs that each of them gives back
         self._cumulated: list[int] | None = None  # [i]: what the first i ends give back
 
     @property
@@ -35,14 +36,19 @@ class NodeProfile:
         """An attempt keeps GPUs until then at the latest."""
         self.drop(attempt)
         self._gpus[attempt] = end_ms, gpus
-        insort(self._ends, end_ms)
+        at = bisect_right(self._ends, end_ms)
+        self._ends.insert(at, end_ms)
+        self._given.insert(at, gpus)
         self._cumulated = None
 
     def drop(self, attempt: str) -> None:
         """It keeps none."""
         found = self._gpus.pop(attempt, None)
         if found:
-            del self._ends[bisect_left(self._ends, found[0])]
+            end_ms, gpus = found
+            at = self._given.index(gpus, bisect_left(self._ends, end_ms))
+            assert self._ends[at] == end_ms, f"{attempt} does not end at {end_ms}"
+            del self._ends[at], self._given[at]
             self._cumulated = None
 
     def free_at(self, at_ms: int, now_ms: int) -> int:
@@ -90,8 +96,7 @@ class NodeProfile:
 
     def _cumulate(self) -> list[int]:
         if self._cumulated is None:
-            pairs = sorted(self._gpus.values())
-            self._cumulated = [0, *accumulate(gpus for _, gpus in pairs)]
+            self._cumulated = [0, *accumulate(self._given)]
         return self._cumulated
 
 

@@ -1,5 +1,7 @@
 """The second stage of a cycle: gangs that are behind start past reservations, or others are stopped for them."""
 
+from collections.abc import Iterable
+
 from scheduler.core.fit import Shape
 from scheduler.core.groups import Group, Leaf
 from scheduler.core.model import Job, Preempt
@@ -14,10 +16,20 @@ from scheduler.core.victims import Pool
 def preempt(picks: Picks, rule: Preemption) -> None:
     """Stop small jobs of grants that are further ahead for gangs whose grant is behind."""
     shapes = {s for s in picks.known.by_shape if s.gpus >= rule.gang_gpus}
-    if not shapes:
-        return
-    pool = Pool(picks.known, picks.tree.books, rule)
     at_once = rule.gangs_at_once - picks.known.stopped_for()
+    if _presses(picks, shapes) and (at_once > 0 or any(map(picks.fits, shapes))):
+        _serve_gangs(picks, rule, shapes, at_once)
+
+
+def _presses(picks: Picks, shapes: Iterable[Shape]) -> bool:
+    """Whether a grant that is behind would pay for one of these."""
+    by_shape = picks.known.by_shape
+    return any([group.book and group.book.rank_lag_ms > 0 for shape in shapes for group in by_shape[shape]])
+
+
+def _serve_gangs(picks: Picks, rule: Preemption, shapes: set[Shape], at_once: int) -> None:
+    """The first gangs of each grant that is behind, others being stopped for at most so many of them."""
+    pool = Pool(picks.known, picks.books, rule)
     beaten: dict[Shape, int] = {}  # shapes that no eviction suffices, with the lag of who tried
     for leaf in picks.tree.order():
         if leaf.book.rank_lag_ms <= 0 or leaf.heads.keys().isdisjoint(shapes):

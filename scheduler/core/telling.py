@@ -4,10 +4,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
-from scheduler.core.fit import Shape
+from scheduler.core.fit import FitKey, Shape
 from scheduler.core.groups import Group, Leaf
 from scheduler.core.model import RACK, Reason, WaitReason
-from scheduler.core.picks import FitKey, Picks
+from scheduler.core.picks import Picks
 from scheduler.core.reasons import explain, with_others
 from scheduler.core.waiting import Queue
 
@@ -26,10 +26,13 @@ class Teller:
     def __init__(self, cycle: Picks) -> None:
         self._cycle, self._known = cycle, cycle.known
         self._explained: dict[FitKey, Reason] = {}
+        self._fitting: dict[FitKey, bool] = {}
 
     def tell(self, judged: Iterable[str]) -> Told:
         """After the picks. `judged`: the organizations whose verdicts may have changed before them."""
         known, cycle, changed = self._known, self._cycle, dict[str, Reason]()
+        for organization_id in cycle.touched:
+            known.judge(organization_id)  # what its picks left it
         leaves = cycle.tree.order()
         for job_id in known.gone.union(start.job_id for start in cycle.starts):
             known.reasons.pop(job_id, None)
@@ -55,7 +58,8 @@ class Teller:
         for job_id, reason in queue.cooling():
             if known.reasons.get(job_id) != reason:
                 known.reasons[job_id] = changed[job_id] = reason
-        for group in queue.groups.values():
+        untold, queue.untold = queue.untold, {}
+        for group in untold:
             if not group.speaks:
                 group.told = None
             elif group.taken < len(group.entries):
@@ -92,25 +96,33 @@ class Teller:
         """Why each shape that jobs wait for does not start. An equal reason stays the same object."""
         known, cycle, found = self._known, self._cycle, dict[Shape, Reason]()
         for shape, groups in known.by_shape.items():
-            if any(group.taken < len(group.entries) for group in groups):
+            if _waits(groups):
                 reason = self._reserved(shape) or self._explain(shape)
                 if shape.classes and reason.code is not WaitReason.RESERVED:
                     reason = Reason(reason.code, with_others(shape, reason.numbers))
                 found[shape] = reason
-        given: list[str] = []
+        if cycle.keeps:
+            self._look_at_keeps(found)
+        before = known.shape_reasons
+        return {shape: before[shape] if before.get(shape) == r else r for shape, r in found.items()}
+
+    def _look_at_keeps(self, found: dict[Shape, Reason]) -> None:
+        """Say so where only room that is kept for a job lets a shape wait; the kept room is given back."""
+        known, cycle, given = self._known, self._cycle, list[str]()
+        alike = dict[str, dict[FitKey, list[Shape]]]()
+        for shape, reason in found.items():
+            if reason.code not in (WaitReason.ROOM_RESERVED, WaitReason.RESERVED, WaitReason.BOOKED):
+                alike.setdefault(shape.gpu_class, {}).setdefault(shape[:5], []).append(shape)
         for job_id, room in cycle.keeps.items():
             known.fleet.take(room.gpu_class, room.cluster, room.gpus_by_node, sign=-1)
             given.append(job_id)
-            for shape, reason in found.items():
-                if reason.code in (WaitReason.ROOM_RESERVED, WaitReason.RESERVED, WaitReason.BOOKED):
-                    continue
-                if known.fleet.fits(shape, cycle.reach.open_to(shape.gpu_class)):
+            by_key, clusters = alike.get(room.gpu_class, {}), cycle.reach.open_to(room.gpu_class)
+            for key in [key for key, shapes in by_key.items() if known.fleet.fits(shapes[0], clusters)]:
+                for shape in by_key.pop(key):
                     others = [id for id in reversed(given) if id != shape.kept_for]
                     assert others, f"{shape} fits and was not started"
                     numbers = with_others(shape, {"job": others[0]})
                     found[shape] = Reason(WaitReason.ROOM_RESERVED, numbers)
-        before = known.shape_reasons
-        return {shape: before[shape] if before.get(shape) == r else r for shape, r in found.items()}
 
     def _reserved(self, shape: Shape) -> Reason | None:
         """It has a reservation, or would fit and keep a reservation or a booking from its room."""
@@ -128,11 +140,19 @@ class Teller:
             if shape.within:
                 numbers["within"] = shape.within
             return Reason(WaitReason.RESERVED, numbers)
-        if cycle.horizon.seats and cycle.fits(shape):
+        if cycle.horizon.seats and self._fits(shape):
             return Reason(WaitReason.ROOM_RESERVED, {"job": cycle.horizon.in_the_way(shape)})
         if cycle.booked and cycle.fits_but_for_bookings(shape):
             return cycle.booked.reason(shape, cycle.reach.open_to(shape.gpu_class))
         return None
+
+    def _fits(self, shape: Shape) -> bool:
+        if self._cycle.horizon.is_booked:
+            return self._cycle.fits(shape)
+        fits = self._fitting.get(shape[:5])
+        if fits is None:
+            fits = self._fitting[shape[:5]] = self._cycle.fits(shape)
+        return fits
 
     def _explain(self, shape: Shape) -> Reason:
         reason = self._explained.get(shape[:5])
@@ -164,7 +184,19 @@ def _say(reasons: dict[str, Reason], changed: dict[str, Reason], group: Group, r
     if group.told is reason:
         return
     group.told = reason
+    before: Reason | None = reason
+    is_news = False
     for _, _, job_id in group.left:
         told = reasons.get(job_id)
-        if told is not reason and told != reason:
+        if told is not before:  # most were told the same
+            before, is_news = told, told is not reason and told != reason
+        if is_news:
             reasons[job_id] = changed[job_id] = reason
+
+
+def _waits(groups: Iterable[Group]) -> bool:
+    """Whether a job of these was not picked."""
+    for group in groups:  # noqa: SIM110 - a generator would take three times as long
+        if group.taken < len(group.entries):
+            return True
+    return False

@@ -42,7 +42,7 @@ class Pool:
 
     def _on(self, book: GrantBook, gpu_class: str) -> list[tuple[str, Victim]]:
         known, found = self._known, list[tuple[str, Victim]]()
-        for attempt in known.running_on(book.grant.id).values():
+        for attempt in known.attempts.running_on(book.grant.id).values():
             job = known.jobs.get(attempt.job_id)
             if job and attempt.pods[0].gpu_class == gpu_class:
                 victim = victim_of(job, attempt, gpu_class, self._rule, known.now_ms)

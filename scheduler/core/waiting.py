@@ -2,13 +2,13 @@
 
 from bisect import bisect_left, insort
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from scheduler.core.capping import Ceiling
 from scheduler.core.entitlement import Balances, Caps, GrantBook
 from scheduler.core.fit import Shape, span_of
 from scheduler.core.groups import Entry, Group, GroupKey, Leaf
-from scheduler.core.judging import NEVER_MS, Judge, Offers
+from scheduler.core.judging import NEVER_MS, Basis, Judge, Offers
 from scheduler.core.model import Job, Organization, Reason, WaitReason
 
 NEVER_US = 1 << 100
@@ -18,9 +18,15 @@ class Queue:
     """The waiting jobs of one organization. `judge` again when anything it saw changed, or at `until_ms`."""
 
     __slots__ = (
-        "_by_path",
+        "_basis",
+        "_blocked",
         "_cooling",
+        "_dearest_on",
+        "_decided_until_ms",
         "_frozen",
+        "_moved",
+        "_tail_moved",
+        "can_narrow",
         "dearest_gpu_us",
         "gang_first_gpus",
         "gpus_left",
@@ -32,6 +38,7 @@ class Queue:
         "organization_id",
         "tail",
         "until_ms",
+        "untold",
         "widest_gpus",
     )
 
@@ -48,13 +55,18 @@ class Queue:
         self.until_ms = 0
         # while the only path has this left, and the caps this many, no pick changes a verdict
         self.dearest_gpu_us = NEVER_US
-        self.widest_gpus = 0
+        self.widest_gpus = 0  # at least what the widest of the groups takes that could pay
         self.gpus_left: int | None = None  # below the organization's cap, when it was judged; None: no cap
         self.is_capped = False  # some job could pay and waits for that
         self.has_claims = False  # others are being stopped for some job
-        self._by_path: dict[tuple[str, ...], list[Group]] | None = (
-            None  # those that could pay, the dearest last
-        )
+        self._basis: Basis | None = None  # of the verdicts; None: decide all anew
+        self._decided_until_ms = NEVER_MS  # while the basis is the same
+        self._moved: dict[Group, None] = {}  # an ordered set: who got or lost jobs since they were ranked
+        self._blocked: dict[Group, None] = {}  # those that draw on no grant
+        self.untold: dict[Group, None] = {}  # whose jobs, or why they wait, changed since everybody was told
+        self._tail_moved = False
+        self.can_narrow = False  # after a pick only those are judged anew whose path has too little left
+        self._dearest_on: dict[tuple[str, ...], int] = {}  # by path: at least what the dearest group costs
         self._frozen: Reason | None = None
 
     def add(self, job: Job, kept: bool, now_ms: int) -> None:
@@ -62,19 +74,21 @@ class Queue:
         kept_for = job.id if kept else ""
         if job.not_before_ms is not None and job.not_before_ms > now_ms:
             self._cooling[job.id] = job, kept_for
+            self._tail_moved = True
         else:
             self._enter(job, kept_for)
 
     def remove(self, job: Job) -> None:
         """A job waits no more (or is about to be added anew)."""
         if self._cooling.pop(job.id, None):
+            self._tail_moved = True
             return
         for kept_for in ("", job.id):
             group = self.groups.get(_key(job, kept_for))
             entry = self._entry(job)
-            at = bisect_left(group.entries, entry) if group else 0
-            if group and at < len(group.entries) and group.entries[at] == entry:
-                del group.entries[at]
+            if group and _holds(group.entries, entry):
+                del group.entries[bisect_left(group.entries, entry)]
+                self._come(group, (entry,), False)
                 return
 
     def classes_later(self, job: Job) -> Sequence[str]:
@@ -89,7 +103,7 @@ class Queue:
         """Of a job that was not picked in this cycle: its groups that could pay now, in order of preference."""
         for kept_for in ("", job.id):
             group = self.groups.get(_key(job, kept_for))
-            if group and group.able and self._entry(job) in group.left:
+            if group and group.able and _holds(group.entries, self._entry(job), group.taken):
                 return group.able
         return ()
 
@@ -102,12 +116,35 @@ class Queue:
         """The group's first job was picked."""
         assert group.book, f"picked without a grant: {group.key}"
         if not group.family:
+            self._moved[group] = None
             self.leaves[group.book.grant.id].take(group)
             return
+        self._come(group, (group.entries[group.taken],), False)
         group.take()
         for each in group.family:
             if each.book:
-                self.leaves[each.book.grant.id].step(each)
+                leaf = self.leaves[each.book.grant.id]
+                leaf.put(each)
+                leaf.rank()
+
+    def give_back(self, group: Group) -> None:
+        """Nothing of the group was picked."""
+        self._come(group, group.entries[: group.taken])
+        group.give_back()
+
+    def sweep(self) -> list[Group]:
+        """Forget the groups that have no job any more. Returns them."""
+        empty = [group for group in self._moved if not group.entries]
+        for group in empty:
+            del self.groups[group.key]
+            if group.book:
+                leaf = self.leaves[group.book.grant.id]
+                leaf.drop(group)
+                leaf.rank()
+            self._blocked.pop(group, None)
+            self.untold.pop(group, None)
+            del self._moved[group]
+        return empty
 
     def cooling(self) -> Iterator[tuple[str, Reason]]:
         """Why each job in cooldown waits."""
@@ -124,26 +161,46 @@ class Queue:
         step_ms: int,
         now_ms: int,
         ceiling: Ceiling | None = None,
-    ) -> None:
-        """Give every group its grant or its reason; books are those open to it, whatever their term."""
+    ) -> Collection[Group]:
+        """Give every group its grant or its reason; books are those open to it, whatever their term.
+
+        Returns those whose verdict may be another one than before.
+        """
         self._thaw(now_ms)
-        before, self.leaves = self.leaves, {}
-        self._frozen = None
-        self.gpus_left, self.widest_gpus, self.is_capped, self.has_claims = None, 0, False, False
+        self.gpus_left = ceiling.left if ceiling else None
         if organization is not None and organization.frozen:
-            self._frozen = Reason(WaitReason.ORGANIZATION_FROZEN, {"organization": organization.id})
-            for group in self.groups.values():
-                group.book, group.path, group.reason = None, (), self._frozen
-        else:
-            offers = Offers(self.organization_id, balances, caps)
-            judge = Judge(books if organization else (), rates, offers, step_ms, now_ms, ceiling)
-            self._decide(judge, ceiling, before)
-        for leaf in self.leaves.values():
-            leaf.seal()
-        self.tail = sorted(
-            [e[1:] for group in self.groups.values() if not group.book and group.speaks for e in group.left]
-            + [(job.submitted_at_ms, job.id) for job, _ in self._cooling.values()]
-        )
+            self._freeze(organization)
+            return self._placed(self.groups.values())
+        self._frozen = None
+        offers = Offers(self.organization_id, balances, caps)
+        judge = Judge(books if organization else (), rates, offers, step_ms, now_ms, ceiling)
+        basis = judge.basis()
+        due = self._due(basis, now_ms)
+        self._basis = basis
+        if due is None:
+            self._decide(judge, ceiling)
+            return self._placed(self.groups.values())
+        self._decide_some(judge, due)
+        return self._placed(due)
+
+    def settle(self, balances: Balances) -> bool:
+        """When only jobs and money came and went: give the jobs their places, if that needs no verdict.
+
+        Returns whether it was so; else `judge`.
+        """
+        before = self._basis
+        if before is None or self._tail_moved or self.gpus_left is not None:
+            return False
+        if not all([group.entries and group.is_decided for group in self._moved]):
+            return False
+        basis = before.brought_to(balances)
+        # of grants that end together the one with less left comes first
+        if basis.accounts != before.accounts and (not self.can_narrow or self._due_by_money(basis, before)):
+            return False
+        self._basis = basis
+        self._rank_moved()
+        self._moved = {}
+        return True
 
     def is_bound(self, gpus_left: int) -> bool:
         """Whether a verdict may differ, or its numbers do, when so many are left below the organization's cap."""
@@ -156,11 +213,6 @@ class Queue:
         self.gpus_left -= gpus
         return self.has_claims or self.gpus_left < self.widest_gpus
 
-    @property
-    def can_narrow(self) -> bool:
-        """Whether after a pick only those have to be judged anew whose path has too little left."""
-        return self._by_path is not None
-
     def narrow(
         self,
         books: Sequence[GrantBook],
@@ -171,42 +223,150 @@ class Queue:
         now_ms: int,
     ) -> list[Group]:
         """After a pick: judge the groups anew that cost more than their path has left. Returns them."""
-        assert self._by_path is not None
-        short = [group for path, queue in self._by_path.items() for group in _short(queue, balances.on(path))]
-        if not short:
+        assert self.can_narrow
+        low = {path: left for path, cost in self._dearest_on.items() if (left := balances.on(path)) < cost}
+        if not low:
             return []
+        on_low = [group for group in self.groups.values() if group.book and group.path in low]
+        short = [group for group in on_low if group.cost_gpu_us > low[group.path]]
+        for path, left in low.items():
+            self._dearest_on[path] = left  # nobody on it costs more from now on
         judge = Judge(books, rates, Offers(self.organization_id, balances, caps), step_ms, now_ms)
-        for group in short:
-            if group.book:
-                self.leaves[group.book.grant.id].drop(group)
-            judge.decide(group)
-            if group.book and group.taken < len(group.entries):
-                self._leaf(group.book, {}).add(group)
-                insort(self._by_path[group.path], group, key=_cost)
-        self.until_ms = min(judge.until_ms, self.until_ms)
+        self._decide_each(judge, short)
+        basis = judge.basis()
+        if basis and self._basis:
+            # what has gone from accounts, and below the cap, is to be told as well
+            self._basis = basis._replace(accounts=(), below_cap=self._basis.below_cap)
         return short
 
-    def _decide(self, judge: Judge, ceiling: Ceiling | None, before: Mapping[str, Leaf]) -> None:
+    def _due(self, basis: Basis | None, now_ms: int) -> dict[Group, None] | None:
+        """The groups on which the verdict may be another one now; None for all of them."""
+        before = self._basis
+        if basis is None or before is None or now_ms >= self._decided_until_ms or basis[:2] != before[:2]:
+            return None
+        due = dict.fromkeys([group for group in self._moved if not group.is_decided])
+        due |= self._due_by_money(basis, before)
+        if basis.below_cap != before.below_cap:
+            if basis.below_cap is None or before.below_cap is None:
+                return None
+            low, high = sorted(cap - in_use for cap, in_use in (basis.below_cap, before.below_cap))
+            if low < self.widest_gpus:
+                due |= dict.fromkeys([group for group in self.groups.values() if low < group.gpus <= high])
+            due |= self._blocked_by(WaitReason.ORGANIZATION_CAP)
+        return due
+
+    def _due_by_money(self, basis: Basis, before: Basis) -> dict[Group, None]:
+        if basis.accounts == before.accounts:
+            return {}
+        due = self._blocked_by(WaitReason.GRANT_EXHAUSTED)
+        for low, high in basis.moved(before):
+            groups = self.groups.values()
+            due |= dict.fromkeys([group for group in groups if low < group.cost_gpu_us <= high])
+        return due
+
+    def _blocked_by(self, code: WaitReason) -> dict[Group, None]:
+        return dict.fromkeys([group for group in self._blocked if group.waits_for(code)])
+
+    def _freeze(self, organization: Organization) -> None:
+        """No job may start whatever it costs."""
+        self._tail_moved = True
+        self._frozen = Reason(WaitReason.ORGANIZATION_FROZEN, {"organization": organization.id})
+        self.leaves, self.can_narrow, self._basis = {}, False, None
+        self.is_capped = self.has_claims = False
+        self._blocked, self.untold = dict.fromkeys(self.groups.values()), dict.fromkeys(self.groups.values())
+        for group in self._blocked:
+            group.book, group.path, group.reason = None, (), self._frozen
+
+    def _decide(self, judge: Judge, ceiling: Ceiling | None) -> None:
         """Judge every group, and note what the next picks must leave for all this to stay true."""
+        self._tail_moved = True
         claims = self._claim(judge, ceiling) if ceiling and ceiling.claims else ()
+        on_grant = defaultdict[GrantBook, list[Group]](list)
         for group in self.groups.values():
             if group.shape.kept_for not in claims:
                 judge.decide(group)
             if group.book:
-                self._leaf(group.book, before).put(group)
+                on_grant[group.book].append(group)
+        self._blocked = dict.fromkeys([group for group in self.groups.values() if not group.book])
+        self.untold = dict.fromkeys(self.groups.values())
+        before, self.leaves = self.leaves, {}
+        for book, groups in on_grant.items():
+            leaf = self.leaves[book.grant.id] = Leaf(book, before.get(book.grant.id))
+            leaf.fill(groups)
+        self._decided_until_ms = judge.until_ms
         self.until_ms = min(judge.until_ms, self.until_ms)
-        able = [group for group in self.groups.values() if group.book]
-        self.dearest_gpu_us, self._by_path = NEVER_US, None
-        self.gpus_left = ceiling.left if ceiling else None
+        able = [group for groups in on_grant.values() for group in groups]
+        self.dearest_gpu_us = NEVER_US
+        self.gpus_left = ceiling.left if ceiling else None  # without what is claimed
         self.is_capped, self.has_claims = judge.is_capped, bool(claims)
-        if ceiling or judge.one_path:
-            self.widest_gpus = max((group.gpus for group in able), default=0)
+        self.widest_gpus = max([group.gpus for group in able], default=0)
+        self.can_narrow, self._dearest_on = judge.only_money, {}
         if judge.only_money:
-            self._by_path = defaultdict(list)
-            for group in sorted(able, key=_cost):
-                self._by_path[group.path].append(group)
+            for group in able:
+                self._note_cost(group)
         elif judge.one_path:
             self.dearest_gpu_us = max((group.cost_gpu_us for group in able), default=0)
+
+    def _decide_some(self, judge: Judge, due: Iterable[Group]) -> None:
+        """Judge these, and rank those again that got or lost jobs."""
+        self._decide_each(judge, due)
+        self.is_capped = bool(self._blocked_by(WaitReason.ORGANIZATION_CAP))
+        self._rank_moved()
+
+    def _rank_moved(self) -> None:
+        """Rank those again that got or lost jobs."""
+        ranked = set[Leaf]()
+        for group in self._moved:
+            if group.book:
+                leaf = self.leaves[group.book.grant.id]
+                leaf.put(group)
+                ranked.add(leaf)
+        for leaf in ranked:
+            leaf.rank()
+
+    def _decide_each(self, judge: Judge, groups: Iterable[Group]) -> None:
+        """Judge these, and move those that draw on another grant now."""
+        ranked = set[Leaf]()
+        for group in groups:
+            before = group.book
+            judge.decide(group)
+            self.untold[group] = None
+            if group.book is not before:
+                self._tail_moved = True
+                if before:
+                    leaf = self.leaves[before.grant.id]
+                    leaf.drop(group)
+                    leaf.come(group.left, False)
+                    ranked.add(leaf)
+                if group.book:
+                    leaf = self._leaf(group.book)
+                    leaf.put(group)
+                    leaf.come(group.left)
+                    ranked.add(leaf)
+            if group.book:
+                self._blocked.pop(group, None)
+                self._note_cost(group)
+            else:
+                self._blocked[group] = None
+        for leaf in ranked:
+            leaf.rank()
+        self._decided_until_ms = min(judge.until_ms, self._decided_until_ms)
+        self.until_ms = min(self.until_ms, self._decided_until_ms)
+
+    def _note_cost(self, group: Group) -> None:
+        self.widest_gpus = max(group.gpus, self.widest_gpus)
+        self._dearest_on[group.path] = max(group.cost_gpu_us, self._dearest_on.get(group.path, 0))
+
+    def _placed(self, decided: Collection[Group]) -> Collection[Group]:
+        """Every group has its place; what may not start stands in order of submission."""
+        self._moved = {}
+        if self._tail_moved:
+            self._tail_moved = False
+            self.tail = sorted(
+                [entry[1:] for group in self._blocked if group.speaks for entry in group.left]
+                + [(job.submitted_at_ms, job.id) for job, _ in self._cooling.values()]
+            )
+        return decided
 
     def _claim(self, judge: Judge, ceiling: Ceiling) -> Mapping[str, int]:
         """Judge the jobs first that others are being stopped for, each counting before the next. Returns them."""
@@ -220,11 +380,20 @@ class Queue:
             ceiling.keep(gpus if any(group.book for group in own) else 0)
         return ceiling.claims
 
-    def _leaf(self, book: GrantBook, before: Mapping[str, Leaf]) -> Leaf:
+    def _leaf(self, book: GrantBook) -> Leaf:
         leaf = self.leaves.get(book.grant.id)
         if leaf is None:
-            leaf = self.leaves[book.grant.id] = Leaf(book, before.get(book.grant.id))
+            leaf = self.leaves[book.grant.id] = Leaf(book, None)
         return leaf
+
+    def _come(self, group: Group, entries: Sequence[Entry], came: bool = True) -> None:
+        """The group has these jobs now (or no longer)."""
+        for each in group.family or (group,):
+            self._moved[each] = self.untold[each] = None
+            if each.book:
+                self.leaves[each.book.grant.id].come(entries, came)
+            else:
+                self._tail_moved = True
 
     def _thaw(self, now_ms: int) -> None:
         """Let jobs whose cooldown is over wait like the others."""
@@ -233,6 +402,7 @@ class Queue:
             assert job.not_before_ms is not None
             if job.not_before_ms <= now_ms:
                 del self._cooling[job.id]
+                self._tail_moved = True
                 self._enter(job, kept_for)
             else:
                 self.until_ms = min(self.until_ms, job.not_before_ms)
@@ -242,7 +412,9 @@ class Queue:
         group = self.groups.get(key)
         if group is None:
             group = self._found(key)
-        insort(group.entries, self._entry(job))
+        entry = self._entry(job)
+        insort(group.entries, entry)
+        self._come(group, (entry,))
         for each in group.family or (group,):
             each.told = None
 
@@ -266,14 +438,10 @@ class Queue:
         return turn, job.submitted_at_ms, job.id
 
 
-def _short(queue: list[Group], left_gpu_us: int) -> Iterator[Group]:
-    """Take out those that cost more."""
-    while queue and queue[-1].cost_gpu_us > left_gpu_us:
-        yield queue.pop()
-
-
-def _cost(group: Group) -> int:
-    return group.cost_gpu_us
+def _holds(entries: Sequence[Entry], entry: Entry, first: int = 0) -> bool:
+    """Whether it is among them, from the given place on."""
+    at = bisect_left(entries, entry, first)
+    return at < len(entries) and entries[at] == entry
 
 
 def _key(job: Job, kept_for: str) -> GroupKey:
