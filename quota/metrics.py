@@ -12,9 +12,11 @@ from quota.audit.tables import findings
 from quota.clock import Clock
 from quota.db import Database, head
 from quota.fleet.tables import clusters, node_capacity
-from quota.jobs.tables import jobs
+from quota.idle.tables import found, warnings
+from quota.jobs.tables import attempts, jobs
 from quota.ledger.tables import accounts, holds
 from quota.programs.tables import grants
+from quota.schemas.idle import IdleState
 
 REFERENCE_SECOND_GPU_US = 1_000_000
 
@@ -32,6 +34,7 @@ class HubCollector(Collector):
             yield from _grant_families(connection)
             yield from _job_families(connection)
             yield from _fleet_families(connection, self._clock.now_ms())
+            yield from _idle_families(connection)
             yield GaugeMetricFamily(
                 "hub_quota_feed_head", "Sequence of the last transaction in the feed.", head(connection)
             )
@@ -131,3 +134,30 @@ def _fleet_families(connection: Connection, now_ms: int) -> Iterable[Metric]:
     for row in connection.execute(select(clusters).where(clusters.c.observed_through_ms.is_not(None))):
         lag.add_metric([row.id], max(0, now_ms - row.observed_through_ms) / 1000)
     yield lag
+
+
+def _idle_families(connection: Connection) -> Iterable[Metric]:
+    gpus = GaugeMetricFamily(
+        "hub_quota_idle_gpus",
+        "GPUs of running attempts by what the idle rules found; of partly idle ones those that are idle.",
+        labels=["state"],
+    )
+    counted = dict.fromkeys((state.value for state in IdleState if state is not IdleState.ACTIVE), 0)
+    for row in connection.execute(select(found.c.state, found.c.gpus, found.c.idle_gpus)):
+        if row.state in counted:
+            counted[row.state] += row.idle_gpus if row.state == IdleState.PARTLY_IDLE else row.gpus
+    for state, value in counted.items():
+        gpus.add_metric([state], value)
+    yield gpus
+    given = CounterMetricFamily("hub_quota_idle_warnings", "Warnings about idle GPUs.", labels=["step"])
+    steps = connection.execute(select(warnings.c.step, func.count().label("many")).group_by(warnings.c.step))
+    many = {row.step: row.many for row in steps}
+    for step in (1, 2):
+        given.add_metric([str(step)], many.get(step, 0))
+    yield given
+    asked = select(func.count()).select_from(attempts).where(attempts.c.stop_asked == "idle_reclaimed")
+    yield CounterMetricFamily(
+        "hub_quota_idle_stops",
+        "Attempts that were asked to stop because their GPUs were idle.",
+        connection.execute(asked).scalar_one(),
+    )

@@ -51,10 +51,13 @@ def decide(
     fresh_ms: int,
 ) -> Step:
     """The next step. `given` are the warnings in force, in order; `fresh_ms` how old evidence may be."""
+    if rules.mode is IdleMode.OFF:
+        return Step(IdleState.ACTIVE, None, tuple(each.number for each in given))
     due_ms = _due_ms(verdict, rules, given)
     if verdict.through_ms is None or now_ms - verdict.through_ms > fresh_ms:
         blind = len(given) == 2 and now_ms >= due_ms and rules.mode is IdleMode.STOP and not exempt
-        return Step(IdleState.UNOBSERVED, None, blind=blind)
+        just_begun = not given and now_ms - verdict.idle_since_ms <= fresh_ms
+        return Step(IdleState.ACTIVE if just_begun else IdleState.UNOBSERVED, None, blind=blind)
     warns = rules.mode in (IdleMode.WARN, IdleMode.STOP) and not exempt
     holding = _holding(verdict, given) if warns else []
     withdrawn = tuple(each.number for each in given if each not in holding)

@@ -242,9 +242,9 @@ class JobIdle(Reply):
     idle_gpus: int
     gpus: int
     utilization_thousandths: int | None
-    """Of its GPUs, over the window of the low-utilization flag; null: not measured for long enough."""
+    """Of its GPUs when it was flagged, over the window of that flag; null: it is not flagged for that."""
     evidence_through: Instant | None
-    """Up to when every one of its GPUs was measured."""
+    """Of one that is unobserved: up to when all of its GPUs were measured; null: never, or it is measured."""
     exempt_until: Instant | None
     changed_at: Instant
 

@@ -233,6 +233,8 @@ def _end_reason(attempt: AttemptObject, item: EndedItem | LostItem) -> EndReason
             return EndReason.GRANT_ENDED
         case StopReason.REQUEUED:
             return EndReason.REQUEUED
+        case StopReason.IDLE_RECLAIMED:
+            return EndReason.IDLE_RECLAIMED
     assert_never(attempt.stop.reason)
 
 
