@@ -178,9 +178,11 @@ def _tell(found: IdlePolicyDocument, program: str | None, as_json: bool) -> None
     changed = moment(found.changed_at) if found.changed_at else "never"
     rules = found.policy if program is None else found.policy.for_program(program)
     own = program in found.policy.programs
-    whose = "the hub's" if program is None else f"{program}: " + ("its own" if own else "the hub's")
+    whose = "" if program is None else f"{program}: its own" if own else f"{program}: the hub's"
     rows = [(name, _text(name, value)) for name, value in _flat("", rules.model_dump(mode="json"))]
-    title = f"version {found.version}, changed (KST): {changed}; {whose}"
+    title = f"version {found.version}, changed (KST): {changed}"
+    if whose:
+        typer.echo(whose)
     console().print(table(title, ("what", ">value"), rows))
     if program is None and found.policy.programs:
         typer.echo(f"programmes with rules of their own: {', '.join(sorted(found.policy.programs))}")
