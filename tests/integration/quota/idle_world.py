@@ -91,16 +91,25 @@ def send(hub: Hub, batch: EvidenceBatch) -> EvidenceReply:
 
 
 def live(
-    agent: Agent, minutes: int, busy: float | list[float] = 0.0, *, delivers: bool = True, judges: bool = True
+    agent: Agent,
+    minutes: int,
+    busy: float | list[float] = 0.0,
+    *,
+    delivers: bool = True,
+    judges: bool = True,
+    every: int = 15,
 ) -> list[str]:
-    """Let so many minutes pass; every five the agent delivers and the hub judges. Answers what the hub did."""
+    """Let so many minutes pass; each five the agent delivers, each `every`, and at last, the hub judges.
+
+    Answers what the hub did.
+    """
     hub, done = agent.hub, []
-    for _ in range(minutes // 5):
+    for passed in range(5, minutes + 1, 5):
         begin = hub.now
         agent.measure(begin, hub.clock.advance(STEP_MS), busy)
         if delivers:
             agent.deliver()
-        if judges:
+        if judges and (passed % every == 0 or passed == minutes):
             done.append(idling.judge_all(hub.database))
     return done
 

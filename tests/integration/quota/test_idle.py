@@ -104,7 +104,7 @@ def test_an_interactive_job_has_spans_of_its_own(hub: Hub) -> None:
     agent = a_running_job(hub, kind="interactive")
     assert hub.job(agent.job.id).kind == "interactive"
     live(agent, 30, 0.4)
-    live(agent, 55)
+    live(agent, 55, every=5)
     assert _asked(agent) is None
     live(agent, 5)
     assert _asked(agent) == "idle_reclaimed"
@@ -357,7 +357,7 @@ def test_an_exemption_keeps_from_warning_and_stop_until_it_ends(hub: Hub, agent:
     end_exemption(hub, made)
     live(agent, 10)
     assert (given(hub, agent.job), _asked(agent)) == ([(1, False), (1, True)], None)
-    live(agent, 20)
+    live(agent, 20, every=5)
     assert _asked(agent) == "idle_reclaimed"
 
 
@@ -365,7 +365,7 @@ def test_an_exemption_expires_by_the_clock(hub: Hub, agent: Agent) -> None:
     exempt(hub, "job", agent.job.id, for_ms=200 * MINUTE_MS)
     live(agent, 195)
     assert given(hub, agent.job) == []
-    live(agent, 30)
+    live(agent, 30, every=5)
     assert _asked(agent) == "idle_reclaimed"
 
 
