@@ -16,6 +16,7 @@ from deploy.commands import (
     caps,
     fleet,
     grants,
+    idle,
     job_changes,
     jobs,
     limits,
@@ -70,6 +71,7 @@ def firm_app() -> typer.Typer:
     sharing.register(app)
     bookings.register(app)
     caps.register(app)
+    idle.register(app)
     job_changes.register(app)
     app.add_typer(grants.grant_app, name="grant", rich_help_panel=OPERATORS)
     app.add_typer(grants.program_app, name="program", rich_help_panel=OPERATORS)

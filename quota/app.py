@@ -33,6 +33,7 @@ from quota.identity.doorkeeper import Doorkeeper
 from quota.identity.lockout import Limits
 from quota.jobs import caps_routes as caps
 from quota.jobs import change_routes as job_changes
+from quota.jobs import idle_routes as idle
 from quota.jobs import routes as jobs
 from quota.jobs import switch_routes as switches
 from quota.metrics import HubCollector
@@ -116,6 +117,7 @@ def create_app(settings: Settings, clock: Clock | None = None) -> FastAPI:
         job_changes,
         switches,
         caps,
+        idle,
         sharing,
         snapshots,
         programs,

@@ -47,6 +47,15 @@ NODES = gauge(
     *("cluster", "state"),
 )
 LEDGER_LAG = gauge("hub_quota_ledger_lag_seconds", "Business time since the cluster's watermark.", "cluster")
+IDLE_GPUS = gauge(
+    "hub_quota_idle_gpus",
+    "GPUs of running attempts by what the idle rules found; of partly idle ones those that are idle.",
+    "state",
+)
+IDLE_WARNINGS = counter("hub_quota_idle_warnings_total", "Warnings about idle GPUs.", "step")
+IDLE_STOPS = counter(
+    "hub_quota_idle_stops_total", "Attempts that were asked to stop because their GPUs were idle."
+)
 FEED_HEAD = gauge("hub_quota_feed_head", "Sequence of the last transaction in the feed.")
 LEASE_EXPIRES = gauge(
     "hub_quota_scheduler_lease_expires_timestamp_seconds",

@@ -15,9 +15,12 @@ from quota.clock import Clock
 from quota.db import Database, head
 from quota.dispatch.tables import scheduler_lease
 from quota.fleet.tables import clusters, node_capacity, nodes
+from quota.idle.tables import found as idle_found
+from quota.idle.tables import warnings as idle_warnings
 from quota.jobs.tables import attempts, jobs
 from quota.ledger.tables import accounts, holds
 from quota.programs.tables import grants
+from quota.schemas.idle import IdleState
 
 REFERENCE_SECOND_GPU_US = 1_000_000
 UNENDED = ("queued", "starting", "running", "stopping")
@@ -29,6 +32,7 @@ KNOWN_FINDINGS = (
     "evidence_beyond_run",
     "evidence_of_unknown_attempt",
     "freed_before_its_end",
+    "idle_not_measured",
     "impossible_time",
     "ledger_differs_from_cluster",
     "name_conflict",
@@ -57,6 +61,7 @@ class HubCollector(Collector):
             yield from _grant_families(connection)
             yield from _job_families(connection)
             yield from _fleet_families(connection, now_ms)
+            yield from _idle_families(connection)
             yield from _service_families(connection)
 
     def describe(self) -> Iterable[Metric]:
@@ -172,3 +177,18 @@ def _service_families(connection: Connection) -> Iterable[Metric]:
     )
     counted = dict.fromkeys(KNOWN_FINDINGS, 0) | {row.code: int(row.findings) for row in found}
     yield families.FINDINGS.counter_of({(code,): count for code, count in counted.items()})
+
+
+def _idle_families(connection: Connection) -> Iterable[Metric]:
+    gpus = dict.fromkeys((state.value for state in IdleState if state is not IdleState.ACTIVE), 0)
+    for row in connection.execute(select(idle_found.c.state, idle_found.c.gpus, idle_found.c.idle_gpus)):
+        if row.state in gpus:
+            gpus[row.state] += row.idle_gpus if row.state == IdleState.PARTLY_IDLE else row.gpus
+    yield families.IDLE_GPUS.gauge_of({(state,): count for state, count in gpus.items()})
+    given = connection.execute(
+        select(idle_warnings.c.step, func.count().label("many")).group_by(idle_warnings.c.step)
+    )
+    warned = {1: 0, 2: 0} | {row.step: row.many for row in given}
+    yield families.IDLE_WARNINGS.counter_of({(str(step),): count for step, count in warned.items()})
+    asked = select(func.count()).select_from(attempts).where(attempts.c.stop_asked == "idle_reclaimed")
+    yield families.IDLE_STOPS.counter(connection.execute(asked).scalar_one())

@@ -6,12 +6,13 @@ from quota.db import metadata
 from quota.dispatch import tables as _dispatch
 from quota.fleet import tables as _fleet
 from quota.identity import tables as _identity
+from quota.idle import tables as _idle
 from quota.jobs import tables as _jobs
 from quota.ledger import tables as _ledger
 from quota.programs import tables as _programs
 from quota.reports import tables as _reports
 from quota.usage import tables as _usage
 
-ROOMS = (_audit, _bookings, _dispatch, _fleet, _identity, _jobs, _ledger, _programs, _reports, _usage)
+ROOMS = (_audit, _bookings, _dispatch, _fleet, _identity, _idle, _jobs, _ledger, _programs, _reports, _usage)
 
 __all__ = ["ROOMS", "metadata"]

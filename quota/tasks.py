@@ -22,6 +22,7 @@ from quota.db import Database, Tx
 from quota.dispatch import feed
 from quota.identity import idempotency
 from quota.jobs import endings as running
+from quota.jobs import idling
 from quota.programs import endings
 from quota.reports import reconciliation, retention, watching
 from quota.schemas.service import TaskList, TaskState
@@ -83,6 +84,7 @@ TASKS = (
     Task("audit.seal", MINUTE_MS, _seal),
     Task("grants.expire", MINUTE_MS, _expire),
     Task("grants.stop_running", MINUTE_MS, _stop),
+    Task("jobs.idle", MINUTE_MS, idling.judge_all),
     Task("clusters.watch", 5 * MINUTE_MS, _watch),
     Task("reconcile", HOUR_MS, _reconcile),
     Task("retention", 24 * HOUR_MS, _forget),

@@ -16,6 +16,7 @@ from deploy.session import Exit, Language, UsageTrouble, service
 from deploy.show import JsonOption, console, hours, json_out, moment, table
 from deploy.waiting import waiting_line
 from quota.schemas.forecasts import EtaBasis, JobEta
+from quota.schemas.idle import JobKind
 from quota.schemas.jobs import Attempt, Job, JobDetail, JobSubmission
 from quota.schemas.scheduling import EndReason, JobState, Topology
 
@@ -45,6 +46,10 @@ def submit(
     topology: Annotated[
         Topology, typer.Option(help="How its pods have to lie to each other, or should.")
     ] = Topology.ANY,
+    kind: Annotated[
+        JobKind,
+        typer.Option(help="What the idle rules take it for: interactive ones may pause for less long."),
+    ] = JobKind.BATCH,
     walltime: Annotated[str, typer.Option(help="Time limit: 1h30m, 90m or 5400.")] = "1h",
     grant: Annotated[
         str | None, typer.Option(help="The grant that pays; default: the one that ends first.")
@@ -77,6 +82,7 @@ def submit(
             gpus_per_pod=gpus,
             pods=pods,
             topology=topology,
+            kind=kind,
             walltime_s=_walltime_s(walltime),
             grant_id=grant,
             restartable=restartable,
@@ -155,6 +161,8 @@ def jobs(
     )
     for waits in (job for job in found if job.waiting is not None):
         console().print(f"{waits.id} waits: {waiting_line(waits)}", markup=False, soft_wrap=True)
+    for idles in (job for job in found if job.idle_text):
+        console().print(f"{idles.id} ({_idle_word(idles)}): {idles.idle_text}", markup=False, soft_wrap=True)
 
 
 def job(
@@ -210,6 +218,10 @@ def _state_text(job: Job) -> str:
     return job.state.value if job.end_reason is None else f"{job.state.value}: {job.end_reason.value}"
 
 
+def _idle_word(job: Job) -> str:
+    return "" if job.idle is None else job.idle.state.value.replace("_", " ")
+
+
 def _classes_text(job: Job) -> str:
     lie = "" if job.topology is Topology.ANY else f" ({job.topology.value.replace('_', ' ')})"
     return " or ".join(job.gpu_classes or (job.gpu_class,)) + lie
@@ -226,6 +238,8 @@ def _job_view(job: JobDetail) -> RenderableType:
         + " (KST)",
         f"  charged    {hours(job.charged_gpu_us)} GPU-h of the reference GPU",
     ]
+    if job.idle_text:
+        head.append(f"  idle       {job.idle_text}")
     if job.waiting is not None and job.state is JobState.QUEUED:
         head.append(f"  waits      {waiting_line(job)}")
         if job.eta is not None:
@@ -265,6 +279,12 @@ def _attempt_lines(attempt: Attempt, job: JobDetail) -> list[str]:
             for entry in attempt.extensions
         )
         lines.append(f"  extended   by {given}: {duration_text(attempt.walltime_s)} in all")
+    lines.extend(
+        f"  warned     {moment(warning.at)}: no work since {moment(warning.idle_since)}"
+        + ("" if warning.withdrawn_at is None else f", withdrawn {moment(warning.withdrawn_at)}")
+        for warning in job.idle_warnings
+        if warning.attempt == attempt.attempt
+    )
     measured = [row for row in job.measured if row.attempt == attempt.attempt]
     if measured:
         busy, observed = sum(row.busy_ms for row in measured), sum(row.observed_ms for row in measured)

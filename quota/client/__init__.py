@@ -10,6 +10,7 @@ from quota.client.bookings import BookingCalls
 from quota.client.caps import CapsCalls
 from quota.client.fleet import FleetCalls
 from quota.client.identity import IdentityCalls
+from quota.client.idle import IdleCalls
 from quota.client.jobs import JobCalls
 from quota.client.limits import LimitCalls
 from quota.client.programs import ProgramCalls
@@ -32,6 +33,7 @@ class QuotaClient(
     BookingCalls,
     SwitchCalls,
     CapsCalls,
+    IdleCalls,
     IdentityCalls,
     AuditCalls,
     ReconciliationCalls,

@@ -8,6 +8,7 @@ from quota.audit import service as audit
 from quota.db import Tx
 from quota.errors import Forbidden
 from quota.identity.rules import speaks_for
+from quota.idle import activity
 from quota.jobs.tables import placements
 from quota.schemas.identity import Caller
 from quota.schemas.usage import EvidenceBatch, EvidenceReply
@@ -45,7 +46,8 @@ def deliver(tx: Tx, caller: Caller, batch: EvidenceBatch) -> EvidenceReply:
             detail = f"from {node}, where it was never placed, by token {caller.token_id}"
             audit.find(tx, "evidence_of_unknown_attempt", f"{job_id}-{attempt}", detail)
     rows = [row for row in batch.rows if (row.job_id, row.attempt, row.node) in placed]
-    accepted = usage.store(tx, rows) if rows else 0
+    gains = usage.store(tx, rows) if rows else []
+    activity.add(tx, gains)
     return EvidenceReply(
-        accepted=accepted, unchanged=len(rows) - accepted, unknown=len(batch.rows) - len(rows)
+        accepted=len(gains), unchanged=len(rows) - len(gains), unknown=len(batch.rows) - len(rows)
     )

@@ -14,6 +14,7 @@ from quota.errors import BadRequest, GrantCapReached, InsufficientBalance, Never
 from quota.fleet import service as fleet
 from quota.fleet.rules import Rate
 from quota.identity import service as identity
+from quota.idle.views import warnings_of
 from quota.ids import new_id
 from quota.jobs import organization_caps, views
 from quota.jobs.choices import stored_fallbacks, unit_of
@@ -28,8 +29,8 @@ from quota.schemas.jobs import Job, JobDetail, JobSubmission
 from quota.schemas.scheduling import EndReason, JobState, StopReason
 from quota.usage import service as usage
 
-ASKED_STOPS = frozenset({StopReason.GRANT_ENDED, StopReason.REQUEUED})
-"""Stops that the service asks for; the scheduler may record them only then."""
+ASKED_STOPS = (StopReason.IDLE_RECLAIMED, StopReason.REQUEUED, StopReason.GRANT_ENDED)
+"""Stops that the service asks for, each outweighed by the next; the scheduler may record them only then."""
 
 _LOCK = Prepared(select(jobs).where(jobs.c.id == bindparam("job")).with_for_update())
 _GIVE_UP_ROOM = Prepared(
@@ -73,6 +74,7 @@ def submit(tx: Tx, caller: Caller, body: JobSubmission) -> Job:
         "gpus_per_pod": body.gpus_per_pod,
         "pods": body.pods,
         "topology": body.topology.value,
+        "kind": body.kind.value,
         "walltime_ms": body.walltime_s * 1000,
         "grace_ms": body.grace_s * 1000,
         "restartable": body.restartable,
@@ -119,10 +121,10 @@ def cancel(tx: Tx, caller: Caller, job_id: str, queue: Queue) -> Job:
 def ask_stop(
     tx: Tx, job_id: str, reason: StopReason, *, actor: str | Caller, why: str, evidence: str = ""
 ) -> bool:
-    """Ask the scheduler to stop a job's open attempt because its grant ended or an operator sent it back.
+    """Ask the scheduler to stop a job's open attempt: its grant ended, an operator sent it back, or it is idle.
 
     False when there is nothing to ask for: no attempt is open, its stop is recorded, its job was cancelled, or
-    the same was asked before. The end of a grant outweighs a requeue, a cancel outweighs both.
+    the same or more was asked before. The end of a grant outweighs a requeue, that idleness; a cancel all of them.
     """
     assert reason in ASKED_STOPS, f"nobody asks for a stop as {reason}"
     row = lock_job(tx, job_id)
@@ -130,7 +132,8 @@ def ask_stop(
         return False
     this = (attempts.c.job_id == job_id, attempts.c.attempt == row.attempt)
     before = tx.connection.execute(select(attempts.c.stop_asked).where(*this)).scalar_one()
-    if row.cancel_requested_at_ms is not None or before in (reason.value, StopReason.GRANT_ENDED.value):
+    outweighing = {each.value for each in ASKED_STOPS[ASKED_STOPS.index(reason) :]}
+    if row.cancel_requested_at_ms is not None or before in outweighing:
         return False
     tx.connection.execute(update(attempts).where(*this).values(stop_asked=reason.value))
     tx.touch("attempt", f"{job_id}-{row.attempt}")
@@ -149,6 +152,7 @@ def read_job(connection: Connection, caller: Caller, job_id: str, queue: Queue) 
         **dict(job),
         attempts=views.attempts_of(connection, job_id),
         measured=usage.measured(connection, job_id),
+        idle_warnings=warnings_of(connection, job_id),
     )
 
 

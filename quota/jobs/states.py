@@ -81,7 +81,7 @@ def after_attempt(
             return End(reason)
         case EndReason.REQUEUED:
             return Requeue(reason, abandoned=False)
-        case EndReason.GRANT_ENDED:
+        case EndReason.GRANT_ENDED | EndReason.IDLE_RECLAIMED:
             return End(reason)
         case EndReason.SUCCEEDED | EndReason.FAILED | EndReason.CANCELLED | EndReason.TIME_LIMIT:
             return End(reason)
@@ -107,5 +107,7 @@ def _reason(end: AttemptEnd) -> EndReason:
             return EndReason.GRANT_ENDED
         case StopReason.REQUEUED:
             return EndReason.REQUEUED
+        case StopReason.IDLE_RECLAIMED:
+            return EndReason.IDLE_RECLAIMED
         case _:
             assert_never(end.stop_reason)

@@ -20,9 +20,9 @@ from quota.db import metadata
 STATES = "'queued','starting','running','stopping','ended'"
 END_REASONS = (
     "'succeeded','failed','cancelled','time_limit','preempted','node_failed','abandoned'"
-    ",'grant_ended','requeued'"
+    ",'grant_ended','requeued','idle_reclaimed'"
 )
-STOP_REASONS = "'cancelled','time_limit','preempted','abandoned','grant_ended','requeued'"
+STOP_REASONS = "'cancelled','time_limit','preempted','abandoned','grant_ended','requeued','idle_reclaimed'"
 
 jobs = Table(
     "jobs",
@@ -37,6 +37,7 @@ jobs = Table(
     Column("gpus_per_pod", Integer, nullable=False),
     Column("pods", Integer, nullable=False),
     Column("topology", String(20), nullable=False, server_default=text("'any'")),
+    Column("kind", String(20), nullable=False, server_default=text("'batch'")),
     Column("walltime_ms", BigInteger, nullable=False),
     Column("grace_ms", BigInteger, nullable=False),
     Column("restartable", Boolean, nullable=False),
@@ -51,6 +52,7 @@ jobs = Table(
     Column("abandonments", Integer, nullable=False),
     Column("not_before_ms", BigInteger),
     Column("cancel_requested_at_ms", BigInteger),
+    CheckConstraint("kind IN ('batch','interactive')", name="kind"),
     CheckConstraint(f"state IN ({STATES})", name="state"),
     CheckConstraint(f"end_reason IN ({END_REASONS})", name="end_reason"),
     CheckConstraint("(state = 'ended') = (end_reason IS NOT NULL)", name="ended_has_reason"),

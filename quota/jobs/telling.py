@@ -20,6 +20,7 @@ from quota.schemas.jobs import Attempt, Job, JobDetail
 from quota.schemas.quotes import Quote
 from quota.schemas.scheduling import JobState, Waiting
 from quota.wording.ends import end_text, place_text, stop_text
+from quota.wording.idles import idle_text
 from quota.wording.waits import Names, waiting_text
 
 J = TypeVar("J", bound=Job)
@@ -60,6 +61,8 @@ class Teller:
             )
         if job.end_reason is not None:
             texts["end_text"] = end_text(language, job.end_reason)
+        if job.idle is not None:
+            texts["idle_text"] = idle_text(language, job.idle, self._now_ms) or None
         if isinstance(job, JobDetail):
             texts["attempts"] = tuple(self._attempt(attempt) for attempt in job.attempts)
         return job.model_copy(update=texts)

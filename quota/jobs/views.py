@@ -9,6 +9,7 @@ from sqlalchemy import Connection, Row, bindparam, func, select
 
 from quota.fleet import service as fleet
 from quota.fleet.rules import Rate
+from quota.idle.views import idle_of
 from quota.jobs.choices import classes_of
 from quota.jobs.tables import attempts, jobs, placements
 from quota.ledger.rules import amount_gpu_us
@@ -16,6 +17,7 @@ from quota.ledger.tables import accounts, holds, transfers
 from quota.queue import Place, Queue
 from quota.schemas.forecasts import JobEta
 from quota.schemas.identity import Caller, Role
+from quota.schemas.idle import JobKind
 from quota.schemas.jobs import Attempt, Extension, Job
 from quota.schemas.ledger import TransferType
 from quota.schemas.scheduling import (
@@ -44,6 +46,7 @@ _EXTENSIONS = (
     .where(transfers.c.job_id == bindparam("job"), transfers.c.type == TransferType.EXTEND.value)
     .order_by(transfers.c.seq, transfers.c.position)
 )
+_HAS_GPUS = frozenset({JobState.RUNNING.value, JobState.STOPPING.value})
 _PODS = select(placements).where(placements.c.job_id == bindparam("job")).order_by(placements.c.pod_index)
 
 
@@ -68,6 +71,7 @@ def job_views(connection: Connection, caller: Caller, rows: list[Row[Any]], queu
     named = {name for classes in accepted.values() for name in classes}
     rates = {name: fleet.read_rate(connection, name) for name in named}
     reasons = _reasons(connection, caller, rows, queue)
+    idle = idle_of(connection, ((row.id, row.attempt) for row in rows if row.state in _HAS_GPUS))
     return [
         _job(
             row,
@@ -78,7 +82,7 @@ def job_views(connection: Connection, caller: Caller, rows: list[Row[Any]], queu
             queue.eta(row.id),
             charged.get(row.id, 0),
             limits.get(row.id),
-        )
+        ).model_copy(update={"idle": idle.get(row.id)})
         for row in rows
     ]
 
@@ -169,6 +173,7 @@ def _job(
         gpus_per_pod=row.gpus_per_pod,
         pods=row.pods,
         topology=Topology(row.topology),
+        kind=JobKind(row.kind),
         walltime_s=row.walltime_ms // 1000,
         grace_s=row.grace_ms // 1000,
         grant_id=row.grant_id,
@@ -202,6 +207,7 @@ def fresh_job(row: dict[str, Any], accepted: tuple[str, ...], cost: int) -> Job:
                 "gpus_per_pod",
                 "pods",
                 "topology",
+                "kind",
                 "grant_id",
                 "restartable",
             )

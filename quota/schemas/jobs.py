@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import AfterValidator, Field, model_validator
 
 from quota.schemas.forecasts import JobEta
+from quota.schemas.idle import IdleWarning, JobIdle, JobKind
 from quota.schemas.scheduling import EndReason, JobState, PodPlacement, StopReason, Topology, Waiting
 from quota.schemas.values import ClassId, GpuHoursOut, GpuUs, Id, Instant, Name, Reply, Request, wrong
 
@@ -57,6 +58,8 @@ class JobSubmission(Request):
     pods: Annotated[int, Field(strict=True, ge=1, le=4096)] = 1
     topology: Annotated[Topology, Field(exclude_if=lambda topology: topology is Topology.ANY)] = Topology.ANY
     """How its pods lie to each other; for a single pod it says nothing."""
+    kind: Annotated[JobKind, Field(exclude_if=lambda kind: kind is JobKind.BATCH)] = JobKind.BATCH
+    """What the idle rules take it for."""
     walltime_s: Annotated[int, Field(strict=True, ge=1, le=BIGGEST_WALLTIME_S)]
     grace_s: Annotated[int, Field(strict=True, ge=0, le=3600)] = 30
     """How long the job may take to stop when asked."""
@@ -157,6 +160,7 @@ class Job(Reply):
     gpus_per_pod: int
     pods: int
     topology: Topology = Topology.ANY
+    kind: JobKind = JobKind.BATCH
     walltime_s: int
     grace_s: int
     grant_id: str | None
@@ -185,6 +189,10 @@ class Job(Reply):
     """Why it ended, as a sentence in the language of the request."""
     eta: JobEta | None = None
     """When it is likely to start; null once it does not wait, and while nobody can say."""
+    idle: JobIdle | None = None
+    """What the idle rules found of the attempt that runs; null: nothing yet, or none runs."""
+    idle_text: str | None = None
+    """The same as a sentence, where there is something to do about it, in the language of the request."""
     charged_gpu_us: GpuUs
     """Settled less refunded, over all attempts."""
     charged_gpu_hours: GpuHoursOut
@@ -195,6 +203,8 @@ class JobDetail(Job):
 
     attempts: tuple[Attempt, ...]
     measured: tuple[MeasuredGpu, ...]
+    idle_warnings: tuple[IdleWarning, ...] = ()
+    """All that were ever recorded of it, in order."""
 
 
 class JobPage(Reply):

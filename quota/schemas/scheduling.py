@@ -61,6 +61,8 @@ class EndReason(StrEnum):
     """Its grant ended, and the grant's policy stops what still runs then."""
     REQUEUED = "requeued"
     """Of an attempt only: an operator sent the job back into the queue."""
+    IDLE_RECLAIMED = "idle_reclaimed"
+    """Its GPUs did no work for as long as the idle rules allow, after two warnings."""
 
 
 class StopReason(StrEnum):
@@ -73,6 +75,7 @@ class StopReason(StrEnum):
     """Not fully started within the time a start may take."""
     GRANT_ENDED = "grant_ended"
     REQUEUED = "requeued"
+    IDLE_RECLAIMED = "idle_reclaimed"
 
 
 class WaitReason(StrEnum):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, Row, func, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from quota.db import Tx
@@ -16,8 +17,22 @@ from quota.usage.tables import evidence
 _KEY = ("job_id", "attempt", "gpu_uuid", "hour_ms", "agent_epoch")
 
 
-def store(tx: Tx, rows: Sequence[EvidenceRow]) -> int:
-    """Store rows newer than what is known; replaying any of them changes nothing. Answers how many were new."""
+@dataclass(frozen=True, slots=True)
+class Gain:
+    """What a stored row has more than the one that it replaced, and since when."""
+
+    job_id: str
+    attempt: int
+    gpu_uuid: str
+    hour_ms: int
+    since_ms: int
+    """When the row before came; the beginning of the hour if it is the first."""
+    busy_ms: int
+    observed_ms: int
+
+
+def store(tx: Tx, rows: Sequence[EvidenceRow]) -> list[Gain]:
+    """Store rows newer than what is known; replaying any of them changes nothing. Answers what each new one gained."""
     newest: dict[tuple[object, ...], dict[str, Any]] = {}
     for row in rows:
         values = {
@@ -41,15 +56,32 @@ def store(tx: Tx, rows: Sequence[EvidenceRow]) -> int:
     make = sqlite.insert if tx.dialect == "sqlite" else postgresql.insert
     statement = make(evidence)
     changes = {name: statement.excluded[name] for name in ("seq", "busy_ms", "observed_ms")} | {
-        "received_at_ms": statement.excluded["received_at_ms"]
+        "received_at_ms": statement.excluded["received_at_ms"],
+        # by the statement itself: of two deliveries at once the later one gains on what the other stored
+        "before_busy_ms": evidence.c.busy_ms,
+        "before_observed_ms": evidence.c.observed_ms,
+        "before_received_at_ms": evidence.c.received_at_ms,
     }
     upsert = statement.on_conflict_do_update(
         index_elements=list(_KEY), set_=changes, where=evidence.c.seq < statement.excluded.seq
-    )
-    counted = upsert.returning(evidence.c.seq)
-    return sum(
-        len(tx.connection.execute(counted.values(ordered[start : start + 500])).all())
+    ).returning(evidence)
+    return [
+        _gain(row)
         for start in range(0, len(ordered), 500)
+        for row in tx.connection.execute(upsert.values(ordered[start : start + 500]))
+    ]
+
+
+def _gain(row: Row[Any]) -> Gain:
+    """An agent whose row became smaller has gained nothing."""
+    return Gain(
+        job_id=row.job_id,
+        attempt=row.attempt,
+        gpu_uuid=row.gpu_uuid,
+        hour_ms=row.hour_ms,
+        since_ms=row.hour_ms if row.before_received_at_ms is None else row.before_received_at_ms,
+        busy_ms=max(0, row.busy_ms - row.before_busy_ms),
+        observed_ms=max(0, row.observed_ms - row.before_observed_ms),
     )
 
 

@@ -1,6 +1,6 @@
 """Evidence rows: cumulative busy and observed milliseconds per attempt, GPU, hour and agent epoch."""
 
-from sqlalchemy import BigInteger, CheckConstraint, Column, Integer, String, Table
+from sqlalchemy import BigInteger, CheckConstraint, Column, Integer, String, Table, text
 
 from quota.db import metadata
 
@@ -18,5 +18,9 @@ evidence = Table(
     Column("busy_ms", BigInteger, nullable=False),
     Column("observed_ms", BigInteger, nullable=False),
     Column("received_at_ms", BigInteger, nullable=False),
+    # of the row that this one replaced: what it gained is known by the difference
+    Column("before_busy_ms", BigInteger, nullable=False, server_default=text("0")),
+    Column("before_observed_ms", BigInteger, nullable=False, server_default=text("0")),
+    Column("before_received_at_ms", BigInteger),
     CheckConstraint("busy_ms >= 0 AND busy_ms <= observed_ms AND observed_ms <= 3600000", name="within_hour"),
 )

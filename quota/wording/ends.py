@@ -19,6 +19,7 @@ ENDS: Mapping[EndReason, Say] = {
     EndReason.ABANDONED: Say("it did not start in time"),
     EndReason.GRANT_ENDED: Say("its grant ended"),
     EndReason.REQUEUED: Say("the operators sent it back into the queue"),
+    EndReason.IDLE_RECLAIMED: Say("its GPUs did no work for too long"),
 }
 
 STOPS: Mapping[StopReason, Say] = {
@@ -30,6 +31,7 @@ STOPS: Mapping[StopReason, Say] = {
     StopReason.ABANDONED: Say("is stopped at {stop_at_ms} because it did not start in time"),
     StopReason.GRANT_ENDED: Say("is stopped at {stop_at_ms} because its grant ended"),
     StopReason.REQUEUED: Say("is stopped at {stop_at_ms} because the operators sent it back into the queue"),
+    StopReason.IDLE_RECLAIMED: Say("is stopped at {stop_at_ms} because its GPUs did no work for too long"),
 }
 
 PLACE = (

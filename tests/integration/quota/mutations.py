@@ -25,6 +25,7 @@ from quota.schemas.jobs import Job
 from quota.schemas.programs import Grant, NewProgram
 from quota.schemas.switches import PlacementChange
 from tests.builders import DAY_MS, MINUTE_MS, OPERATOR, Api, Hub, node_reports, started
+from tests.integration.quota.idle_world import exempt
 from tests.integration.quota.limits_builders import divide, give
 
 WHY = {"reason": "a test", "evidence": "paper 1"}
@@ -278,6 +279,21 @@ REQUESTS: dict[str, Maker] = {
     ),
     "put_caps": lambda api: Request(
         api.operator, {"caps": {"queued_jobs": 100_000 + next(_numbers)}, **REASON}
+    ),
+    "put_idle_policy": lambda api: Request(
+        api.operator, {"policy": {"warning_gap_s": 1000 + next(_numbers)}, **REASON}
+    ),
+    "create_idle_exemption": lambda api: Request(
+        api.operator,
+        {
+            "kind": "organization",
+            "subject": "alpha",
+            "expires_at": instant_text(api.hub.now + DAY_MS),
+            **REASON,
+        },
+    ),
+    "end_idle_exemption": lambda api: Request(
+        api.operator, REASON, {"exemption_id": exempt(api.hub, "organization", "alpha").id}
     ),
     "put_organization_caps": lambda api: Request(
         api.operator, {"caps": {"max_gpus": 99}, **REASON}, {"organization_id": _organization(api)}

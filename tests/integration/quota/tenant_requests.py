@@ -12,6 +12,7 @@ from quota.clock import HOUR_MS
 from quota.programs import endings
 from tests.builders import START_MS
 from tests.integration.quota.door_world import Operation
+from tests.integration.quota.idle_world import exempt
 from tests.integration.quota.tenant_world import World
 
 PROBES = {"read_health", "read_readiness"}
@@ -129,6 +130,12 @@ def _fleet(world: World) -> dict[str, Callable[[], Valid]]:
         "put_fair_share": _post(world, "put_fair_share", "operator"),
         "read_caps": _get("auditor"),
         "put_caps": _post(world, "put_caps", "operator"),
+        "read_idle_policy": _get("auditor"),
+        "put_idle_policy": _post(world, "put_idle_policy", "operator"),
+        "list_idle_jobs": _get("auditor"),
+        "create_idle_exemption": _post(world, "create_idle_exemption", "operator", subject="alpha"),
+        "list_idle_exemptions": _get("auditor"),
+        "end_idle_exemption": lambda: _exempted(world),
         "read_scheduler_state": _get("auditor"),
         "ask_what_if": _post(world, "ask_what_if", "operator"),
         "pause_hub": _post(world, "pause_hub", "operator", paused=True),
@@ -208,6 +215,11 @@ def _post(
 ) -> Callable[[], Valid]:
     """The document's example with what is here in place of what it names."""
     return lambda: Valid(caller, ids or {}, body=world.operations()[operation].example() | changed)
+
+
+def _exempted(world: World) -> Valid:
+    made = exempt(world.hub, "organization", "beta")
+    return _post(world, "end_idle_exemption", "operator", {"exemption_id": made.id})()
 
 
 def _refundable(world: World) -> Valid:

@@ -260,7 +260,7 @@ def test_corner_case_evidence_one_row_per_gpu_hour_and_agent_epoch_and_only_newe
             observed_ms=60_000,
         )
         batch = EvidenceBatch(rows=(row,))
-        return hub.database.write(lambda tx: usage.store(tx, list(batch.rows)))
+        return len(hub.database.write(lambda tx: usage.store(tx, list(batch.rows))))
 
     assert [told("one", 2, 500), told("one", 2, 700), told("one", 1, 900), told("two", 1, 30)] == [1, 0, 0, 1]
     [measured] = hub.job(job.id).measured

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, assert_never
+from typing import Any
 
 from quota.schemas.scheduling import (
     AttemptObject,
@@ -220,20 +220,7 @@ def _end_reason(attempt: AttemptObject, item: EndedItem | LostItem) -> EndReason
         return EndReason.SUCCEEDED
     if attempt.stop is None:
         return EndReason.ABANDONED if item.first_started_at is None else EndReason.FAILED
-    match attempt.stop.reason:
-        case StopReason.CANCELLED:
-            return EndReason.CANCELLED
-        case StopReason.TIME_LIMIT:
-            return EndReason.TIME_LIMIT
-        case StopReason.PREEMPTED:
-            return EndReason.PREEMPTED
-        case StopReason.ABANDONED:
-            return EndReason.ABANDONED
-        case StopReason.GRANT_ENDED:
-            return EndReason.GRANT_ENDED
-        case StopReason.REQUEUED:
-            return EndReason.REQUEUED
-    assert_never(attempt.stop.reason)
+    return EndReason(attempt.stop.reason.value)
 
 
 def _limit_ms(attempt: AttemptObject) -> int:

@@ -21,6 +21,7 @@ EXAMPLES = int(os.environ.get("GPUHUB_EXAMPLES", "80"))
 
 Move = Callable[[World], None]
 
+ASKED = [StopReason.REQUEUED, StopReason.GRANT_ENDED, StopReason.IDLE_RECLAIMED]
 QUOTA_FAULTS = st.sampled_from(["drop", "forget", "late", "double"])
 CLUSTER_FAULTS = st.sampled_from(["refuse", "drop", "forget", "late"])
 
@@ -91,7 +92,7 @@ MOVES: st.SearchStrategy[Move] = st.one_of(
     st.sampled_from([1, 2]).map(_submit),
     st.integers(0, 3).map(_cancel),
     st.integers(0, 3).map(_cancel),
-    st.builds(_ask_stop, st.integers(0, 3), st.sampled_from([StopReason.REQUEUED, StopReason.GRANT_ENDED])),
+    st.builds(_ask_stop, st.integers(0, 3), st.sampled_from(ASKED)),
     st.builds(_extend, st.integers(0, 3), st.sampled_from([1, 60_000])),
     st.builds(_pause, st.sampled_from(["hub", "gpu_class", "cluster"]), st.booleans()),
     st.builds(_kill_at, st.sampled_from(POINTS), st.integers(1, 3)),

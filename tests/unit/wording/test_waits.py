@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 
 from quota.clock import instant_ms
 from quota.i18n import Language, catalogue
+from quota.schemas.idle import IdleState
 from quota.schemas.scheduling import EndReason, StopReason, Waiting, WaitReason
 from quota.schemas.values import BIGGEST_GPU_US, GPU_US_PER_HOUR
 from quota.wording.ends import ENDS, PLACE, STOPS, end_text, place_text, stop_text
+from quota.wording.idles import IDLES
 from quota.wording.sentences import DOMAIN, fields_of
 from quota.wording.waits import PARTS, WAITS, Names, waiting_text
 
@@ -61,6 +63,7 @@ def _templates(code: WaitReason) -> list[str]:
 ALL_TEMPLATES = {
     *chain.from_iterable(_templates(code) for code in WAITS),
     *(say.english for say in (*ENDS.values(), *STOPS.values(), *PLACE)),
+    *(say.english for clauses in IDLES.values() for clause in clauses for say in clause),
 }
 
 
@@ -71,6 +74,7 @@ def test_every_reason_has_its_sentence() -> None:
     assert set(WAITS) == set(WaitReason), "a new reason: say in quota/wording/waits.py why such a job waits"
     assert set(ENDS) == set(EndReason)
     assert set(STOPS) == set(StopReason)
+    assert set(IDLES) == set(IdleState)
 
 
 @pytest.mark.parametrize("code", WaitReason)
