@@ -9,6 +9,7 @@ from quota.client.audit import AuditCalls
 from quota.client.bookings import BookingCalls
 from quota.client.caps import CapsCalls
 from quota.client.fleet import FleetCalls
+from quota.client.gpus import GpuCalls
 from quota.client.identity import IdentityCalls
 from quota.client.jobs import JobCalls
 from quota.client.limits import LimitCalls
@@ -29,6 +30,7 @@ class QuotaClient(
     LimitCalls,
     StatementCalls,
     FleetCalls,
+    GpuCalls,
     BookingCalls,
     SwitchCalls,
     CapsCalls,
