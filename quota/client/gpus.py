@@ -42,9 +42,9 @@ class GpuCalls(Transport):
         """One GPU with its latest verdicts."""
         return self._get(f"/v1/gpus/{gpu_uuid}", gpus.GpuDetails)
 
-    def change_gpu(self, gpu_uuid: str, body: gpus.GpuChange) -> gpus.Gpu:
-        """Take a GPU out of use by hand, or let it be used again."""
-        return self._send("PATCH", f"/v1/gpus/{gpu_uuid}", body, gpus.Gpu)
+    def change_gpu(self, gpu_uuid: str, body: gpus.GpuChange, if_match: str | None = None) -> gpus.Gpu:
+        """Take a GPU out of use by hand, or let it be used again; with `if_match` only if it still has that etag."""
+        return self._send("PATCH", f"/v1/gpus/{gpu_uuid}", body, gpus.Gpu, if_match=if_match)
 
     def read_gpu_policy(self) -> gpus.GpuPolicyDocument:
         """What verdicts may do by themselves."""

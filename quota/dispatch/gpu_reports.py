@@ -22,7 +22,7 @@ from quota.clock import HOUR_MS
 from quota.db import Database, Tx
 from quota.errors import Forbidden
 from quota.fleet import inventory
-from quota.fleet.verdicts import Conflict, take_verdict
+from quota.fleet.verdicts import take_verdict
 from quota.identity.rules import speaks_for
 from quota.jobs import faults
 from quota.jobs.tables import placements
@@ -52,15 +52,11 @@ def store(tx: Tx, caller: Caller, report: GpuReport) -> GpuReportReply:
     taken = inventory.store_rows(tx, report.gpus)
     conflicts, new = taken.conflicts, 0
     for verdict in sorted(report.verdicts, key=lambda verdict: (verdict.at, verdict.id)):
-        try:
-            fresh = take_verdict(tx, verdict)
-        except Conflict:
-            conflicts += 1
-            continue
-        if fresh:
-            new += 1
-            if verdict.fault:
-                faults.note(tx, verdict, _holders(tx, verdict))
+        reception = take_verdict(tx, verdict)
+        conflicts += reception == "conflict"
+        new += reception == "new"
+        if reception == "new" and verdict.fault:
+            faults.note(tx, verdict, _holders(tx, verdict))
     return GpuReportReply(gpus=taken.newer, verdicts=new, conflicts=conflicts)
 
 

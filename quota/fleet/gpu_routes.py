@@ -89,16 +89,17 @@ def read_gpu(request: Request, gpu_uuid: GpuUuid) -> Response:
     response_model=Gpu,
     openapi_extra=access(Role.OPERATOR, scope=Scope.FLEET_WRITE),
 )
-def change_gpu(request: Request, gpu_uuid: GpuUuid, body: GpuChange) -> Response:
-    """Take a GPU out of use by hand, or let it be used again (operators). What runs on it goes on."""
+def change_gpu(request: Request, gpu_uuid: GpuUuid, body: GpuChange, if_match: IfMatch = None) -> Response:
+    """Take a GPU out of use by hand, or let it be used again (operators). What runs on it goes on. 412."""
     caller = caller_of(request)
     hub = hub_of(request)
 
     def change(tx: Tx) -> Gpu:
-        quarantine.change_gpu(tx, caller, gpu_uuid, body)
+        quarantine.change_gpu(tx, caller, gpu_uuid, body, if_match)
         return inventory.read_gpu(tx.connection, tx.now_ms, tx.speed, gpu_uuid).gpu
 
-    return answer(hub.database.write(change))
+    changed = hub.database.write(change)
+    return tagged(changed, changed.etag)
 
 
 @router.get(

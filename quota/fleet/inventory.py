@@ -334,4 +334,5 @@ def _gpu(row: Row[Any], since_ms: int) -> Gpu:
         withheld=row.withheld_verdict is not None,
         first_seen=row.first_seen_ms,
         last_seen=row.last_seen_ms,
+        etag=quarantine.tag_of(row),
     )

@@ -135,16 +135,22 @@ def release_by_agent(tx: Tx, gpu_uuid: str, why: str) -> bool:
     return True
 
 
-def change_gpu(tx: Tx, caller: Caller, gpu_uuid: str, body: GpuChange) -> None:
+def tag_of(row: Row[Any]) -> str:
+    """A GPU's version for If-Match."""
+    return etag(row.gpu_uuid, row.quarantine, row.quarantined_by, row.withheld_verdict or "")
+
+
+def change_gpu(tx: Tx, caller: Caller, gpu_uuid: str, body: GpuChange, if_match: str | None = None) -> None:
     """Take a GPU out of use by hand, without limit, or let it be used; the same again changes nothing.
 
     A verdict's quarantine becomes the operator's own when he asks for one: then no verdict lifts it. After a release
-    only a new sign takes it out of use again. Raises NotFound.
+    only a new sign takes it out of use again. Raises NotFound, PreconditionFailed.
     """
     lock_policy(tx)
     row = tx.connection.execute(select(gpus).where(gpus.c.gpu_uuid == gpu_uuid)).one_or_none()
     if row is None:
         raise NotFound("there is no GPU {gpu_uuid}", gpu_uuid=gpu_uuid)
+    check_match(if_match, tag_of(row))
     if body.quarantined:
         if row.quarantine == OPERATOR:
             return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, Literal
 
 from sqlalchemy import Row, insert, select, update
 
@@ -14,27 +14,25 @@ from quota.fleet.gpu_tables import gpu_verdicts, gpus
 from quota.fleet.inventory import find_claim, is_elsewhere
 from quota.schemas.gpus import BAD, GpuHealth, GpuVerdict, Outcome
 
-
-class Conflict(Exception):
-    """The verdict speaks of a GPU that is not its node's."""
+Reception = Literal["new", "known", "conflict"]
 
 
-def take_verdict(tx: Tx, verdict: GpuVerdict) -> bool:
-    """Record one verdict and act upon it; False if it was taken before. Raises Conflict.
+def take_verdict(tx: Tx, verdict: GpuVerdict) -> Reception:
+    """Record one verdict and act upon it, unless it was taken before.
 
-    Of a GPU that was never reported, or that another node has, nobody is believed.
+    Of a GPU that was never reported, or that another node has, nobody is believed: that is a conflict and a finding.
     """
     known = select(gpu_verdicts.c.id).where(gpu_verdicts.c.id == verdict.id)
     if tx.connection.execute(known).first() is not None:
-        return False
+        return "known"
     row = tx.connection.execute(select(gpus).where(gpus.c.gpu_uuid == verdict.gpu_uuid)).one_or_none()
     after_ms = quarantine.seen_after_ms(tx.connection, tx.now_ms, tx.speed)
     if row is None or row.node == "":
         audit.find(tx, "verdict_on_unknown_gpu", verdict.gpu_uuid, f"verdict {verdict.id} of {verdict.node}")
-        raise Conflict(verdict.id)
+        return "conflict"
     if is_elsewhere(row, verdict.node, after_ms):
         find_claim(tx, row, verdict.node)
-        raise Conflict(verdict.id)
+        return "conflict"
     at_ms = min(verdict.at, tx.now_ms)
     _insert(tx, verdict, at_ms)
     outcome = _act(tx, verdict, row, at_ms)
@@ -42,7 +40,7 @@ def take_verdict(tx: Tx, verdict: GpuVerdict) -> bool:
         tx.connection.execute(
             update(gpu_verdicts).where(gpu_verdicts.c.id == verdict.id).values(outcome=outcome)
         )
-    return True
+    return "new"
 
 
 def _insert(tx: Tx, verdict: GpuVerdict, at_ms: int) -> None:

@@ -164,6 +164,8 @@ class Gpu(Reply):
     """A verdict would have taken it out of use, but the circuit breaker or the observe-only switch did not let it."""
     first_seen: Instant | None = None
     last_seen: Instant | None = None
+    etag: str = ""
+    """Its version, for If-Match: changes with its quarantine."""
 
 
 class GpuList(Reply):
