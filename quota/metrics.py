@@ -11,6 +11,7 @@ from sqlalchemy import Connection, func, select
 from quota.audit.tables import findings
 from quota.clock import Clock
 from quota.db import Database, head
+from quota.fleet.gpu_metrics import gpu_families
 from quota.fleet.tables import clusters, node_capacity
 from quota.jobs.tables import jobs
 from quota.ledger.tables import accounts, holds
@@ -32,6 +33,7 @@ class HubCollector(Collector):
             yield from _grant_families(connection)
             yield from _job_families(connection)
             yield from _fleet_families(connection, self._clock.now_ms())
+            yield from gpu_families(connection, self._clock.now_ms(), self._clock.speed)
             yield GaugeMetricFamily(
                 "hub_quota_feed_head", "Sequence of the last transaction in the feed.", head(connection)
             )
