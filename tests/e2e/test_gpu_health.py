@@ -24,11 +24,12 @@ XID = 79
 
 
 @pytest.fixture
-def hub(tmp_path: Path) -> Iterator[Hub]:
-    with a_hub(tmp_path / "hub", hold_down_s=HOLD_DOWN_S) as made:
+def hub(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Hub]:
+    with a_hub(tmp_path / "hub", hold_down_s=request.param) as made:
         yield made
 
 
+@pytest.mark.parametrize("hub", [HOLD_DOWN_S], indirect=True, ids=[""])
 def test_a_gpu_goes_bad_and_comes_back(hub: Hub) -> None:
     with hub.client("alpha") as firm:
         first = submit(firm, "first", runs_s=9000)
@@ -37,11 +38,11 @@ def test_a_gpu_goes_bad_and_comes_back(hub: Hub) -> None:
         until(lambda: hub.clock.now_ms() > since_ms + 600_000, "it has run for ten minutes")
         node, gpu = place_of(hub, first, 1)
         hub.plant(fault="break_gpu", node=node, gpu_uuid=gpu, xid=XID)
-        (verdict_id,) = until(lambda: quarantine_of(hub, gpu), "the GPU is in quarantine")
+        ((verdict_id,),) = until(lambda: quarantine_of(hub, gpu), "the GPU is in quarantine")
         until(lambda: hub.ask("SELECT 1 FROM nodes WHERE node = ? AND held_back", node), "its node is closed")
         closed_at = len(hub.events())
         until(lambda: firm.read_job(first).attempt == 2, "what died there runs elsewhere")
-        ids = [submit(firm, f"more {n}", runs_s=1200) for n in range(NODES - 1)]
+        ids = [submit(firm, f"more {n}", runs_s=9000) for n in range(NODES - 1)]
         until(lambda: firm.read_job(ids[0]).state is not JobState.QUEUED, "there is room for one more")
         assert quarantine_of(hub, gpu) == [(verdict_id,)]
         until(lambda: not quarantine_of(hub, gpu), "the hold-down is over")
@@ -54,6 +55,7 @@ def test_a_gpu_goes_bad_and_comes_back(hub: Hub) -> None:
     verdict(hub)
 
 
+@pytest.mark.parametrize("hub", [24 * 3600], indirect=True, ids=[""])
 def test_a_rule_that_calls_every_gpu_bad_takes_one_node(hub: Hub) -> None:
     """10 % of 38 GPUs are 3, and the first bad GPU passes: its node closes, all others stay open."""
     devices = [
