@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -143,7 +144,9 @@ def run_agent(settings: AgentSettings, clock: Clock, token: str) -> int:
         sender.start()
         _log.info("agent_started", epoch=outbox.epoch, port=server.server_port, nodes=source.nodes or "all")
         _wait_for_signal(lambda: loop.broken or source.hopeless())
-        finished = loop.stop(PATIENCE_S) and sender.stop(PATIENCE_S)
+        deadline_s = time.monotonic() + PATIENCE_S
+        finished = loop.stop(PATIENCE_S)
+        finished = sender.stop(max(0.0, deadline_s - time.monotonic())) and finished
         _log.info("agent_stopped", finished=finished)
         if not finished:
             # A thread is still at work with all of this; the end of the process is as safe as a crash.

@@ -69,7 +69,7 @@ def _holders(tx: Tx, verdict: GpuVerdict) -> set[tuple[str, int]]:
     measured = select(evidence.c.job_id, evidence.c.attempt).where(
         evidence.c.gpu_uuid == verdict.gpu_uuid,
         evidence.c.node == verdict.node,
-        evidence.c.hour_ms > verdict.since - 2 * HOUR_MS,
+        evidence.c.hour_ms > max(verdict.since, verdict.at - faults.MOST_SPAN_MS) - 2 * HOUR_MS,
         evidence.c.hour_ms <= verdict.at,
     )
     found = {(row.job_id, row.attempt) for row in tx.connection.execute(measured.distinct())}

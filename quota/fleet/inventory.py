@@ -81,7 +81,8 @@ def store_rows(tx: Tx, rows: Sequence[GpuRow]) -> Taken:
     after_ms = seen_after_ms(tx.connection, tx.now_ms, tx.speed)
     same: dict[int, list[str]] = {}
     moved: set[str] = set()
-    newer = conflicts = 0
+    newer: list[GpuRow] = []
+    conflicts = 0
     # in the order of ids, so that two deliveries never wait for each other in a circle
     for row in sorted(rows, key=lambda row: (row.gpu_uuid, row.observed_at)):
         before = known.get(row.gpu_uuid)
@@ -92,7 +93,7 @@ def store_rows(tx: Tx, rows: Sequence[GpuRow]) -> Taken:
             continue
         if before is not None and before.last_seen_ms is not None and before.last_seen_ms >= seen_ms:
             continue
-        newer += 1
+        newer.append(row)
         if before is not None and before.last_seen_ms is not None and _says_the_same(before, row):
             same.setdefault(seen_ms, []).append(row.gpu_uuid)
             continue
@@ -102,12 +103,12 @@ def store_rows(tx: Tx, rows: Sequence[GpuRow]) -> Taken:
         for start in range(0, len(uuids), 500):
             part = gpus.c.gpu_uuid.in_(uuids[start : start + 500])
             tx.connection.execute(update(gpus).where(part).values(last_seen_ms=seen_ms))
-    _let_back(tx, rows, known)
+    _let_back(tx, newer, known)
     if moved:
         bad = select(gpus.c.node).where(gpus.c.quarantine != "", gpus.c.node.in_(sorted(moved))).distinct()
         concerned = list(tx.connection.execute(bad).scalars())
         quarantine.judge_nodes(tx, names=concerned)
-    return Taken(newer, conflicts)
+    return Taken(len(newer), conflicts)
 
 
 def is_elsewhere(row: Row[Any], node: str, after_ms: int) -> bool:

@@ -30,7 +30,9 @@ BEFORE_MS = 30_000
 AFTER_MS = 600_000
 """It may take this long to die: until it looks at its GPU again."""
 REVIVED_MS = HOUR_MS
-"""So long after its end a job may be queued again; later somebody has reacted to the failure."""
+"""So long after its end, in wall time, a job may be queued again; later somebody has reacted to the failure."""
+MOST_SPAN_MS = HOUR_MS
+"""A verdict may leave open for so long when its sign came; an agent that saw nothing for longer knows too little."""
 
 _OPEN = (
     select(gpu_faults)
@@ -47,7 +49,7 @@ def note(tx: Tx, verdict: GpuVerdict, holders: Iterable[tuple[str, int]]) -> Non
             "attempt": attempt,
             "verdict_id": verdict.id,
             "gpu_uuid": verdict.gpu_uuid,
-            "since_ms": verdict.since,
+            "since_ms": max(verdict.since, verdict.at - MOST_SPAN_MS),
             "at_ms": verdict.at,
             "outcome": "open",
         }

@@ -241,6 +241,16 @@ def test_an_attempt_that_was_never_placed_there_gets_nothing(hub: Hub, grant: Gr
     assert [row.subject for row in hub.rows(findings, code="verdict_of_unknown_attempt")] == [f"{job.id}-1"]
 
 
+def test_a_verdict_that_says_it_may_have_been_any_time_covers_the_last_hour_only(
+    hub: Hub, grant: Grant
+) -> None:
+    job = _ran(hub, grant)
+    _die(hub, job)
+    hub.clock.advance(62 * MINUTE_MS)
+    _strike(hub, job, since=0, at=hub.now)
+    assert (hub.job(job.id).end_reason, _refunds(hub, job)) == ("failed", [])
+
+
 def test_a_lost_node_is_given_back_as_ever_and_not_twice(hub: Hub, grant: Grant) -> None:
     job = _ran(hub, grant)
     hub.report(lost(job, hub.now))

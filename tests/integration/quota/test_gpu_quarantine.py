@@ -154,6 +154,18 @@ def test_a_delivery_may_come_twice_late_or_never(hub: Hub) -> None:
     assert len(hub.rows(gpu_verdicts)) == 2
 
 
+def test_an_old_row_that_comes_late_does_not_undo_what_was_withheld(hub: Hub) -> None:
+    old = a_row(hub, "GPU-n0-0")
+    hub.clock.advance(1000)
+    policy(hub, observe_only=True)
+    break_gpu(hub, "GPU-n0-0")
+    tell(hub, [old])
+    assert gpu(hub, "GPU-n0-0").withheld
+    hub.clock.advance(11 * MINUTE_MS)
+    tell(hub, [a_row(hub, "GPU-n0-0")])
+    assert not gpu(hub, "GPU-n0-0").withheld
+
+
 def test_an_operators_quarantine_is_lifted_by_no_agent_and_his_release_holds_until_a_new_sign(
     hub: Hub,
 ) -> None:
@@ -215,6 +227,11 @@ def test_an_agent_speaks_for_its_node_and_cannot_claim_a_gpu_of_another(hub: Hub
     assert tell(hub, [claimed], [a_verdict(hub, "GPU-n0-0", "n1")]).conflicts == 2
     assert (gpu(hub, "GPU-n0-0").node, out_of_use(hub)) == ("n0", set())
     assert len(hub.rows(findings, code="gpu_claimed_twice")) == 1
+    break_gpu(hub, "GPU-n0-0")
+    hub.clock.advance(1)
+    assert tell(hub, [a_row(hub, "GPU-n0-0", "n1")]).conflicts == 1
+    assert out_of_use(hub) == {"GPU-n0-0"}, "another node cannot call it well"
+    change(hub, "GPU-n0-0", quarantined=False)
     hub.clock.advance(11 * MINUTE_MS)
     tell(hub, [a_row(hub, "GPU-n0-0", "n1")])
     assert gpu(hub, "GPU-n0-0").node == "n1", "it was moved: its old node has not seen it for long"
