@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -23,10 +24,14 @@ from agents.exposition import PortTaken, make_app, serve
 from agents.gpus.nvml.reader import NvmlReader
 from agents.gpus.nvml.supervisor import Timing
 from agents.gpus.simulated import SimulatedReader
+from agents.health import Timing as HealthTiming
+from agents.health_file import HealthFile
+from agents.health_metrics import health_families
 from agents.loop import Deliverer, Loop, Sampler
 from agents.metrics import AgentCollector, Counts
 from agents.outbox import OutboxUnusable, open_outbox
 from agents.settings import LEAST_SAMPLING_WALL_S, AgentSettings
+from agents.verdicts import HealthCounts, Verdicts, VerdictSender
 from quota.client import QuotaClient
 from quota.clock import HOUR_MS, Clock
 
@@ -111,28 +116,50 @@ def run_agent(settings: AgentSettings, clock: Clock, token: str) -> int:
         source = _source(settings, clock)
         closing.callback(source.reader.close)
         quota = closing.enter_context(QuotaClient(settings.quota_url, token, settings.send_timeout_s))
-        counts = Counts()
+        counts, health = Counts(), HealthCounts()
+        sample_every_s = max(LEAST_SAMPLING_WALL_S, clock.wall_s(round(settings.sample_interval_s * 1000)))
+        sampler = Sampler(source.reader, outbox, clock, counts, source.nodes)
+        verdicts = _verdicts(settings, clock, sample_every_s, health)
+        sender = VerdictSender(quota, verdicts, health, settings.send_interval_s)
+
+        def sample() -> None:
+            sampler.sample_once()
+            verdicts.observe(counts.view.readings)
+
         loop = Loop(
-            Sampler(source.reader, outbox, clock, counts, source.nodes).sample_once,
+            sample,
             Deliverer(watched(quota, os.environ), outbox, counts).deliver_once,
-            max(LEAST_SAMPLING_WALL_S, clock.wall_s(round(settings.sample_interval_s * 1000))),
+            sample_every_s,
             settings.send_interval_s,
             # Agents that start together must not deliver together.
             random.uniform(0, settings.send_interval_s),
         )
-        collector = AgentCollector(counts, outbox.spool, source.metrics)
+        collector = AgentCollector(
+            counts, outbox.spool, lambda: (*source.metrics(), *health_families(health))
+        )
         server = serve(settings.host, settings.port, make_app(collector, counts, lambda: not loop.broken))
         closing.callback(server.server_close)
         closing.callback(server.shutdown)
         loop.start()
+        sender.start()
         _log.info("agent_started", epoch=outbox.epoch, port=server.server_port, nodes=source.nodes or "all")
         _wait_for_signal(lambda: loop.broken or source.hopeless())
+        deadline_s = time.monotonic() + PATIENCE_S
         finished = loop.stop(PATIENCE_S)
+        finished = sender.stop(max(0.0, deadline_s - time.monotonic())) and finished
         _log.info("agent_stopped", finished=finished)
         if not finished:
             # A thread is still at work with all of this; the end of the process is as safe as a crash.
             closing.pop_all()
         return 1 if loop.broken or source.hopeless() else 0
+
+
+def _verdicts(settings: AgentSettings, clock: Clock, sample_every_s: float, counts: HealthCounts) -> Verdicts:
+    # On a fast clock readings lie far apart in business time without a break.
+    gap_ms = max(HealthTiming().gap_ms, round(5000 * clock.speed * sample_every_s))
+    timing = HealthTiming(round(settings.health_hold_down_s * 1000), gap_ms)
+    file = HealthFile(settings.outbox.with_name(f"{settings.outbox.name}.health.json"))
+    return Verdicts(file, counts, timing, clock.at_wall)
 
 
 @dataclass(frozen=True)

@@ -103,6 +103,11 @@ RECORDS_UNKNOWN = counter(
 RECORDS_REFUSED = counter(
     "hub_agent_records_refused_total", "Single rows that the service refused; they stay to be sent."
 )
+HEALTH = gauge("hub_gpu_health", "1 for how healthy the GPU is, 0 for the rest.", *(*GPU, "state"))
+VERDICTS = counter("hub_agent_verdicts_total", "Verdicts on GPUs since the agent started.")
+VERDICTS_UNSENT = gauge("hub_agent_verdicts_unsent", "Verdicts that the service has not taken.")
+VERDICTS_FAILED = counter("hub_agent_verdicts_failed_total", "Deliveries of them that failed.")
+VERDICTS_REFUSED = counter("hub_agent_verdicts_refused_total", "Rows or verdicts that were refused.")
 SPOOL_RECORDS = gauge("hub_agent_spool_records", "Evidence rows still to be sent.")
 SPOOL_OLDEST = gauge("hub_agent_spool_oldest_timestamp_seconds", "Since when the oldest of them waits.")
 

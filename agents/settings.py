@@ -51,6 +51,8 @@ class AgentSettings(BaseSettings):
     """How often the driver samples, in business seconds; it judges only a new GPU's first few distances."""
     send_interval_s: Annotated[float, Field(ge=0.1, le=3600)] = 60.0
     """How often evidence is delivered, in wall seconds; slices are settled behind it."""
+    health_hold_down_s: Annotated[float, Field(gt=0, le=86_400)] = 600.0
+    """How long a GPU must be without a bad sign before it counts as well again, in business seconds."""
     send_timeout_s: Annotated[float, Field(ge=0.1, le=600)] = 30.0
     """How long one delivery may take, in wall seconds."""
     host: str = "127.0.0.1"

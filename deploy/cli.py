@@ -15,6 +15,7 @@ from deploy.commands import (
     bookings,
     caps,
     fleet,
+    gpus,
     grants,
     idle,
     job_changes,
@@ -81,6 +82,7 @@ def firm_app() -> typer.Typer:
     app.add_typer(registry.organization_app, name="organization", rich_help_panel=OPERATORS)
     app.add_typer(registry.token_app, name="token", rich_help_panel=OPERATORS)
     app.add_typer(fleet.node_app, name="node", rich_help_panel=OPERATORS)
+    app.add_typer(gpus.gpus_app, name="gpus", rich_help_panel=OPERATORS)
     app.add_typer(fleet.class_app, name="class", rich_help_panel=OPERATORS)
     app.add_typer(audit.audit_app, name="audit", rich_help_panel=AUDITORS)
     trail.register(app)

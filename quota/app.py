@@ -26,6 +26,7 @@ from quota.dispatch import snapshot_routes as snapshots
 from quota.dispatch.ranking import StoredQueue
 from quota.door import Hub, HubRoute, access, answer, authenticate, hub_of, public
 from quota.errors import Forbidden
+from quota.fleet import gpu_routes as gpus
 from quota.fleet import routes as fleet
 from quota.identity import routes as identity
 from quota.identity import trail_routes as trail
@@ -126,6 +127,7 @@ def create_app(settings: Settings, clock: Clock | None = None) -> FastAPI:
         read_limits_routes,
         statements,
         fleet,
+        gpus,
         bookings,
         identity,
         trail,

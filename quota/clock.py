@@ -44,6 +44,10 @@ class Clock:
         """The business time in milliseconds at a wall time in milliseconds."""
         return self.business_at_ms + (moment_wall_ms - self.wall_at_ms) * self.speed
 
+    def wall_of(self, moment_ms: int) -> int:
+        """The wall time in milliseconds at a business time in milliseconds, rounded down."""
+        return self.wall_at_ms + (moment_ms - self.business_at_ms) // self.speed
+
     def wall_s(self, business_ms: int) -> float:
         """How many wall seconds a business duration in milliseconds takes."""
         return business_ms / 1000 / self.speed

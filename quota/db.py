@@ -97,6 +97,8 @@ class Tx:
     seq: int | None = None
     depth: int = 0
     """How many savepoints are open."""
+    speed: int = 1
+    """Business seconds per wall second."""
 
     def touch(self, kind: str, object_id: str) -> None:
         """Let the feed show this object as changed."""
@@ -244,7 +246,7 @@ class Database:
 
     def _transact(self, connection: Connection, work: Callable[[Tx], T]) -> T:
         with connection.begin():
-            tx = Tx(connection, self.clock.now_ms(), self.dialect)
+            tx = Tx(connection, self.clock.now_ms(), self.dialect, speed=self.clock.speed)
             result = work(tx)
             tx.publish()
         if tx.seq is not None:

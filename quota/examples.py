@@ -165,6 +165,37 @@ WHOLE: Mapping[str, object] = {
         ],
         "horizon_h": 168,
     },
+    "GpuReport": {
+        "gpus": [
+            {
+                "gpu_uuid": "GPU-6f9619ff-8b86-d011-b42d-00cf4fc964ff",
+                "node": "sim-0",
+                "gpu_class": "h100",
+                "model": "NVIDIA H100 80GB HBM3",
+                "serial": "1654123000111",
+                "pci_bus_id": "00000000:1B:00.0",
+                "driver": "570.124.06",
+                "health": "unhealthy",
+                "proven": False,
+                "observed_at": "2026-11-22T09:00:00.000Z",
+            }
+        ],
+        "verdicts": [
+            {
+                "id": "3f9c2a7e11d04b6a-12",
+                "gpu_uuid": "GPU-6f9619ff-8b86-d011-b42d-00cf4fc964ff",
+                "node": "sim-0",
+                "health": "unhealthy",
+                "rule": "xid_hardware",
+                "xid": 79,
+                "fault": True,
+                "since": "2026-11-22T08:59:51.000Z",
+                "at": "2026-11-22T08:59:51.000Z",
+                "detail": "XID 79: GPU has fallen off the bus",
+                "holders": [{"job_id": "job-01jd8x2m9q4t6v8w0y2z4b", "attempt": 1}],
+            }
+        ],
+    },
     "ReconcileDay": {"day": "2026-11-20"},
     "ShareMove": {
         "from_organization_id": "alpha-lab",

@@ -56,6 +56,18 @@ IDLE_WARNINGS = counter("hub_quota_idle_warnings_total", "Warnings about idle GP
 IDLE_STOPS = counter(
     "hub_quota_idle_stops_total", "Attempts that were asked to stop because their GPUs were idle."
 )
+INVENTORY_GPUS = gauge("hub_quota_inventory_gpus", "GPUs by what the inventory says.", "state")
+HEALTH_GPUS = gauge("hub_quota_health_gpus", "GPUs by health as their agents last said.", "state")
+QUARANTINED_GPUS = gauge("hub_quota_quarantined_gpus", "GPUs out of use, by who took them.", "by")
+BREAKER_MOST = gauge("hub_quota_gpu_breaker_most_gpus", "GPUs that verdicts may take out of use.")
+BREAKER_TAKEN = gauge(
+    "hub_quota_gpu_breaker_taken_gpus",
+    "GPUs that nobody can get because of verdicts, closed nodes whole.",
+)
+BREAKER_WITHHELD = gauge(
+    "hub_quota_gpu_breaker_withheld_gpus",
+    "GPUs that a verdict would have taken, for an operator to decide.",
+)
 FEED_HEAD = gauge("hub_quota_feed_head", "Sequence of the last transaction in the feed.")
 LEASE_EXPIRES = gauge(
     "hub_quota_scheduler_lease_expires_timestamp_seconds",

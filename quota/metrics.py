@@ -14,6 +14,7 @@ from quota.audit.tables import findings, seals
 from quota.clock import Clock
 from quota.db import Database, head
 from quota.dispatch.tables import scheduler_lease
+from quota.fleet.gpu_metrics import gpu_families
 from quota.fleet.tables import clusters, node_capacity, nodes
 from quota.idle.tables import found as idle_found
 from quota.idle.tables import warnings as idle_warnings
@@ -32,6 +33,12 @@ KNOWN_FINDINGS = (
     "evidence_beyond_run",
     "evidence_of_unknown_attempt",
     "freed_before_its_end",
+    "gpu_claimed_twice",
+    "gpu_differs",
+    "gpu_only_observed",
+    "gpu_quarantine_withheld",
+    "gpu_unknown",
+    "gpu_vanished",
     "idle_not_measured",
     "impossible_time",
     "ledger_differs_from_cluster",
@@ -41,6 +48,8 @@ KNOWN_FINDINGS = (
     "unknown_attempt",
     "unknown_object",
     "unobserved_time",
+    "verdict_of_unknown_attempt",
+    "verdict_on_unknown_gpu",
 )
 """They have a series before there is any: Prometheus sees no increase in one that appears with a first finding."""
 
@@ -61,6 +70,7 @@ class HubCollector(Collector):
             yield from _grant_families(connection)
             yield from _job_families(connection)
             yield from _fleet_families(connection, now_ms)
+            yield from gpu_families(connection, now_ms, self._clock.speed)
             yield from _idle_families(connection)
             yield from _service_families(connection)
 

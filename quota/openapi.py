@@ -31,6 +31,7 @@ from quota.errors import (
     Unauthenticated,
 )
 from quota.schemas.forecasts import ForecastDocument
+from quota.schemas.gpus import GpuReport
 from quota.schemas.identity import Role
 from quota.schemas.scheduling import DecisionBatch, RankingDocument, ReportBatch
 from quota.schemas.service import Problem
@@ -42,6 +43,7 @@ RAW_MODELS: tuple[type[BaseModel], ...] = (
     RankingDocument,
     ForecastDocument,
     EvidenceBatch,
+    GpuReport,
 )
 """What routes parse themselves."""
 PROBLEM = "application/problem+json"

@@ -20,9 +20,11 @@ from quota.audit.tables import task_runs
 from quota.clock import HOUR_MS, day_of
 from quota.db import Database, Tx
 from quota.dispatch import feed
+from quota.fleet import inventory
 from quota.identity import idempotency
 from quota.jobs import endings as running
 from quota.jobs import idling
+from quota.jobs import faults
 from quota.programs import endings
 from quota.reports import reconciliation, retention, watching
 from quota.schemas.service import TaskList, TaskState
@@ -60,6 +62,10 @@ def _watch(database: Database) -> str:
     return f"{watching.find_behind(database)} clusters"
 
 
+def _watch_gpus(database: Database) -> str:
+    return f"{faults.settle_due(database)} faults, {inventory.find_strays(database)} GPUs"
+
+
 def _reconcile(database: Database) -> str:
     days = days_due(database)
     for day in days[:DAYS_PER_RUN]:
@@ -86,6 +92,7 @@ TASKS = (
     Task("grants.stop_running", MINUTE_MS, _stop),
     Task("jobs.idle", MINUTE_MS, idling.judge_all),
     Task("clusters.watch", 5 * MINUTE_MS, _watch),
+    Task("gpus.watch", MINUTE_MS, _watch_gpus),
     Task("reconcile", HOUR_MS, _reconcile),
     Task("retention", 24 * HOUR_MS, _forget),
     Task("feed.trim", MINUTE_MS, _trim),

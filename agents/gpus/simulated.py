@@ -5,13 +5,14 @@ An answer is checked by the wire's own types: a name that the quota service woul
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 from urllib.parse import quote
 
 import httpx2
 from pydantic import TypeAdapter, ValidationError
 
+from agents.gpus.nvml.codes import xid_class
 from agents.gpus.port import ReaderUnavailable
 from agents.model import NodeReading
 
@@ -66,12 +67,12 @@ class SimulatedReader:
 
     def read(self, node: str, after_ms: int) -> NodeReading:
         """One node's GPUs with the samples newer than `after_ms`. Raises ReaderUnavailable."""
-        return self._get(f"/v1/nodes/{quote(node, safe='')}/gpus", after_ms, self._node)
+        return _classed(self._get(f"/v1/nodes/{quote(node, safe='')}/gpus", after_ms, self._node))
 
     def read_all(self, after_ms: int) -> tuple[NodeReading, ...]:
         """All nodes that are not lost, in one request. Raises ReaderUnavailable."""
         nodes = self._get("/v1/gpus", after_ms, self._all).nodes
-        return tuple(node for node in nodes if isinstance(node, NodeReading))
+        return tuple(_classed(node) for node in nodes if isinstance(node, NodeReading))
 
     def _get(self, path: str, after_ms: int, shape: TypeAdapter[T]) -> T:
         try:
@@ -86,3 +87,17 @@ class SimulatedReader:
             first = error.errors(include_url=False, include_input=False)[0]
             where = ".".join(str(part) for part in first["loc"])
             raise ReaderUnavailable(f"GET {path}: not a reading: {where}: {first['msg']}") from error
+
+
+def _classed(reading: NodeReading) -> NodeReading:
+    """With the class of each XID, which the cluster leaves to the agent."""
+    if not any(gpu.detail is not None and gpu.detail.xids for gpu in reading.gpus):
+        return reading
+    gpus = []
+    for gpu in reading.gpus:
+        detail = gpu.detail
+        if detail is not None and detail.xids:
+            xids = tuple(replace(xid, xid_class=str(xid_class(xid.xid))) for xid in detail.xids)
+            gpu = replace(gpu, detail=replace(detail, xids=xids))
+        gpus.append(gpu)
+    return replace(reading, gpus=tuple(gpus))

@@ -107,6 +107,8 @@ def _counts(total: int, used: int, foreign: int) -> tuple[str, ...]:
 def _state(node: Node) -> str:
     if node.cordoned:
         return "cordoned"
+    if node.held_back:
+        return "bad GPU"
     return "ready" if node.schedulable else "unavailable"
 
 

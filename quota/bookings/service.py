@@ -232,7 +232,9 @@ def _nodes(connection: Connection, gpu_class: str) -> dict[str, list[int]]:
             node_capacity,
             (node_capacity.c.cluster == nodes.c.cluster) & (node_capacity.c.node == nodes.c.node),
         )
-        .where(node_capacity.c.gpu_class == gpu_class, nodes.c.schedulable, ~nodes.c.cordoned)
+        .where(
+            node_capacity.c.gpu_class == gpu_class, nodes.c.schedulable, ~nodes.c.cordoned, ~nodes.c.held_back
+        )
         .order_by(nodes.c.cluster, nodes.c.node)
     )
     found: dict[str, list[int]] = defaultdict(list)

@@ -9,6 +9,7 @@ from quota.client.audit import AuditCalls
 from quota.client.bookings import BookingCalls
 from quota.client.caps import CapsCalls
 from quota.client.fleet import FleetCalls
+from quota.client.gpus import GpuCalls
 from quota.client.identity import IdentityCalls
 from quota.client.idle import IdleCalls
 from quota.client.jobs import JobCalls
@@ -30,6 +31,7 @@ class QuotaClient(
     LimitCalls,
     StatementCalls,
     FleetCalls,
+    GpuCalls,
     BookingCalls,
     SwitchCalls,
     CapsCalls,

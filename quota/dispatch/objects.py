@@ -254,7 +254,7 @@ def _nodes(connection: Connection, ids: Collection[str]) -> dict[str, BaseModel]
             NodeObject,
             cluster=rows[0].cluster,
             node=rows[0].node,
-            schedulable=rows[0].schedulable and not rows[0].cordoned,
+            schedulable=rows[0].schedulable and not (rows[0].cordoned or rows[0].held_back),
             rack=rows[0].rack,
             capacities=tuple(
                 built(

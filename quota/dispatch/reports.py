@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, assert_never
 
 from sqlalchemy import BindParameter, Row, bindparam, select, tuple_, update
@@ -15,7 +15,7 @@ from quota.dispatch.policy import ABANDONMENTS_LIMIT, COOLDOWN_WALL_S
 from quota.errors import NotFound
 from quota.fleet import service as fleet
 from quota.fleet.tables import clusters
-from quota.jobs import settlement
+from quota.jobs import faults, settlement
 from quota.jobs.states import AttemptEnd, End, Requeue, after_attempt
 from quota.jobs.tables import attempts, jobs, placements
 from quota.prepared import Prepared
@@ -251,9 +251,16 @@ def _ended(tx: Tx, job: Row[Any], row: Row[Any], item: EndedItem, seen: _Report)
     )
     # the words about a slow start are no word about an end
     said = item.detail or (None if started else row.detail)
+    verdict_id = faults.dies_of(tx, row.job_id, row.attempt, ended) if _failed(end) else None
+    if verdict_id is not None:
+        end, said = replace(end, gpu_fault=True), faults.told(verdict_id)
     _end(tx, job, row, end, (first, last, ended), (item.exit_code, said), seen)
     _freed(tx, row, seen, None)
     return "accepted"
+
+
+def _failed(end: AttemptEnd) -> bool:
+    return end.started and not end.succeeded and not end.lost and end.stop_reason is None
 
 
 def _lost(tx: Tx, job: Row[Any], row: Row[Any], item: LostItem, seen: _Report) -> Outcome:
@@ -317,6 +324,10 @@ def _end(
         abandonments=job.abandonments,
         limit=ABANDONMENTS_LIMIT,
     )
+    if end.gpu_fault:
+        faults.close(
+            tx, row.job_id, row.attempt, ended, "requeued" if isinstance(verdict, Requeue) else "ended"
+        )
     settlement.correct_after(tx, row, ended if first is not None else 0, seen.evidence)
     _END.change(
         tx.connection,

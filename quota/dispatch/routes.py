@@ -13,7 +13,9 @@ from starlette.concurrency import run_in_threadpool
 from quota.db import head
 from quota.dispatch import decisions, feed, lease, ranking, reports
 from quota.dispatch.evidence import deliver
+from quota.dispatch.gpu_reports import deliver as deliver_gpus
 from quota.door import Hub, HubRoute, RawRoute, access, answer, caller_of, hub_of, parse, raw_body, said
+from quota.schemas.gpus import GpuReport, GpuReportReply
 from quota.schemas.identity import Role, Scope
 from quota.schemas.scheduling import (
     DecisionBatch,
@@ -167,3 +169,16 @@ def deliver_evidence(request: Request, raw: Raw) -> Response:
     caller = caller_of(request)
     batch = parse(EvidenceBatch, raw)
     return answer(hub_of(request).database.write(lambda tx: deliver(tx, caller, batch)))
+
+
+@busy.post(
+    "/v1/gpus/reports",
+    operation_id="report_gpus",
+    response_model=GpuReportReply,
+    openapi_extra=_takes(GpuReport) | access(Role.AGENT, scope=Scope.EVIDENCE_WRITE),
+)
+def report_gpus(request: Request, raw: Raw) -> Response:
+    """How an agent's GPUs are, and its verdicts on them; sending them again changes nothing."""
+    caller = caller_of(request)
+    report = parse(GpuReport, raw)
+    return answer(deliver_gpus(hub_of(request).database, caller, report))

@@ -17,7 +17,7 @@ _ALL = Prepared(_SUMS)
 _OPEN = Prepared(
     _SUMS.join(
         nodes, and_(nodes.c.cluster == node_capacity.c.cluster, nodes.c.node == node_capacity.c.node)
-    ).where(nodes.c.schedulable.is_(True), nodes.c.cordoned.is_(False))
+    ).where(nodes.c.schedulable.is_(True), nodes.c.cordoned.is_(False), nodes.c.held_back.is_(False))
 )
 
 

@@ -12,6 +12,7 @@ from quota.audit import service as audit
 from quota.db import Tx
 from quota.door import check_match
 from quota.errors import AlreadyExists, CapacityTaken, NotSchedulable, PreconditionFailed, UnknownGpuClass
+from quota.fleet import quarantine
 from quota.fleet.rules import Rate
 from quota.fleet.switches import check_open, set_cordoned
 from quota.fleet.tables import clusters, gpu_classes, hub_switches, node_capacity, nodes, rates
@@ -54,7 +55,7 @@ _RACK_TOTALS = Prepared(
     .group_by(node_capacity.c.cluster, nodes.c.rack, node_capacity.c.total)
 )
 _NODES = Prepared(
-    select(nodes.c.node, nodes.c.schedulable, nodes.c.cordoned)
+    select(nodes.c.node, nodes.c.schedulable, nodes.c.cordoned, nodes.c.held_back)
     .where(nodes.c.cluster == bindparam("in_cluster"), nodes.c.node.in_(bindparam("names", expanding=True)))
     .order_by(nodes.c.node)
     .with_for_update(read=True),
@@ -210,6 +211,7 @@ def store_nodes(tx: Tx, cluster: str, reported: Iterable[NodeReport]) -> None:
     left = {node for node, gpu_class in stored if node not in seen and stored[(node, gpu_class)].total}
     for name in sorted(gone | left):
         _close_node(tx, cluster, name)
+    quarantine.judge_nodes(tx, cluster)
 
 
 def _close_node(tx: Tx, cluster: str, name: str) -> None:
@@ -283,7 +285,7 @@ def _must_be_open(tx: Tx, cluster: str, names: set[str]) -> None:
         part = new[start : start + 500]
         opened |= dict.fromkeys(part, False)
         for row in _NODES.all(tx.connection, {"in_cluster": cluster, "names": part}):
-            opened[row.node] = row.schedulable and not row.cordoned
+            opened[row.node] = row.schedulable and not (row.cordoned or row.held_back)
     tx.memo[("open nodes", cluster)] = opened
     closed = sorted(name for name in names if not opened[name])
     if closed:

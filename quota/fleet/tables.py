@@ -49,6 +49,8 @@ nodes = Table(
     Column("cordoned", Boolean, nullable=False),
     # as its cluster reports it; null: none is known
     Column("rack", String(63)),
+    # a GPU of it is in quarantine, and the node might still give it to somebody
+    Column("held_back", Boolean, nullable=False, server_default=false()),
 )
 
 node_capacity = Table(

@@ -107,6 +107,7 @@ def _nodes(connection: Connection, rows: Sequence[Row[Any]]) -> tuple[Node, ...]
             schedulable=row.schedulable,
             cordoned=row.cordoned,
             rack=row.rack,
+            held_back=row.held_back,
             capacities=tuple(capacities[(row.cluster, row.node)]),
             etag=etag(row.cluster, row.node, row.cordoned),
         )

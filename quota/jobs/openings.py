@@ -29,6 +29,7 @@ _OPEN_NODES = (
         node_capacity.c.gpu_class == bindparam("of_class"),
         nodes.c.schedulable.is_(True),
         nodes.c.cordoned.is_(False),
+        nodes.c.held_back.is_(False),
     )
 )
 _OCCUPIED = (

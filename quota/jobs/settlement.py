@@ -23,6 +23,8 @@ from quota.schemas.ledger import RefundKind
 
 ACTOR = "hub"
 _LOST_WORK = {"node_failed": RefundKind.FAULT, "preempted": RefundKind.PREEMPTED}
+GPU_VERDICT = "gpu-verdict:"
+"""What the detail of an attempt begins with that died of a GPU's fault; its verdict follows."""
 HALF_LIFE_MS = 7 * 24 * HOUR_MS
 
 _DUE = Prepared(
@@ -143,6 +145,17 @@ def extend_lost(tx: Tx, row: Row[Any], ended_ms: int, evidence: str) -> None:
     settling.settle(tx, held, parts, actor=ACTOR, evidence=evidence)
 
 
+def refund_fault(tx: Tx, row: Row[Any], evidence: str) -> int:
+    """Give back what a settled attempt lost by a fault that is known only now, up to the cap. Answers the amount."""
+    assert row.settled, "what is not settled yet is given back when it is"
+    returned = _refund_lost_work(tx, row, holds.read_hold(tx, row.hold_id), [], evidence)
+    if returned:
+        count_usage(tx, row.organization_id, -returned)
+        endings.sweep(tx, [row.grant_id])
+    tx.touch("grant", row.grant_id)
+    return returned
+
+
 def fault_time_left_ms(tx: Tx, job_id: str, grant_id: str) -> int:
     """How much of a job's time may still be given back after platform faults, over all its attempts."""
     return max(0, fault_cap_ms(tx, grant_id) - faults_ms(tx, job_id))
@@ -195,6 +208,8 @@ def _refund_lost_work(tx: Tx, row: Row[Any], held: Hold, fresh: list[Slice], evi
         rule = "none" if row.stop_checkpoint_ms is None else f"{row.stop_checkpoint_ms} ms"
         evidence = f"stop:{row.job_id}:{row.attempt} checkpoint every {rule}, {evidence}"
     if kind is RefundKind.FAULT:
+        if (row.detail or "").startswith(GPU_VERDICT) and not evidence.startswith(GPU_VERDICT):
+            evidence = f"{row.detail}, {evidence}"
         left = fault_time_left_ms(tx, row.job_id, row.grant_id)
     returned = 0
     for part in reversed([*slices_of(tx, row.job_id, row.attempt), *fresh]):

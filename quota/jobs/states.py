@@ -30,6 +30,8 @@ class AttemptEnd:
     stop_reason: StopReason | None
     stop_asked: StopReason | None = None
     """A stop that the service had asked for; the attempt may end before the scheduler recorded one."""
+    gpu_fault: bool = False
+    """Whether it failed of a GPU's fault, as an agent's verdict says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +94,7 @@ def after_attempt(
 def _reason(end: AttemptEnd) -> EndReason:
     match end.stop_reason:
         case None:
-            if end.lost:
+            if end.lost or (end.gpu_fault and end.started):
                 return EndReason.NODE_FAILED
             return EndReason.FAILED if end.started else EndReason.ABANDONED
         case StopReason.CANCELLED:

@@ -82,6 +82,8 @@ class Node(Reply):
     schedulable: bool
     cordoned: bool
     rack: str | None = None
+    held_back: bool = False
+    """Whether it takes no jobs because a GPU of it is in quarantine and it might still give it to somebody."""
     capacities: tuple[NodeCapacity, ...]
     etag: str = ""
     """Its version, for If-Match: changes with `cordoned` only."""

@@ -15,7 +15,7 @@ ENDS: Mapping[EndReason, Say] = {
     EndReason.CANCELLED: Say("it was cancelled"),
     EndReason.TIME_LIMIT: Say("it reached its time limit"),
     EndReason.PREEMPTED: Say("it was stopped to make room for a job that goes first"),
-    EndReason.NODE_FAILED: Say("a node that it ran on failed"),
+    EndReason.NODE_FAILED: Say("a node or a GPU that it ran on failed"),
     EndReason.ABANDONED: Say("it did not start in time"),
     EndReason.GRANT_ENDED: Say("its grant ended"),
     EndReason.REQUEUED: Say("the operators sent it back into the queue"),

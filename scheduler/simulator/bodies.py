@@ -128,6 +128,27 @@ class Foreign(Body):
     count: Annotated[int, Field(ge=0)]
 
 
+class BreakGpu(Body):
+    """Let a GPU show an XID or fall off the bus; `kills` ends its pod, `withdrawn` keeps it from later ones."""
+
+    fault: Literal["break_gpu"]
+    node: Name
+    gpu_uuid: Name
+    xid: Annotated[int, Field(ge=1, le=100_000)] | None = None
+    lost: bool = False
+    recovery_action: Annotated[int, Field(ge=0, le=7)] = 0
+    withdrawn: bool = False
+    kills: bool = True
+
+
+class MendGpu(Body):
+    """Let a broken GPU work again."""
+
+    fault: Literal["mend_gpu"]
+    node: Name
+    gpu_uuid: Name
+
+
 class RefuseStart(Body):
     """Decline the next `count` creations of objects to run."""
 
@@ -152,9 +173,19 @@ class ForgetReply(Body):
     path: DoorPath | None = Field(default=None, strict=False)
 
 
-ClusterFault = FailPod | LoseNode | ReturnNode | Foreign
+ClusterFault = FailPod | LoseNode | ReturnNode | Foreign | BreakGpu | MendGpu
 DoorFault = RefuseStart | AnswerLate | ForgetReply
 FaultBody = Annotated[ClusterFault | DoorFault, Field(discriminator="fault")]
 FAULTS = frozenset(
-    {"fail_pod", "lose_node", "return_node", "foreign", "refuse_start", "answer_late", "forget_reply"}
+    {
+        "fail_pod",
+        "lose_node",
+        "return_node",
+        "foreign",
+        "break_gpu",
+        "mend_gpu",
+        "refuse_start",
+        "answer_late",
+        "forget_reply",
+    }
 )

@@ -252,6 +252,20 @@ def _strike(model: Model, now_ms: int, fault: bodies.ClusterFault) -> Event | No
             return rules.lose_node(model, now_ms, fault.node, fault.silent_ms)
         case bodies.ReturnNode():
             return rules.return_node(model, now_ms, fault.node)
+        case bodies.BreakGpu():
+            return rules.break_gpu(
+                model,
+                now_ms,
+                fault.node,
+                fault.gpu_uuid,
+                fault.xid,
+                lost=fault.lost,
+                recovery_action=fault.recovery_action,
+                withdrawn=fault.withdrawn,
+                kills=fault.kills,
+            )
+        case bodies.MendGpu():
+            return rules.mend_gpu(model, now_ms, fault.node, fault.gpu_uuid)
         case bodies.Foreign():
             return rules.set_foreign(model, now_ms, fault.node, fault.gpu_class, fault.count)
         case _:

@@ -145,7 +145,30 @@ class ForeignSet:
     count: int
 
 
-NodeEvent = NodeAdded | NodeLost | NodeNoticed | NodeReturned | ForeignSet
+@dataclass(frozen=True, slots=True)
+class GpuBroke:
+    """A GPU shows an XID, or falls off the bus; what runs on it dies if `kills`."""
+
+    t: int
+    node: str
+    gpu_uuid: str
+    xid: int | None
+    lost: bool
+    recovery_action: int
+    withdrawn: bool
+    kills: bool
+
+
+@dataclass(frozen=True, slots=True)
+class GpuMended:
+    """A GPU works again, and its node gives it to pods."""
+
+    t: int
+    node: str
+    gpu_uuid: str
+
+
+NodeEvent = NodeAdded | NodeLost | NodeNoticed | NodeReturned | ForeignSet | GpuBroke | GpuMended
 ObjectEvent = ObjectCreated | ObjectSuspended | ObjectDeleted | PodStarted | PodEnded
 Event = NodeEvent | ObjectEvent
 
@@ -160,6 +183,8 @@ _WORDS: dict[type[Event], str] = {
     NodeNoticed: "node_noticed",
     NodeReturned: "node_returned",
     ForeignSet: "foreign_set",
+    GpuBroke: "gpu_broke",
+    GpuMended: "gpu_mended",
 }
 _TYPES = {word: kind for kind, word in _WORDS.items()}
 

@@ -20,6 +20,8 @@ from scheduler.simulator.events import (
     EndReason,
     Event,
     ForeignSet,
+    GpuBroke,
+    GpuMended,
     NodeAdded,
     NodeEvent,
     NodeLost,
@@ -32,8 +34,10 @@ from scheduler.simulator.events import (
     PodEnded,
     PodStarted,
 )
-from scheduler.simulator.state import ClusterObject, Gpu, Node, Occupancy, Pod, Pool
+from scheduler.simulator.state import ClusterObject, Gpu, Node, Occupancy, Pod, Pool, Trouble
 
+CRASHED = 139
+"""The exit code of a program whose GPU broke."""
 TERMINATED = 143
 """The exit code of a pod that was asked to end."""
 
@@ -163,7 +167,15 @@ class Model:
         self.version += 1
         self.now_ms = max(self.now_ms, event.t)
         match event:
-            case NodeAdded() | NodeLost() | NodeNoticed() | NodeReturned() | ForeignSet():
+            case (
+                NodeAdded()
+                | NodeLost()
+                | NodeNoticed()
+                | NodeReturned()
+                | ForeignSet()
+                | GpuBroke()
+                | GpuMended()
+            ):
                 self._apply_to_node(event)
                 self.nodes_version = self.version
             case ObjectCreated() | ObjectSuspended() | ObjectDeleted() | PodStarted() | PodEnded():
@@ -184,6 +196,10 @@ class Model:
             case ForeignSet():
                 self.nodes[event.node].pools[event.gpu_class].foreign = event.count
                 self._unsettled.add((event.node, event.gpu_class))
+            case GpuBroke():
+                self._gpu_broke(event)
+            case GpuMended():
+                self._gpu_mended(event)
             case _:
                 assert_never(event)
 
@@ -340,6 +356,25 @@ class Model:
         for name, index in hidden:
             self._fail_gang(self._touch(name), index, event.t)
         self._unsettled.update((node.node, gpu_class) for gpu_class in node.pools)
+
+    def _gpu_broke(self, event: GpuBroke) -> None:
+        gpu = self.nodes[event.node].gpus[event.gpu_uuid]
+        trouble = gpu.trouble = gpu.trouble or Trouble()
+        if event.xid is not None:
+            trouble.xids[event.xid] = (trouble.xids.get(event.xid, (0, 0))[0] + 1, event.t)
+        trouble.lost = trouble.lost or event.lost
+        trouble.recovery_action = max(trouble.recovery_action, event.recovery_action)
+        gpu.withdrawn = gpu.withdrawn or event.withdrawn
+        if event.kills and gpu.current is not None:
+            thing = self.objects[gpu.current.name]
+            self._plan_end(thing, thing.pods[gpu.current.pod_index], event.t, CRASHED, EndReason.FAULT)
+
+    def _gpu_mended(self, event: GpuMended) -> None:
+        gpu = self.nodes[event.node].gpus[event.gpu_uuid]
+        gpu.withdrawn = False
+        if gpu.trouble is not None:
+            gpu.trouble.lost, gpu.trouble.recovery_action = False, 0
+        self._unsettled.add((event.node, gpu.gpu_class))
 
     def _touch(self, name: str) -> ClusterObject:
         """The object, from now on changed by the current event."""

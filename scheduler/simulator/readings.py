@@ -7,11 +7,14 @@ so the text of each pod's samples is made once and shared by its GPUs.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 
 from scheduler.simulator.fleet import boot_id, hardware
 from scheduler.simulator.load import mean_ratio
-from scheduler.simulator.state import Gpu, Node, Occupancy
+from scheduler.simulator.state import Gpu, Node, Occupancy, Trouble
 
+DRIVER = "simulated"
+_WELL = f'"detail":{{"driver":"{DRIVER}","recovery_action":0}}'
 SAMPLES_KEPT = 600
 """How many samples per GPU the driver remembers."""
 
@@ -19,9 +22,11 @@ SAMPLES_KEPT = 600
 class Readings:
     """Answers for agents, at a fixed sample period."""
 
-    def __init__(self, period_ms: int) -> None:
+    def __init__(self, period_ms: int, wall_of: Callable[[int], int] = int) -> None:
+        """`wall_of` turns business ms into wall ms, in which a driver dates XIDs."""
         assert period_ms > 0, "samples are taken from time to time"
         self.period_ms = period_ms
+        self._wall_of = wall_of
         self._heads: dict[str, tuple[str, int, float, float]] = {}
 
     def node_text(self, node: Node, after_ms: int, now_ms: int) -> str:
@@ -59,10 +64,37 @@ class Readings:
         used_bytes = 0 if stay is None else int(memory_bytes * (0.15 + 0.7 * ratio))
         watts = idle_watts + (full_watts - idle_watts) * ratio
         workload = "null" if stay is None else f"{_workload_text(stay)}}}"
+        if gpu.trouble is not None or gpu.withdrawn:
+            head = f"{head},{self._trouble_text(gpu)}"
+            if gpu.trouble is not None and gpu.trouble.lost:
+                return f'{head},"up":false,"workload":{workload},"samples":[]}}'
+        else:
+            head = f"{head},{_WELL}"
         return (
             f'{head},"memory_used_bytes":{used_bytes},"power_watts":{watts:.1f},'
             f'"temperature_celsius":{30 + 45 * ratio:.1f},"workload":{workload},"samples":[{samples}]}}'
         )
+
+    def _trouble_text(self, gpu: Gpu) -> str:
+        """What the driver says of a device that is, or was, not well."""
+        trouble = gpu.trouble or Trouble()
+        xids = [
+            {
+                "xid": xid,
+                "xid_class": "unknown",
+                "count": count,
+                "last_wall_ms": self._wall_of(last_ms),
+            }
+            for xid, (count, last_ms) in sorted(trouble.xids.items())
+        ]
+        detail = {
+            "driver": DRIVER,
+            "lost": trouble.lost,
+            "recovery_action": None if trouble.lost else trouble.recovery_action,
+            "xids": xids,
+            "withdrawn": gpu.withdrawn,
+        }
+        return f'"detail":{json.dumps(detail, separators=(",", ":"))}'
 
     def _head(self, gpu: Gpu) -> tuple[str, int, float, float]:
         """What never changes about a device: the beginning of its text, its memory and its power."""

@@ -8,6 +8,8 @@ from __future__ import annotations
 from scheduler.simulator.events import (
     EndReason,
     ForeignSet,
+    GpuBroke,
+    GpuMended,
     NodeLost,
     NodeReturned,
     ObjectCreated,
@@ -16,7 +18,7 @@ from scheduler.simulator.events import (
     PodEnded,
 )
 from scheduler.simulator.model import Model, pod_ended
-from scheduler.simulator.state import ClusterObject, Node
+from scheduler.simulator.state import ClusterObject, Gpu, Node
 
 
 class Refusal(Exception):
@@ -96,6 +98,39 @@ def return_node(model: Model, now_ms: int, name: str) -> NodeReturned | None:
     """Let a lost node boot."""
     node = find_node(model, name)
     return None if node.lost_ms is None else NodeReturned(now_ms, name)
+
+
+def break_gpu(
+    model: Model,
+    now_ms: int,
+    name: str,
+    gpu_uuid: str,
+    xid: int | None,
+    *,
+    lost: bool,
+    recovery_action: int,
+    withdrawn: bool,
+    kills: bool,
+) -> GpuBroke:
+    """Let a GPU break, once more if it is broken already."""
+    _find_gpu(model, name, gpu_uuid)
+    return GpuBroke(now_ms, name, gpu_uuid, xid, lost, recovery_action, withdrawn, kills)
+
+
+def mend_gpu(model: Model, now_ms: int, name: str, gpu_uuid: str) -> GpuMended | None:
+    """Let a GPU work again."""
+    gpu = _find_gpu(model, name, gpu_uuid)
+    well = not gpu.withdrawn and (
+        gpu.trouble is None or not (gpu.trouble.lost or gpu.trouble.recovery_action)
+    )
+    return None if well else GpuMended(now_ms, name, gpu_uuid)
+
+
+def _find_gpu(model: Model, name: str, gpu_uuid: str) -> Gpu:
+    gpu = find_node(model, name).gpus.get(gpu_uuid)
+    if gpu is None:
+        raise Refusal(404, "unknown_gpu", f"node {name!r} has no GPU {gpu_uuid!r}")
+    return gpu
 
 
 def set_foreign(model: Model, now_ms: int, name: str, gpu_class: str, count: int) -> ForeignSet | None:

@@ -50,7 +50,8 @@ def serve(settings: Settings) -> None:
         name: len(node.gpus) for name, node in model.nodes.items()
     }:
         log.warning("fleet_kept", reason="the journal has its own nodes", journal=str(journal.path))
-    app = create_app(simulation, Readings(settings.sample_period_ms), settings.token, settings.speedy)
+    readings = Readings(settings.sample_period_ms, settings.clock.wall_of)
+    app = create_app(simulation, readings, settings.token, settings.speedy)
     config = uvicorn.Config(
         app,
         http=CuttableProtocol,

@@ -46,6 +46,16 @@ class Occupancy:
 
 
 @dataclass(slots=True)
+class Trouble:
+    """What a device shows that is not well."""
+
+    xids: dict[int, tuple[int, int]] = field(default_factory=dict)
+    """How often each XID came, and when last; they stay after the device was mended."""
+    lost: bool = False
+    recovery_action: int = 0
+
+
+@dataclass(slots=True)
 class Gpu:
     """A device, who is on it now and who was on it lately."""
 
@@ -53,6 +63,9 @@ class Gpu:
     gpu_class: str
     current: Occupancy | None = None
     past: deque[Occupancy] = field(default_factory=deque)
+    trouble: Trouble | None = None
+    withdrawn: bool = False
+    """Its node found it broken and gives it to nobody."""
 
 
 @dataclass(slots=True)
@@ -66,14 +79,20 @@ class Pool:
     """Pods that could start if GPUs were free, as (order of creation, index, name). Follows from the rest."""
 
     @property
+    def total(self) -> int:
+        """How many devices the node offers."""
+        return sum(not gpu.withdrawn for gpu in self.gpus)
+
+    @property
     def free(self) -> int:
         """How many devices a pod could get now."""
-        return len(self.gpus) - self.foreign - self.used
+        idle = sum(gpu.current is None and not gpu.withdrawn for gpu in self.gpus)
+        return max(0, idle - self.foreign)
 
     def take(self, count: int) -> tuple[str, ...]:
         """The ids of the first `count` free devices."""
         assert 0 < count <= self.free, "only what is free can be taken"
-        free = (gpu.gpu_uuid for gpu in self.gpus if gpu.current is None)
+        free = (gpu.gpu_uuid for gpu in self.gpus if gpu.current is None and not gpu.withdrawn)
         return tuple(next(free) for _ in range(count))
 
 

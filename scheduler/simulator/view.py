@@ -92,7 +92,7 @@ def nodes_view(model: Model, now_ms: int) -> Json:
                 "ready": not node.noticed,
                 "last_seen_ms": now_ms if node.lost_ms is None else node.lost_ms,
                 "foreign": {name: pool.foreign for name, pool in node.pools.items() if pool.foreign},
-                "classes": {name: len(pool.gpus) for name, pool in node.pools.items()},
+                "classes": {name: pool.total for name, pool in node.pools.items()},
                 "rack": node.rack,
             }
             for node in model.nodes.values()

@@ -171,6 +171,8 @@ class Hub:
     """How long scheduler and agent wait for the quota service."""
     forecast_interval_s: float = 0.0
     """How often starts are foretold; 0: never."""
+    hold_down_s: float = 600.0
+    """How long a GPU must be well, in business seconds."""
     door: Door | None = None
     """Stands between the quota service and all others but the operator."""
     programs: dict[str, Program] = field(default_factory=dict)
@@ -212,6 +214,7 @@ class Hub:
             *("agent", "agent", "run", "--reader", "simulated", *doors, *outbox, *rhythm),
             GPUHUB_TOKEN=self.tokens["agent"],
             GPUHUB_AGENT_SEND_TIMEOUT_S=str(self.call_timeout_s),
+            GPUHUB_AGENT_HEALTH_HOLD_DOWN_S=str(self.hold_down_s),
         )
         with self.client("operator", 10) as client:
             until(lambda: len(client.list_nodes().items) >= 4, "quota knows the nodes")

@@ -61,6 +61,7 @@ BODIES: dict[str, Any] = {
     },
     "put_ranking": {"epoch": 999, "cycle": 1, "at": "2026-11-22T00:00:00Z", "order": [], "reasons": {}},
     "put_forecast": {"epoch": 999, "as_of": "2026-11-22T00:00:00Z", "etas": {}},
+    "report_gpus": {"gpus": [], "verdicts": []},
     "deliver_evidence": {"rows": [EVIDENCE | {"node": "n9"}]},
 }
 PATHS = {"class_id": "h100", "cluster": "sim", "node": "nobody", "position": "9"}

@@ -20,6 +20,7 @@ from quota.jobs import switches
 from quota.programs import awards, endings
 from quota.schemas.bookings import NewBooking
 from quota.schemas.fleet import NewCluster, NewGpuClass
+from quota.schemas.gpus import ExpectedGpu, Inventory
 from quota.schemas.identity import NewOrganization, NewToken, Role
 from quota.schemas.jobs import Job
 from quota.schemas.programs import Grant, NewProgram
@@ -211,6 +212,25 @@ def _evidence(api: Api) -> Request:
     return Request(api.agent, {"rows": [row]})
 
 
+def _gpu_report(api: Api) -> Request:
+    row = {
+        "gpu_uuid": _new("GPU"),
+        "node": "n9",
+        "gpu_class": "h100",
+        "health": "healthy",
+        "proven": False,
+        "observed_at": instant_text(api.hub.now),
+    }
+    return Request(api.agent, {"gpus": [row]})
+
+
+def _gpu(api: Api) -> str:
+    """One of a node that no other request needs."""
+    line = ExpectedGpu(gpu_uuid=_new("GPU"))
+    api.operator.register_gpus(Inventory(gpus=(line,), reason="a test"))
+    return line.gpu_uuid
+
+
 def _day(api: Api) -> Request:
     api.hub.clock.advance(2 * DAY_MS)
     return Request(api.operator, {"day": instant_text(api.hub.now - 2 * DAY_MS)[:10]})
@@ -329,6 +349,14 @@ REQUESTS: dict[str, Maker] = {
     "put_ranking": _ranking,
     "put_forecast": _forecast,
     "deliver_evidence": _evidence,
+    "report_gpus": _gpu_report,
+    "register_gpus": lambda api: Request(
+        api.operator, {"gpus": [{"gpu_uuid": _new("GPU"), "site": "gwangju-1"}], **REASON}
+    ),
+    "change_gpu": lambda api: Request(api.operator, {"quarantined": True, **REASON}, {"gpu_uuid": _gpu(api)}),
+    "put_gpu_policy": lambda api: Request(
+        api.operator, {"policy": {"vanished_wall_s": 600 + next(_numbers)}, **REASON}
+    ),
     "reconcile_day": _day,
 }
 

@@ -15,6 +15,7 @@ from tests.integration.quota.door_world import Operation
 from tests.integration.quota.idle_world import exempt
 from tests.integration.quota.tenant_world import World
 
+GPU = "GPU-6f9619ff-8b86-d011-b42d-00cf4fc964ff"
 PROBES = {"read_health", "read_readiness"}
 """For machines that keep processes alive."""
 
@@ -116,6 +117,13 @@ def _fleet(world: World) -> dict[str, Callable[[], Valid]]:
         "put_gpu_class": _post(world, "put_gpu_class", "operator", {"class_id": "h100"}),
         "list_gpu_classes": _get("alpha"),
         "list_nodes": _get("auditor"),
+        "report_gpus": lambda: _seen(world),
+        "list_gpus": _get("auditor"),
+        "register_gpus": _post(world, "register_gpus", "operator"),
+        "read_gpu": _get("auditor", gpu_uuid=GPU),
+        "change_gpu": _post(world, "change_gpu", "operator", {"gpu_uuid": GPU}, quarantined=True),
+        "read_gpu_policy": _get("auditor"),
+        "put_gpu_policy": _post(world, "put_gpu_policy", "operator"),
         "change_node": _post(
             world, "change_node", "operator", {"cluster": "sim", "node": "n0"}, cordoned=True
         ),
@@ -142,6 +150,13 @@ def _fleet(world: World) -> dict[str, Callable[[], Valid]]:
         "pause_cluster": _post(world, "pause_cluster", "operator", {"cluster": "sim"}, paused=True),
         "pause_gpu_class": _post(world, "pause_gpu_class", "operator", {"class_id": "a100"}, paused=True),
     }
+
+
+def _seen(world: World) -> Valid:
+    """An agent reads a GPU of a node that no cluster has, so that nothing else is touched."""
+    example = world.operations()["report_gpus"].example()
+    row = example["gpus"][0] | {"gpu_uuid": GPU, "node": "n9", "health": "healthy"}
+    return Valid("agent", body={"gpus": [row], "verdicts": []})
 
 
 def _jobs(world: World) -> dict[str, Callable[[], Valid]]:

@@ -17,7 +17,7 @@ from tests import databases
 from tests.builders import Api, an_api
 from tests.integration.quota.door_world import JSON, LIMIT, Operation, operations
 
-BUSY = ("send_decisions", "send_reports", "put_ranking", "deliver_evidence")
+BUSY = ("send_decisions", "send_reports", "put_ranking", "deliver_evidence", "report_gpus")
 ORDINARY = ("submit_job", "award_grant")
 NUMBERLESS = "0" * 5000
 """A length that is a number and that Python refuses to read."""

@@ -130,6 +130,7 @@ def test_raw_bodies_stand_in_the_document(api: Api) -> None:
         ("put_ranking", "RankingDocument"),
         ("put_forecast", "ForecastDocument"),
         ("deliver_evidence", "EvidenceBatch"),
+        ("report_gpus", "GpuReport"),
     ):
         content = operations(api)[operation].document["requestBody"]["content"]
         assert content["application/json"]["schema"]["$ref"].endswith(f"/{model}")
