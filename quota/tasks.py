@@ -23,8 +23,7 @@ from quota.dispatch import feed
 from quota.fleet import inventory
 from quota.identity import idempotency
 from quota.jobs import endings as running
-from quota.jobs import idling
-from quota.jobs import faults
+from quota.jobs import faults, idling
 from quota.programs import endings
 from quota.reports import reconciliation, retention, watching
 from quota.schemas.service import TaskList, TaskState
