@@ -34,6 +34,7 @@ from scheduler.core.placement import Limits, Room, keep
 from scheduler.core.policy import Policy
 from scheduler.core.profile import NEVER_MS, Profile
 from scheduler.core.reasons import Reach, reach
+from scheduler.core.spare import Spare
 from scheduler.core.waiting import Queue
 
 
@@ -59,6 +60,7 @@ class Knowledge:
     def __init__(self) -> None:
         self.policy = Policy()
         self.now_ms = 0
+        self.spare = Spare()  # opportunistic jobs and attempts: nothing else here knows of them
         self.fleet = Fleet()
         self.jobs: dict[str, Job] = {}
         self.queues: dict[str, Queue] = {}
@@ -112,7 +114,7 @@ class Knowledge:
         """Take the changes, then judge every organization whose answer may differ. Returns their ids."""
         assert now_ms >= self.now_ms, f"time ran backwards: {self.now_ms} -> {now_ms}"
         self.now_ms = now_ms
-        for change in changes:
+        for change in self.spare.sift(changes, now_ms):
             self._apply[type(change)](change)
         if self._pool_moved:
             self._pool_moved = False
