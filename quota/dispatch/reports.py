@@ -316,6 +316,7 @@ def _end(
         attempt=row.attempt,
         abandonments=job.abandonments,
         limit=ABANDONMENTS_LIMIT,
+        opportunistic=row.opportunistic,
     )
     settlement.correct_after(tx, row, ended if first is not None else 0, seen.evidence)
     _END.change(

@@ -13,7 +13,7 @@ from quota.clock import Clock, wall_ms
 from quota.fleet.rules import Rate
 from quota.identity.tables import organizations
 from quota.ids import earliest_id
-from quota.jobs import organization_caps
+from quota.jobs import opportunistic, organization_caps
 from quota.jobs.caps import gpus_in_use
 from quota.jobs.choices import accepts, unit_of
 from quota.jobs.openings import FleetView
@@ -88,9 +88,14 @@ def quote(
 ) -> Quote:
     """Quote a job that a submission would take; `queue` was refreshed from the same connection."""
     now_ms = clock.now_ms()
-    purses = _purses(connection, organization_id, body.grant_id, now_ms)
+    fund = opportunistic.fund_of(connection, organization_id, body, now_ms) if body.opportunistic else None
+    if fund is None:
+        purses = _purses(connection, organization_id, body.grant_id, now_ms)
+    else:
+        purses = [_fund_purse(connection, fund)]
+    notice_ms = queue.opportunistic_notice_ms(connection)
     options = [
-        _option(connection, organization_id, body, rate, purses, queue, clock, now_ms)
+        _option(connection, organization_id, body, rate, purses, fund, notice_ms, queue, clock, now_ms)
         for rate in read_rates(connection, body)
     ]
     # as the scheduler would: the first that starts now, else where room comes first
@@ -103,6 +108,8 @@ def quote(
         walltime_s=body.walltime_s,
         cost=best.quote.cost,
         grant_id=best.quote.grant_id,
+        program_id=None if fund is None else fund.program_id,
+        leaves_within_s=None if fund is None else notice_ms // 1000 + body.grace_s,
         grants=tuple(_grant_quote(one) for one in best.judged),
         could_ever_start=any(option.quote.could_ever_start for option in options),
         estimate=best.estimate,
@@ -125,6 +132,8 @@ def _option(
     body: JobSubmission,
     rate: Rate,
     purses: list[Purse],
+    fund: Row[Any] | None,
+    notice_ms: int,
     queue: Queue,
     clock: Clock,
     now_ms: int,
@@ -135,7 +144,10 @@ def _option(
     ask = Ask(unit.pods, unit.gpus_per_pod, walltime_ms, cost, in_rack=unit.in_rack)
     judged = judge(ask, purses, now_ms)
     chosen = next((one for one in judged if one.verdict is GrantVerdict.CHOSEN), None)
-    estimate = _estimate(connection, organization_id, rate.gpu_class, ask, judged, queue, clock, now_ms)
+    # whoever is entitled to their GPUs does not wait for the opportunistic jobs' ends
+    leave_ms = notice_ms if fund is None else None
+    fleet_view = FleetView(connection, rate.gpu_class, clock, now_ms, leave_ms)
+    estimate = _estimate(connection, organization_id, fleet_view, ask, judged, fund, queue, now_ms)
     quoted = ClassQuote(
         gpu_class=rate.gpu_class,
         cost=QuotedCost(
@@ -200,6 +212,20 @@ def _purse(connection: Connection, organization_id: str, row: Row[Any], tree: li
     )
 
 
+def _fund_purse(connection: Connection, fund: Row[Any]) -> Purse:
+    """What a programme pays opportunistic jobs from, as a purse of whoever asks."""
+    left = None if fund.max_gpus is None else max(0, fund.max_gpus - gpus_in_use(connection, fund.grant_id))
+    return Purse(
+        grant_id=fund.grant_id,
+        starts_at_ms=fund.starts_at_ms,
+        ends_at_ms=fund.ends_at_ms,
+        rooms_gpu_us=(fund.granted_gpu_us - fund.held_gpu_us - fund.used_gpu_us,),
+        unused_gpu_us=fund.granted_gpu_us - fund.used_gpu_us,
+        max_gpus=fund.max_gpus,
+        gpus_left=left,
+    )
+
+
 def _room(account: Row[Any]) -> int:
     left = account.granted_gpu_us + account.overdraft_gpu_us - account.held_gpu_us - account.used_gpu_us
     return int(left)
@@ -226,19 +252,20 @@ def _grant_quote(one: Judged) -> GrantQuote:
 def _estimate(
     connection: Connection,
     organization_id: str,
-    gpu_class: str,
+    fleet_view: FleetView,
     ask: Ask,
     judged: list[Judged],
+    fund: Row[Any] | None,
     queue: Queue,
-    clock: Clock,
     now_ms: int,
 ) -> WaitEstimate:
-    fleet_view = FleetView(connection, gpu_class, clock, now_ms)
-    room = fleet_view.room_at_ms(ask)
+    gpu_class, room = fleet_view.gpu_class, fleet_view.room_at_ms(ask)
+    unpaid = _unpaid(ask, judged)
     waiting = (
         _frozen(connection, organization_id)
-        or _unpaid(ask, judged)
-        or _capped(connection, organization_id, ask)
+        or (unpaid and fund is not None and _unpaid_by(fund, unpaid))
+        or unpaid
+        or (_capped(connection, organization_id, ask) if fund is None else None)
         or fleet_view.closed(ask)
         or _no_room(connection, gpu_class, ask, room, queue, now_ms)
     )
@@ -290,6 +317,18 @@ def _unpaid(ask: Ask, judged: list[Judged]) -> Waiting | None:
     elif code is WaitReason.GRANT_NOT_STARTED:
         numbers |= {"starts_at_ms": purse.starts_at_ms}
     return Waiting(code=code, numbers=numbers)
+
+
+def _unpaid_by(fund: Row[Any], unpaid: Waiting) -> Waiting | None:
+    """The same said of a programme instead of a grant; None where it is said of a grant all the same."""
+    codes = {
+        WaitReason.GRANT_EXHAUSTED: WaitReason.OPPORTUNISTIC_SPENT,
+        WaitReason.GRANT_CAP: WaitReason.OPPORTUNISTIC_CAP,
+    }
+    if unpaid.code not in codes:
+        return None
+    numbers = {name: value for name, value in unpaid.numbers.items() if name != "grant"}
+    return Waiting(code=codes[unpaid.code], numbers={"program": fund.program_id} | numbers)
 
 
 def _capped(connection: Connection, organization_id: str, ask: Ask) -> Waiting | None:

@@ -143,10 +143,9 @@ class Turns:
         reason = None if fits else explain(shape, known.fleet, self._cycle.reach)
         if reason is not None and reason.code not in _ROOM:
             return reason
-        numbers: dict[str, int | str] = {"gpu_class": shape.gpu_class, "needed": shape.gpus, "idle": idle}
-        if shape.within:
-            numbers["within"] = shape.within
-        return Reason(WaitReason.NO_IDLE_GPU, numbers)
+        return Reason(
+            WaitReason.NO_IDLE_GPU, {"gpu_class": shape.gpu_class, "needed": shape.gpus, "idle": idle}
+        )
 
     def _idle(self, gpu_class: str, cluster: str, shelf: Shelf, limits: Mapping[str, int]) -> dict[str, int]:
         """By node: what nobody uses, could use or was promised."""
