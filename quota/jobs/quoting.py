@@ -75,6 +75,7 @@ _FIRST_STARTS = (
         jobs.c.id >= bindparam("oldest"),
         jobs.c.gpu_class == bindparam("of_class"),
         jobs.c.fallback_classes == "[]",
+        jobs.c.program_id.is_not(None) == bindparam("is_opportunistic"),
         (jobs.c.pods * jobs.c.gpus_per_pod).between(bindparam("gpus_from"), bindparam("gpus_to")),
         attempts.c.claimed_at_ms >= bindparam("since"),
     )
@@ -284,7 +285,7 @@ def _estimate(
         start_by=start_by_ms(ask, judged),
         ranked_at=ranked,
         ranking_age_s=None if ranked is None else max(0, now_ms - ranked) // 1000,
-        history=_history(connection, gpu_class, ask.gpus, now_ms),
+        history=_history(connection, gpu_class, ask.gpus, now_ms, opportunistic=fund is not None),
     )
 
 
@@ -360,13 +361,16 @@ def _position(connection: Connection, organization_id: str, queue: Queue) -> int
     return None if last is None else last + 1
 
 
-def _history(connection: Connection, gpu_class: str, gpus: int, now_ms: int) -> WaitHistory | None:
+def _history(
+    connection: Connection, gpu_class: str, gpus: int, now_ms: int, *, opportunistic: bool
+) -> WaitHistory | None:
     gpus_from, gpus_to = size_band(gpus)
     rows = connection.execute(
         _FIRST_STARTS,
         {
             "oldest": earliest_id("job", wall_ms() - _HISTORY_WALL_MS),
             "of_class": gpu_class,
+            "is_opportunistic": opportunistic,
             "gpus_from": gpus_from,
             "gpus_to": gpus_to,
             "since": now_ms - HISTORY_DAYS * 24 * 3_600_000,

@@ -168,3 +168,16 @@ class Spare:
                 for gpu_class, capacity in node.capacities.items()
             },
         )
+
+
+def seen_by_others(objects: Iterable[Change], now_ms: int) -> list[Change]:
+    """A whole snapshot without anything opportunistic, as everybody else plans with it.
+
+    What is in everybody's way all the same stands there as ended and keeps its GPUs: its job is nobody's matter.
+    """
+    return [
+        replace(each, state=JobState.ENDED, stop=None, ends_at_ms=None)
+        if isinstance(each, Attempt) and each.opportunistic
+        else each
+        for each in Spare().sift(objects, now_ms)
+    ]
