@@ -38,6 +38,8 @@ class SpareHub(BookedHub):
 
     lost: set[str] = field(default_factory=set)
     """Opportunistic attempts that ended out of sight and keep their GPUs."""
+    books: bool = True
+    """Whether people book room."""
 
     def submit_spare(self) -> None:
         rng, self.submitted = self.rng, self.submitted + 1
@@ -91,8 +93,10 @@ class SpareHub(BookedHub):
         elif roll < 0.65:
             for attempt in [each for each in self.of(Attempt) if each.id in self.lost]:
                 self._free(attempt)
-        else:
+        elif self.books:
             super().disturb()
+        else:
+            Hub.disturb(self)
 
     def _begin(self, start: Start, at_ms: int) -> None:
         super()._begin(start, at_ms)
@@ -155,7 +159,7 @@ class SpareHub(BookedHub):
 def a_spare_hub(rng: Random, policy: Policy | None = None, bookings: bool = True) -> SpareHub:
     """One of the hubs without, with opportunistic jobs that run and wait."""
     plain = a_random_hub(rng, policy)
-    hub = SpareHub(**{each.name: getattr(plain, each.name) for each in fields(Hub)})
+    hub = SpareHub(**{each.name: getattr(plain, each.name) for each in fields(Hub)}, books=bookings)
     hours = rng.choice((20, 1_000, 1_000))
     hub.put(Fund(FUND, "p1", Account(FUND, hours * GPU_HOUR), 0, START_MS + 1_000 * HOUR_MS))
     for number in range(rng.randrange(4, 20)):
@@ -298,12 +302,45 @@ def not_cleared(hub: SpareHub, plan: Plan) -> list[str]:
         return []  # room is kept for gangs: who is told may leave for them
     if not held:
         return [f"{[each.id for each in told]} leave for nobody"] if told else []
-    found = [f"{id} still waits for room" for id in sorted(held - _starting(without(hub, [*told, *going])))]
-    for attempt in told:
+    later = after_starts(hub, plan)
+    left = without(later, [*told, *going])
+    starting = _starting(left)
+    # by then others may be entitled to the room, as after a start that was refused, or the job to other room
+    then, cleared = _nodes(plan_of(bare(left))), {stop.for_job for stop in plan.stops}
+    sure = {id for id, nodes in _nodes(plan_of(bare(hub))).items() if id in cleared and then.get(id) == nodes}
+    found = [f"{id} still waits for room" for id in sorted(sure - starting)]
+    if held - starting:
+        return found
+    whole = [
+        job for job in (hub.world[Kind.JOB, id] for id in held) if isinstance(job, Job) and job.pods == 1
+    ]
+    # of several, or of a gang, one may do on what another one's leaving frees: each node is cleared by itself
+    for attempt in told if len(held) == len(whole) == 1 else ():
         rest = [each for each in told if each is not attempt]
-        if held <= _starting(without(hub, [*rest, *going])):
+        if held <= _starting(without(later, [*rest, *going])):
             found.append(f"{attempt.id} leaves for nothing")
     return found
+
+
+def _nodes(plan: Plan) -> dict[str, set[str]]:
+    """By job that starts: where."""
+    return {start.job_id: {pod.node for pod in start.pods} for start in plan.starts}
+
+
+def after_starts(hub: SpareHub, plan: Plan) -> SpareHub:
+    """The hub once everybody's starts of this plan are carried out, and nothing else has happened."""
+    later = replace(
+        hub,
+        rng=Random(0),
+        world=dict(hub.world),
+        changes=[],
+        really_end=dict(hub.really_end),
+        reservations=plan.reservations,
+        booked=plan.booked,
+    )
+    for start in plan.starts:
+        later._begin(start, hub.now_ms)
+    return later
 
 
 def _starting(hub: Hub) -> set[str]:
