@@ -99,7 +99,7 @@ def told(plan: Plan, job: str, code: WaitReason) -> Plan:
 WRONG: dict[str, Callable[[Plan], Plan]] = {
     "starts [] and ['mine']": lambda p: replace(p, starts=p.starts[1:]),
     "small would be paid and laid out otherwise": lambda p: starts(p, "small", grant_id=FUND),
-    "others are told otherwise": lambda p: replace(p, reservations=("something",)),  # type: ignore[arg-type]
+    "others are told otherwise": lambda p: replace(p, paces={}),
     "2 h100 started on": lambda p: starts(p, "small", pods=(PodPlacement("n1", "h100", 2),)),
     "mine still waits for room": lambda p: replace(p, stops=p.stops[:1]),
 }
