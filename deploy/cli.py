@@ -23,6 +23,7 @@ from deploy.commands import (
     limits,
     logs,
     moves,
+    opportunistic,
     registry,
     sharing,
     statements,
@@ -73,6 +74,7 @@ def firm_app() -> typer.Typer:
     bookings.register(app)
     caps.register(app)
     idle.register(app)
+    opportunistic.register(app)
     job_changes.register(app)
     app.add_typer(grants.grant_app, name="grant", rich_help_panel=OPERATORS)
     app.add_typer(grants.program_app, name="program", rich_help_panel=OPERATORS)

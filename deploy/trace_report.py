@@ -85,7 +85,7 @@ def deliveries(jobs: Iterable[JobDetail], grants: Iterable[Grant], until_ms: int
     for grant in grants:
         term_ms, elapsed_ms = grant.ends_at - grant.starts_at, until_ms - grant.starts_at
         due = grant.granted_gpu_us * elapsed_ms // term_ms
-        organization = grant.organization_id
+        organization = grant.organization_id or ""
         rows.append(Delivery(organization, grant.granted_gpu_us, due, charged[organization]))
     return rows
 

@@ -40,6 +40,7 @@ from quota.jobs import switch_routes as switches
 from quota.metrics import HubCollector
 from quota.openapi import complete
 from quota.programs import change_routes as grant_changes
+from quota.programs import funds_routes as funds
 from quota.programs import limits_routes
 from quota.programs import routes as programs
 from quota.reports import export_routes as exports
@@ -123,6 +124,7 @@ def create_app(settings: Settings, clock: Clock | None = None) -> FastAPI:
         snapshots,
         programs,
         grant_changes,
+        funds,
         limits_routes,
         read_limits_routes,
         statements,

@@ -229,6 +229,12 @@ class OrganizationCapReached(Conflict):
     code = "organization_cap"
 
 
+class OpportunisticOff(Conflict):
+    """The programme pays for no opportunistic jobs now."""
+
+    code = "opportunistic_off"
+
+
 class QueueFull(Conflict):
     """As many jobs of the organization wait as may wait at once."""
 

@@ -96,7 +96,7 @@ def _grant_families(connection: Connection) -> Iterable[Metric]:
         )
     )
     for row in rows:
-        names = [row.organization_id, row.program_id, row.id]
+        names = [row.organization_id or "", row.program_id, row.id]
         granted.add_metric(names, row.granted_gpu_us / REFERENCE_SECOND_GPU_US)
         held.add_metric(names, row.held_gpu_us / REFERENCE_SECOND_GPU_US)
         used.add_metric(names, row.used_gpu_us / REFERENCE_SECOND_GPU_US)

@@ -47,6 +47,10 @@ class Queue(Protocol):
         """Where the room of the coming times of bookings is, by their ids."""
         ...
 
+    def opportunistic_notice_ms(self, connection: Connection) -> int:
+        """How long before it is stopped an opportunistic job is told."""
+        ...
+
     def booking_lead_ms(self, connection: Connection) -> int:
         """How long before a booking begins others must be out of its room."""
         ...

@@ -35,6 +35,15 @@ LINES: Mapping[WaitReason, str] = {
     WaitReason.ORGANIZATION_CAP: (
         "needs {needed} GPUs, {in_use} of the {cap} that organization {organization} may use at once are in use"
     ),
+    WaitReason.MAKING_ROOM: "its {needed} {gpu_class} are being freed: opportunistic jobs leave them",
+    WaitReason.NO_IDLE_GPU: "needs {needed} {gpu_class} that nobody else could use, {idle} are idle",
+    WaitReason.OPPORTUNISTIC_OFF: "programme {program} pays for no opportunistic jobs now",
+    WaitReason.OPPORTUNISTIC_SPENT: (
+        "needs {needed_gpu_us} GPU hours, programme {program} has {left_gpu_us} left for opportunistic jobs"
+    ),
+    WaitReason.OPPORTUNISTIC_CAP: (
+        "needs {needed} GPUs, {in_use} of the {cap} that opportunistic jobs of {program} may use at once are in use"
+    ),
     WaitReason.START_REFUSED: "its start was refused ({code}); it is tried again at {until_ms}",
 }
 

@@ -34,6 +34,7 @@ from scheduler.ahead.forecast import Eta, Forecast, Method, Question
 from scheduler.ahead.habits import Past
 from scheduler.backoff import Backoffs
 from scheduler.core import model
+from scheduler.core.spare import seen_by_others
 from scheduler.translate import Moment, changes_of
 
 PAST_KEPT_WALL_S = 600.0
@@ -227,7 +228,8 @@ def _objects(standpoint: Standpoint, clock: Clock) -> list[model.Change]:
     for each in changes_of(standpoint.items, clock, standpoint.moment):
         pace = standpoint.paces.get(each.id) if isinstance(each, model.Grant) else None
         objects.append(replace(each, pace=pace) if isinstance(each, model.Grant) and pace else each)
-    return objects
+    # of opportunistic jobs nobody can say; the others start as if there were none, but for the wait for their leaving
+    return seen_by_others(objects, standpoint.now_ms)
 
 
 def _past_of(job: RecentJob) -> Past:

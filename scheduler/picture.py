@@ -95,6 +95,8 @@ def status_of(code: WaitReason) -> str:
             | WaitReason.RESERVED
             | WaitReason.BOOKED
             | WaitReason.BEHIND_IN_ORDER
+            | WaitReason.MAKING_ROOM
+            | WaitReason.NO_IDLE_GPU
         ):
             return "active"
         case WaitReason.COOLDOWN | WaitReason.START_REFUSED | WaitReason.GRANT_NOT_STARTED:
@@ -109,6 +111,9 @@ def status_of(code: WaitReason) -> str:
             | WaitReason.PLACEMENT_PAUSED
             | WaitReason.GRANT_CAP
             | WaitReason.ORGANIZATION_CAP
+            | WaitReason.OPPORTUNISTIC_OFF
+            | WaitReason.OPPORTUNISTIC_SPENT
+            | WaitReason.OPPORTUNISTIC_CAP
         ):
             return "blocked"
     assert_never(code)

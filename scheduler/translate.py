@@ -74,6 +74,8 @@ def _change_of(item: wire.FeedItem, clock: Clock, moment: Moment) -> model.Chang
                 organization.decayed_as_of,
                 organization.max_gpus,
                 organization.pool_thousandths,
+                organization.opportunistic_usage_gpu_us,
+                organization.opportunistic_as_of,
             )
         case wire.FeedItem(kind="gpu_class", gpu_class=wire.GpuClassObject() as gpu_class):
             return model.GpuClass(gpu_class.id, gpu_class.rate_thousandths, gpu_class.paused)
@@ -113,6 +115,7 @@ def job_of(job: wire.JobObject, held_back_until_ms: int | None, *, spared: bool 
         preempted_at_ms=job.preempted_at,
         fallbacks=tuple(name for name in job.gpu_classes if name != job.gpu_class),
         topology=model.Topology(job.topology),
+        program_id=job.program_id or "",
     )
 
 
@@ -146,6 +149,7 @@ def policy_of(policy: wire.PolicyObject, clock: Clock) -> Policy:
         booking_lead_ms=share.booking_lead_ms,
         booking_over_ms=share.booking_over_ms,
         booking_unused_ms=share.booking_unused_ms,
+        opportunistic_notice_ms=share.opportunistic_notice_ms,
         entitlements=tuple(
             Entitlement(id, each.weight_thousandths, each.reserved_thousandths)
             for id, each in sorted(share.programs.items())
@@ -231,6 +235,7 @@ def _attempt_of(attempt: wire.AttemptObject, start_limit_ms: int) -> model.Attem
         ends_at_ms=_ends_at_ms(attempt, start_limit_ms),
         walltime_ms=attempt.walltime_ms,
         organization_id=attempt.organization_id,
+        opportunistic=attempt.opportunistic,
     )
 
 
@@ -245,7 +250,18 @@ def _ends_at_ms(attempt: wire.AttemptObject, start_limit_ms: int) -> int | None:
     return attempt.claimed_at + start_limit_ms + attempt.walltime_ms
 
 
-def _grant_of(grant: wire.GrantObject) -> model.Grant:
+def _grant_of(grant: wire.GrantObject) -> model.Grant | model.Fund:
+    """A grant; one of no organization is what its programme pays opportunistic jobs from."""
+    if not grant.organization_id:
+        return model.Fund(
+            id=grant.id,
+            program_id=grant.program_id,
+            account=_path_of(grant.paths[0]).accounts[-1],
+            starts_at_ms=grant.starts_at,
+            ends_at_ms=grant.ends_at,
+            pays=grant.pays,
+            max_gpus=grant.max_gpus,
+        )
     return model.Grant(
         id=grant.id,
         program_id=grant.program_id,

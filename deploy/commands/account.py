@@ -81,7 +81,7 @@ def grant_table(grants: list[Grant]) -> object:
     rows = [
         (
             grant.id,
-            grant.organization_id,
+            grant.organization_id or "(opportunistic jobs)",
             grant.program_id,
             grant.state.value,
             hours(grant.granted_gpu_us),

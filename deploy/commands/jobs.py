@@ -54,8 +54,19 @@ def submit(
     grant: Annotated[
         str | None, typer.Option(help="The grant that pays; default: the one that ends first.")
     ] = None,
+    opportunistic: Annotated[
+        bool,
+        typer.Option(
+            "--opportunistic",
+            help="Run it on idle GPUs, paid by the programme, and stop it when somebody is entitled to them.",
+        ),
+    ] = False,
+    program: Annotated[
+        str | None, typer.Option(help="The programme that pays for an opportunistic job.")
+    ] = None,
     restartable: Annotated[
-        bool, typer.Option("--restartable", help="Queue it again when a node fails.")
+        bool,
+        typer.Option("--restartable", help="Queue it again when a node fails, or it was stopped for others."),
     ] = False,
     image: Annotated[str, typer.Option(help="Container image.")] = "",
     env: Annotated[list[str] | None, typer.Option(help="KEY=VALUE; may be repeated.")] = None,
@@ -85,6 +96,8 @@ def submit(
             kind=kind,
             walltime_s=_walltime_s(walltime),
             grant_id=grant,
+            opportunistic=opportunistic,
+            program_id=program,
             restartable=restartable,
             image=image,
             command=tuple(command or ()),
@@ -240,6 +253,8 @@ def _job_view(job: JobDetail) -> RenderableType:
     ]
     if job.idle_text:
         head.append(f"  idle       {job.idle_text}")
+    if job.opportunistic:
+        head.append(f"  paid by    programme {job.program_id}: it is opportunistic, and first to be stopped")
     if job.waiting is not None and job.state is JobState.QUEUED:
         head.append(f"  waits      {waiting_line(job)}")
         if job.eta is not None:

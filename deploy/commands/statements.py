@@ -87,10 +87,8 @@ def issued(
 def print_statement(found: Statement, tail: int | None = None) -> None:
     """A statement as a table; with `tail` only its last lines."""
     lines = found.lines if tail is None else found.lines[-tail:]
-    title = (
-        f"statement of {found.grant_id} ({found.organization_id}, {found.program_id})"
-        f" as of {moment(found.as_of)}"
-    )
+    whose = found.organization_id or "opportunistic jobs"
+    title = f"statement of {found.grant_id} ({whose}, {found.program_id}) as of {moment(found.as_of)}"
     columns = ("at (KST)", "type", "job", ">granted", ">held", ">used", ">won", "arithmetic")
     out = console()
     if found.seal is None:

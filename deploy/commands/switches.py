@@ -164,6 +164,8 @@ def show_quote(found: Quote) -> None:
         f" paid by {found.grant_id or 'no grant now'}",
         markup=False,
     )
+    if found.payer_text is not None:
+        out.print(found.payer_text, markup=False)
     if len(found.classes) > 1:
         shown = ("GPU class", ">costs at most, GPU-h", ">won", "paid by", "starts")
         out.print(table("GPU classes in order of preference", shown, map(_class_cells, found.classes)))

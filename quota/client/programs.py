@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from quota.client.transport import Transport
 from quota.clock import instant_text
-from quota.schemas import ledger, policies, programs, transfers
+from quota.schemas import funds, ledger, policies, programs, transfers
 
 
 class ProgramCalls(Transport):
@@ -74,6 +74,15 @@ class ProgramCalls(Transport):
         """Give expired hours of a grant to another one of the same programme."""
         path = f"/v1/grants/{grant_id}/carry-over"
         return self._send("POST", path, body, programs.GrantMove, key, dry_run=dry_run)
+
+    def read_fund(self, program_id: str) -> funds.Fund:
+        """What a programme pays opportunistic jobs from."""
+        return self._get(f"/v1/programs/{program_id}/opportunistic", funds.Fund)
+
+    def put_fund(self, program_id: str, body: funds.FundPut, if_match: str | None = None) -> funds.Fund:
+        """Let a programme pay for opportunistic jobs, or no longer; with `if_match` only if it still has that etag."""
+        path = f"/v1/programs/{program_id}/opportunistic"
+        return self._send("PUT", path, body, funds.Fund, if_match=if_match)
 
     def list_policies(self, after: str | None = None, limit: int | None = None) -> policies.PolicyList:
         """Policies in order of id."""

@@ -14,11 +14,11 @@ from quota.audit import service as audit
 from quota.db import Tx
 from quota.dispatch import lease, objects, streams
 from quota.dispatch.footing import rely_on
-from quota.dispatch.preemptions import check_preemption, taken_to_save_every_ms
+from quota.dispatch.preemptions import check_leaving, check_preemption, taken_to_save_every_ms
 from quota.errors import BadRequest, GrantNotActive, HubError, NotFound, WrongState
 from quota.fleet import service as fleet
 from quota.identity.freezing import check_not_frozen
-from quota.jobs import organization_caps
+from quota.jobs import opportunistic, organization_caps
 from quota.jobs import service as job_service
 from quota.jobs.caps import take_gpus
 from quota.jobs.choices import classes_of, unit_of
@@ -87,6 +87,7 @@ _NEW_ATTEMPT = Prepared.insert(
         "lost",
         "capacity_held",
         "settled",
+        "opportunistic",
     ),
 )
 _STOP_JOB = Prepared(update(jobs).where(jobs.c.id == bindparam("job")).values(state=JobState.STOPPING.value))
@@ -162,7 +163,8 @@ def _start(tx: Tx, item: StartItem, stopped: frozenset[tuple[str, int]]) -> Item
         tx, job.id, item.attempt, item.grant_id, item.account_path, cost, gpus, rate, actor=ACTOR
     )
     take_gpus(tx, item.grant_id, grant.max_gpus, gpus)
-    organization_caps.take_gpus(tx, job.organization_id, gpus)
+    if job.program_id is None:
+        organization_caps.take_gpus(tx, job.organization_id, gpus)
     fleet.take_capacity(tx, item.cluster, item.pods)
     row = _attempt_row(tx, job, item, hold_id)
     if (item.job_id, item.attempt) in stopped:
@@ -244,6 +246,7 @@ def _check_grant(tx: Tx, job: Row[Any], item: StartItem) -> Row[Any]:
     if not tree or job.grant_id not in (None, item.grant_id):
         raise NotFound("job {job_id} may not draw on grant {grant_id}", job_id=job.id, grant_id=item.grant_id)
     grant = tree[0]
+    opportunistic.check_start(tx, job, item.grant_id, grant)
     if not grant.starts_at_ms <= tx.now_ms or tx.now_ms + job.walltime_ms > grant.ends_at_ms:
         fits_ms = max(0, grant.ends_at_ms - tx.now_ms)
         raise GrantNotActive(
@@ -252,7 +255,8 @@ def _check_grant(tx: Tx, job: Row[Any], item: StartItem) -> Row[Any]:
             starts_in_ms=max(0, grant.starts_at_ms - tx.now_ms),
         )
     paths = tx.once(("paths", item.grant_id), lambda: _open_paths(tree))
-    if (job.organization_id, item.account_path) not in paths:
+    organization_id = job.organization_id if job.program_id is None else ""
+    if (organization_id, item.account_path) not in paths:
         raise NotFound(
             "grant {grant_id} has no open account path {path}",
             grant_id=item.grant_id,
@@ -262,7 +266,7 @@ def _check_grant(tx: Tx, job: Row[Any], item: StartItem) -> Row[Any]:
 
 
 def _open_paths(tree: list[Row[Any]]) -> set[tuple[str, tuple[str, ...]]]:
-    paths = account_paths(tree[0].of_organization, tree)
+    paths = account_paths(tree[0].of_organization or "", tree)
     return {(path.organization_id, tuple(account.id for account in path.accounts)) for path in paths}
 
 
@@ -293,6 +297,7 @@ def _attempt_row(tx: Tx, job: Row[Any], item: StartItem, hold_id: str) -> dict[s
         "lost": False,
         "capacity_held": True,
         "settled": False,
+        "opportunistic": job.program_id is not None,
     }
 
 
@@ -315,7 +320,7 @@ def _stop(tx: Tx, item: StopItem) -> ItemResult:
     detail: dict[str, object] = {"attempt": item.attempt, "stop": item.reason.value, "for_job": item.for_job}
     checkpoint_ms = None
     if item.reason is StopReason.PREEMPTED:
-        check_preemption(tx, job, row, item.for_job)
+        (check_leaving if row.opportunistic else check_preemption)(tx, job, row, item.for_job)
         checkpoint_ms = taken_to_save_every_ms(tx, job)
         detail["checkpoint_ms"] = checkpoint_ms
     stop: dict[str, Any] = {

@@ -287,6 +287,8 @@ def _organization(row: Row[Any]) -> OrganizationObject:
         decayed_as_of=row.decayed_as_of_ms,
         max_gpus=caps.max_gpus,
         pool_thousandths=caps.pool_thousandths,
+        opportunistic_usage_gpu_us=row.opportunistic_usage_gpu_us,
+        opportunistic_as_of=row.opportunistic_as_of_ms,
     )
 
 
@@ -296,12 +298,13 @@ def _grants(connection: Connection, ids: Collection[str], now_ms: int) -> dict[s
             GrantObject,
             id=grant_id,
             program_id=tree[0].of_program,
-            organization_id=tree[0].of_organization,
+            organization_id=tree[0].of_organization or "",
             starts_at=tree[0].starts_at_ms,
             ends_at=tree[0].ends_at_ms,
-            paths=account_paths(tree[0].of_organization, tree),
+            paths=account_paths(tree[0].of_organization or "", tree),
             pace=pace_of(tree[0]),
             max_gpus=tree[0].max_gpus,
+            pays=tree[0].pays is not False,
         )
         for grant_id, tree in read_trees(connection, ids).items()
         if tree[0].ends_at_ms > now_ms
@@ -323,6 +326,7 @@ def _jobs(connection: Connection, ids: Collection[str], now_ms: int) -> dict[str
             id=row.id,
             organization_id=row.organization_id,
             grant_id=row.grant_id,
+            program_id=row.program_id,
             gpu_class=row.gpu_class,
             gpu_classes=classes_of(row),
             gpus_per_pod=row.gpus_per_pod,
@@ -425,6 +429,7 @@ def _attempt(row: Row[Any], pods: tuple[PodPlacement, ...]) -> AttemptObject:
         ended_at=row.ended_at_ms,
         capacity_held=row.capacity_held,
         stop=stop,
+        opportunistic=row.opportunistic,
         stop_asked=None if row.stop_asked is None else StopReason(row.stop_asked),
         detail=row.detail,
         image=spec["image"],

@@ -54,14 +54,27 @@ def check_preemption(tx: Tx, job: Row[Any], attempt: Row[Any], for_job: str | No
         _check_waits(tx, for_job)
 
 
+def check_leaving(tx: Tx, job: Row[Any], attempt: Row[Any], for_job: str | None) -> None:
+    """An opportunistic attempt leaves whenever somebody is entitled to its GPUs, and however often.
+
+    Raises WrongState where nobody waits for them.
+    """
+    assert attempt.opportunistic, f"attempt {attempt.attempt} of {job.id} is somebody's by right"
+    if for_job is None:
+        raise WrongState("job {job_id} leaves for nobody", job_id=job.id)
+    if _check_waits(tx, for_job).program_id is not None:
+        raise WrongState("job {job_id} leaves for no other opportunistic job", job_id=job.id)
+
+
 def taken_to_save_every_ms(tx: Tx, job: Row[Any]) -> int | None:
     """What the job says of itself, else what the policy takes it for, as of now."""
     declared: int | None = job.checkpoint_interval_ms
     return declared or checkpoint_ms(tx)
 
 
-def _check_waits(tx: Tx, job_id: str) -> None:
+def _check_waits(tx: Tx, job_id: str) -> Row[Any]:
     """Locked, so that it gives up the room that is freed for it if it ends or starts later."""
     job = job_service.lock_job(tx, job_id)
     if job is None or job.state != JobState.QUEUED.value:
         raise WrongState("job {job_id} does not wait: nothing is stopped for it", job_id=job_id)
+    return job

@@ -193,6 +193,10 @@ class StoredQueue:
         self.refresh(connection)
         return self._booked
 
+    def opportunistic_notice_ms(self, connection: Connection) -> int:
+        """How long before it is stopped an opportunistic job is told."""
+        return read_fair_share(connection).fair_share.opportunistic_notice_ms
+
     def booking_lead_ms(self, connection: Connection) -> int:
         """How long before a booking begins others must be out of its room."""
         return read_fair_share(connection).fair_share.booking_lead_ms

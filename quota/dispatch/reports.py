@@ -323,6 +323,7 @@ def _end(
         attempt=row.attempt,
         abandonments=job.abandonments,
         limit=ABANDONMENTS_LIMIT,
+        opportunistic=row.opportunistic,
     )
     if end.gpu_fault:
         faults.close(

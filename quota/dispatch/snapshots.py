@@ -35,7 +35,7 @@ KEPT: Mapping[FeedKind, frozenset[str]] = {
                 "grace_ms",
             ),
             *("restartable", "submitted_at", "state", "attempt", "not_before", "cancel_requested_at"),
-            *("preempted_at", "gpu_classes", "topology"),
+            *("preempted_at", "gpu_classes", "topology", "program_id"),
         }
     ),
     "attempt": frozenset(
@@ -52,7 +52,7 @@ KEPT: Mapping[FeedKind, frozenset[str]] = {
                 "hold_id",
             ),
             *("cost_gpu_us", "walltime_ms", "grace_ms", "claimed_at", "first_started_at", "last_started_at"),
-            *("ended_at", "capacity_held", "stop", "stop_asked"),
+            *("ended_at", "capacity_held", "stop", "stop_asked", "opportunistic"),
         }
     ),
 }

@@ -129,9 +129,11 @@ def list_organizations(
     return OrganizationList(items=items, next=items[-1].id if len(rows) > limit else None)
 
 
-def sees(caller: Caller, organization_id: str) -> bool:
-    """Whether the caller may know of this organization's objects."""
-    return caller.role in (Role.OPERATOR, Role.AUDITOR) or caller.organization_id == organization_id
+def sees(caller: Caller, organization_id: str | None) -> bool:
+    """Whether the caller may know of this organization's objects; None: they are no organization's."""
+    if caller.role in (Role.OPERATOR, Role.AUDITOR):
+        return True
+    return organization_id is not None and caller.organization_id == organization_id
 
 
 def _unknown(organization_id: str) -> NotFound:

@@ -28,6 +28,9 @@ organizations = Table(
     # fair-share only; never touches a budget
     Column("decayed_usage_gpu_us", Float, nullable=False),
     Column("decayed_as_of_ms", BigInteger, nullable=False),
+    # the same of its opportunistic jobs, which take turns by it
+    Column("opportunistic_usage_gpu_us", Float, nullable=False, server_default=text("0")),
+    Column("opportunistic_as_of_ms", BigInteger, nullable=False, server_default=text("0")),
     # an OrganizationCaps as JSON; what it does not name is the hub's
     Column("caps", Text, nullable=False, server_default=text("'{}'")),
 )

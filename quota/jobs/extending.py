@@ -77,6 +77,8 @@ def extend(
     job = lock_job(tx, job_id)
     if job is None or not identity.sees(caller, job.organization_id):
         raise NotFound("there is no job {job_id}", job_id=job_id)
+    if job.program_id is not None:
+        raise WrongState("job {job_id} is opportunistic; it cannot be extended", job_id=job_id)
     row = _open_attempt(tx, job)
     check_not_frozen(tx, job.organization_id)
     held = holds.read_hold(tx, row.hold_id)

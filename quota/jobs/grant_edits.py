@@ -26,7 +26,7 @@ def edit_grant(
     tree = limits.lock_tree(tx, grant_id)
     before = read_grant(tx.connection, grant_id, tx.now_ms)
     check_match(if_match, tag_of_grant(before))
-    parties = [share.organization_id or "" for share in tree.shares] or [tree.organization_id]
+    parties = [share.organization_id or "" for share in tree.shares] or [tree.organization_id or ""]
     if body.ends_at is not None:
         endings.change_end(tx, caller, grant_id, body.ends_at, body.reason)
     if "max_gpus" in body.model_fields_set:

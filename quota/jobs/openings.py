@@ -46,8 +46,12 @@ _OCCUPIED = (
 class FleetView:
     """The nodes that a class's jobs may use now, and what occupies them."""
 
-    def __init__(self, connection: Connection, gpu_class: str, clock: Clock, now_ms: int) -> None:
-        self._connection, self._gpu_class = connection, gpu_class
+    def __init__(
+        self, connection: Connection, gpu_class: str, clock: Clock, now_ms: int, leave_ms: int | None = None
+    ) -> None:
+        """`leave_ms`: the notice of opportunistic attempts that would leave for the one who asks; None: none would."""
+        self._connection, self.gpu_class = connection, gpu_class
+        self._leave_ms = leave_ms
         self._speed, self._now_ms = clock.speed, now_ms
         self._free: dict[Place, int] = {}
         self._paused: dict[str, dict[Place, int]] = defaultdict(dict)
@@ -66,25 +70,31 @@ class FleetView:
         if room_at_ms(ask, self._free, (), self._now_ms) is not None:
             return self._now_ms
         start_limit_ms = START_LIMIT_WALL_S * 1000 * self._speed
-        rows = self._connection.execute(_OCCUPIED, {"of_class": self._gpu_class})
+        rows = self._connection.execute(_OCCUPIED, {"of_class": self.gpu_class})
         occupied = [
             Occupied(
                 (row.cluster, row.node, row.rack),
                 row.gpus,
-                _times(row).until_ms(start_limit_ms, self._now_ms),
+                self._until_ms(row, start_limit_ms),
             )
             for row in rows
         ]
         return room_at_ms(ask, self._free, occupied, self._now_ms)
+
+    def _until_ms(self, row: Row[Any], start_limit_ms: int) -> int | None:
+        until_ms = _times(row).until_ms(start_limit_ms, self._now_ms)
+        if until_ms is None or self._leave_ms is None or not row.opportunistic:
+            return until_ms
+        return min(until_ms, self._now_ms + self._leave_ms + int(row.grace_ms))
 
     def closed(self, ask: Ask) -> Waiting | None:
         """What is paused or unseen of what the job would start on."""
         switches = select(hub_switches.c.placement_paused)
         if self._connection.execute(switches).scalar_one():
             return _paused("hub", "")
-        class_paused = select(gpu_classes.c.paused).where(gpu_classes.c.id == self._gpu_class)
+        class_paused = select(gpu_classes.c.paused).where(gpu_classes.c.id == self.gpu_class)
         if self._connection.execute(class_paused).scalar_one():
-            return _paused("gpu_class", self._gpu_class)
+            return _paused("gpu_class", self.gpu_class)
         if room_at_ms(ask, self._free, (), self._now_ms) is not None:
             return None
         for cluster, free in sorted(self._unseen.items()):

@@ -30,7 +30,11 @@ NO_PART = 1000
 _IN_USE = Prepared(
     select(func.coalesce(func.sum(holds.c.gpus), 0).label("gpus"))
     .join(attempts, attempts.c.hold_id == holds.c.id)
-    .where(attempts.c.organization_id == bindparam("organization"), attempts.c.capacity_held.is_(True))
+    .where(
+        attempts.c.organization_id == bindparam("organization"),
+        attempts.c.capacity_held.is_(True),
+        attempts.c.opportunistic.is_(False),
+    )
 )
 _QUEUED = Prepared(
     select(func.count().label("jobs"))
@@ -68,7 +72,10 @@ def put_caps(
 
 
 def gpus_of(connection: Connection, organization_id: str) -> int:
-    """GPUs of an organization's attempts that keep their capacity: also those that stop, or were lost from sight."""
+    """GPUs of an organization's attempts that keep their capacity: also those that stop, or were lost from sight.
+
+    Opportunistic ones are nobody's by right, and not counted.
+    """
     return int(_IN_USE.one(connection, {"organization": organization_id}).gpus)
 
 

@@ -13,7 +13,7 @@ from quota.clock import Clock, wall_ms
 from quota.fleet.rules import Rate
 from quota.identity.tables import organizations
 from quota.ids import earliest_id
-from quota.jobs import organization_caps
+from quota.jobs import opportunistic, organization_caps
 from quota.jobs.caps import gpus_in_use
 from quota.jobs.choices import accepts, unit_of
 from quota.jobs.openings import FleetView
@@ -75,6 +75,7 @@ _FIRST_STARTS = (
         jobs.c.id >= bindparam("oldest"),
         jobs.c.gpu_class == bindparam("of_class"),
         jobs.c.fallback_classes == "[]",
+        jobs.c.program_id.is_not(None) == bindparam("is_opportunistic"),
         (jobs.c.pods * jobs.c.gpus_per_pod).between(bindparam("gpus_from"), bindparam("gpus_to")),
         attempts.c.claimed_at_ms >= bindparam("since"),
     )
@@ -88,9 +89,14 @@ def quote(
 ) -> Quote:
     """Quote a job that a submission would take; `queue` was refreshed from the same connection."""
     now_ms = clock.now_ms()
-    purses = _purses(connection, organization_id, body.grant_id, now_ms)
+    fund = opportunistic.fund_of(connection, organization_id, body, now_ms) if body.opportunistic else None
+    if fund is None:
+        purses = _purses(connection, organization_id, body.grant_id, now_ms)
+    else:
+        purses = [_fund_purse(connection, fund)]
+    notice_ms = queue.opportunistic_notice_ms(connection)
     options = [
-        _option(connection, organization_id, body, rate, purses, queue, clock, now_ms)
+        _option(connection, organization_id, body, rate, purses, fund, notice_ms, queue, clock, now_ms)
         for rate in read_rates(connection, body)
     ]
     # as the scheduler would: the first that starts now, else where room comes first
@@ -103,6 +109,8 @@ def quote(
         walltime_s=body.walltime_s,
         cost=best.quote.cost,
         grant_id=best.quote.grant_id,
+        program_id=None if fund is None else fund.program_id,
+        leaves_within_s=None if fund is None else notice_ms // 1000 + body.grace_s,
         grants=tuple(_grant_quote(one) for one in best.judged),
         could_ever_start=any(option.quote.could_ever_start for option in options),
         estimate=best.estimate,
@@ -125,6 +133,8 @@ def _option(
     body: JobSubmission,
     rate: Rate,
     purses: list[Purse],
+    fund: Row[Any] | None,
+    notice_ms: int,
     queue: Queue,
     clock: Clock,
     now_ms: int,
@@ -135,7 +145,10 @@ def _option(
     ask = Ask(unit.pods, unit.gpus_per_pod, walltime_ms, cost, in_rack=unit.in_rack)
     judged = judge(ask, purses, now_ms)
     chosen = next((one for one in judged if one.verdict is GrantVerdict.CHOSEN), None)
-    estimate = _estimate(connection, organization_id, rate.gpu_class, ask, judged, queue, clock, now_ms)
+    # whoever is entitled to their GPUs does not wait for the opportunistic jobs' ends
+    leave_ms = notice_ms if fund is None else None
+    fleet_view = FleetView(connection, rate.gpu_class, clock, now_ms, leave_ms)
+    estimate = _estimate(connection, organization_id, fleet_view, ask, judged, fund, queue, now_ms)
     quoted = ClassQuote(
         gpu_class=rate.gpu_class,
         cost=QuotedCost(
@@ -200,6 +213,20 @@ def _purse(connection: Connection, organization_id: str, row: Row[Any], tree: li
     )
 
 
+def _fund_purse(connection: Connection, fund: Row[Any]) -> Purse:
+    """What a programme pays opportunistic jobs from, as a purse of whoever asks."""
+    left = None if fund.max_gpus is None else max(0, fund.max_gpus - gpus_in_use(connection, fund.grant_id))
+    return Purse(
+        grant_id=fund.grant_id,
+        starts_at_ms=fund.starts_at_ms,
+        ends_at_ms=fund.ends_at_ms,
+        rooms_gpu_us=(fund.granted_gpu_us - fund.held_gpu_us - fund.used_gpu_us,),
+        unused_gpu_us=fund.granted_gpu_us - fund.used_gpu_us,
+        max_gpus=fund.max_gpus,
+        gpus_left=left,
+    )
+
+
 def _room(account: Row[Any]) -> int:
     left = account.granted_gpu_us + account.overdraft_gpu_us - account.held_gpu_us - account.used_gpu_us
     return int(left)
@@ -226,19 +253,20 @@ def _grant_quote(one: Judged) -> GrantQuote:
 def _estimate(
     connection: Connection,
     organization_id: str,
-    gpu_class: str,
+    fleet_view: FleetView,
     ask: Ask,
     judged: list[Judged],
+    fund: Row[Any] | None,
     queue: Queue,
-    clock: Clock,
     now_ms: int,
 ) -> WaitEstimate:
-    fleet_view = FleetView(connection, gpu_class, clock, now_ms)
-    room = fleet_view.room_at_ms(ask)
+    gpu_class, room = fleet_view.gpu_class, fleet_view.room_at_ms(ask)
+    unpaid = _unpaid(ask, judged)
     waiting = (
         _frozen(connection, organization_id)
-        or _unpaid(ask, judged)
-        or _capped(connection, organization_id, ask)
+        or (unpaid and fund is not None and _unpaid_by(fund, unpaid))
+        or unpaid
+        or (_capped(connection, organization_id, ask) if fund is None else None)
         or fleet_view.closed(ask)
         or _no_room(connection, gpu_class, ask, room, queue, now_ms)
     )
@@ -257,7 +285,7 @@ def _estimate(
         start_by=start_by_ms(ask, judged),
         ranked_at=ranked,
         ranking_age_s=None if ranked is None else max(0, now_ms - ranked) // 1000,
-        history=_history(connection, gpu_class, ask.gpus, now_ms),
+        history=_history(connection, gpu_class, ask.gpus, now_ms, opportunistic=fund is not None),
     )
 
 
@@ -292,6 +320,18 @@ def _unpaid(ask: Ask, judged: list[Judged]) -> Waiting | None:
     return Waiting(code=code, numbers=numbers)
 
 
+def _unpaid_by(fund: Row[Any], unpaid: Waiting) -> Waiting | None:
+    """The same said of a programme instead of a grant; None where it is said of a grant all the same."""
+    codes = {
+        WaitReason.GRANT_EXHAUSTED: WaitReason.OPPORTUNISTIC_SPENT,
+        WaitReason.GRANT_CAP: WaitReason.OPPORTUNISTIC_CAP,
+    }
+    if unpaid.code not in codes:
+        return None
+    numbers = {name: value for name, value in unpaid.numbers.items() if name != "grant"}
+    return Waiting(code=codes[unpaid.code], numbers={"program": fund.program_id} | numbers)
+
+
 def _capped(connection: Connection, organization_id: str, ask: Ask) -> Waiting | None:
     """A grant pays, but the organization has as many GPUs in use as it may."""
     found = organization_caps.gpus_left(connection, organization_id)
@@ -321,13 +361,16 @@ def _position(connection: Connection, organization_id: str, queue: Queue) -> int
     return None if last is None else last + 1
 
 
-def _history(connection: Connection, gpu_class: str, gpus: int, now_ms: int) -> WaitHistory | None:
+def _history(
+    connection: Connection, gpu_class: str, gpus: int, now_ms: int, *, opportunistic: bool
+) -> WaitHistory | None:
     gpus_from, gpus_to = size_band(gpus)
     rows = connection.execute(
         _FIRST_STARTS,
         {
             "oldest": earliest_id("job", wall_ms() - _HISTORY_WALL_MS),
             "of_class": gpu_class,
+            "is_opportunistic": opportunistic,
             "gpus_from": gpus_from,
             "gpus_to": gpus_to,
             "since": now_ms - HISTORY_DAYS * 24 * 3_600_000,

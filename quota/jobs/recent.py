@@ -15,11 +15,15 @@ OWN_ENDS = frozenset({"succeeded", "failed", "cancelled", "time_limit"})
 
 
 def recent_jobs(connection: Connection, limit: int) -> RecentJobs:
-    """The newest jobs, newest first, at most `limit`, whatever their age: a hub of few jobs learns from older ones."""
+    """The newest jobs, newest first, at most `limit`, whatever their age: a hub of few jobs learns from older ones.
+
+    Without opportunistic ones: they come when there is room, and tell of nobody's needs.
+    """
     first = and_(attempts.c.job_id == jobs.c.id, attempts.c.attempt == 1, jobs.c.attempt == 1)
     statement = (
         select(jobs, attempts.c.last_started_at_ms, attempts.c.ended_at_ms.label("attempt_ended_at_ms"))
         .join(attempts, first, isouter=True)
+        .where(jobs.c.program_id.is_(None))
         .order_by(jobs.c.id.desc())
         .limit(limit)
     )

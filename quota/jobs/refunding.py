@@ -68,7 +68,7 @@ def refund(tx: Tx, caller: Caller, job_id: str, body: JobRefund) -> RefundedJob:
     made = tuple(_give_back(tx, caller, held, piece, body) for piece in pieces)
     returned = sum(transfer.amount_gpu_us for transfer in made if transfer.payer == "grant")
     if returned:
-        settlement.count_usage(tx, row.organization_id, -returned)
+        settlement.count_usage(tx, row.organization_id, -returned, opportunistic=row.opportunistic)
         endings.sweep(tx, [row.grant_id])
     tx.touch("grant", row.grant_id)
     detail = {

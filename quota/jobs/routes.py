@@ -52,7 +52,8 @@ def submit_job(
 
     409 `insufficient_balance` (what is left, what was needed), 409 `no_grant`, 422 `unknown_gpu_class`,
     422 `never_fits`, 422 `job_too_large`, 422 `walltime_too_long`, 422 `idempotency_key_reused`, 409 `grant_cap`,
-    409 `queue_full`, 404 `not_found` for a grant or organization.
+    409 `queue_full`, 404 `not_found` for a grant, programme or organization. Of an opportunistic job also
+    409 `opportunistic_off` and 409 `grant_not_active`: what its programme pays from ends before the job would.
     """
     caller = caller_of(request)
     hub = hub_of(request)

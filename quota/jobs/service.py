@@ -16,7 +16,7 @@ from quota.fleet.rules import Rate
 from quota.identity import service as identity
 from quota.idle.views import warnings_of
 from quota.ids import new_id
-from quota.jobs import organization_caps, views
+from quota.jobs import opportunistic, organization_caps, views
 from quota.jobs.choices import stored_fallbacks, unit_of
 from quota.jobs.states import check_move
 from quota.jobs.tables import attempts, jobs
@@ -49,14 +49,18 @@ def submit(tx: Tx, caller: Caller, body: JobSubmission) -> Job:
     What keeps it from all of them is told of the class that it prefers.
 
     Raises UnknownGpuClass, NeverFits, NoGrant, InsufficientBalance, NotFound, BadRequest, JobTooLarge,
-    WalltimeTooLong, QueueFull.
+    WalltimeTooLong, QueueFull; of an opportunistic job OpportunisticOff and GrantNotActive besides.
     """
     organization_id = _organization_of(caller, body)
     costs = [
         amount_gpu_us(body.walltime_s * 1000, body.pods * body.gpus_per_pod, rate.rate_thousandths)
         for rate in read_rates(tx.connection, body)
     ]
-    _check_could_run(tx, organization_id, body, costs)
+    fund = None
+    if body.opportunistic:
+        identity.read_organization(tx.connection, organization_id)
+        fund = opportunistic.fund_of(tx.connection, organization_id, body, tx.now_ms)
+    _check_could_run(tx, organization_id, body, costs, fund)
     organization_caps.check_submission(tx, organization_id, body)
     spec = {
         "image": body.image,
@@ -69,6 +73,7 @@ def submit(tx: Tx, caller: Caller, body: JobSubmission) -> Job:
         "name": body.name,
         "organization_id": organization_id,
         "grant_id": body.grant_id,
+        "program_id": None if fund is None else fund.program_id,
         "gpu_class": body.gpu_class,
         "fallback_classes": stored_fallbacks(body.accepted_classes),
         "gpus_per_pod": body.gpus_per_pod,
@@ -92,7 +97,10 @@ def submit(tx: Tx, caller: Caller, body: JobSubmission) -> Job:
     }
     _NEW_JOB.change(tx.connection, row)
     tx.touch("job", str(row["id"]))
-    audit.record(tx, caller, "job.submit", str(row["id"]), detail={"organization_id": organization_id})
+    told = {"organization_id": organization_id}
+    if fund is not None:
+        told |= {"program_id": fund.program_id}
+    audit.record(tx, caller, "job.submit", str(row["id"]), detail=told)
     return views.fresh_job(row, body.accepted_classes, max(costs))
 
 
@@ -192,12 +200,18 @@ def read_rates(connection: Connection, body: JobSubmission) -> list[Rate]:
     return rates + [fleet.read_rate(connection, name, field="gpu_classes") for name in further]
 
 
-def _check_could_run(tx: Tx, organization_id: str, body: JobSubmission, costs_gpu_us: list[int]) -> None:
+def _check_could_run(
+    tx: Tx, organization_id: str, body: JobSubmission, costs_gpu_us: list[int], fund: Row[Any] | None
+) -> None:
+    """`fund`: what pays for an opportunistic job; None: the organization's grants do."""
     first: NeverFits | GrantCapReached | InsufficientBalance | None = None
     for gpu_class, cost in zip(body.accepted_classes, costs_gpu_us, strict=True):
         try:
             _check_could_fit(tx.connection, body, gpu_class)
-            _check_could_pay(tx, organization_id, body, cost)
+            if fund is None:
+                _check_could_pay(tx, organization_id, body, cost)
+            else:
+                opportunistic.check_could_pay(fund, body, cost, tx.now_ms)
         except (NeverFits, GrantCapReached, InsufficientBalance) as error:
             first = first or error
         else:

@@ -61,6 +61,19 @@ _COUNT_USAGE = Prepared(
     .where(organizations.c.id == bindparam("organization"))
     .values(decayed_usage_gpu_us=bindparam("usage"), decayed_as_of_ms=bindparam("now"))
 )
+_SPARE_USAGE = Prepared(
+    select(
+        organizations.c.opportunistic_usage_gpu_us.label("decayed_usage_gpu_us"),
+        organizations.c.opportunistic_as_of_ms.label("decayed_as_of_ms"),
+    )
+    .where(organizations.c.id == bindparam("organization"))
+    .with_for_update(key_share=True)
+)
+_COUNT_SPARE_USAGE = Prepared(
+    update(organizations)
+    .where(organizations.c.id == bindparam("organization"))
+    .values(opportunistic_usage_gpu_us=bindparam("usage"), opportunistic_as_of_ms=bindparam("now"))
+)
 _CHECKPOINTS = Prepared(select(jobs.c.checkpoint_interval_ms).where(jobs.c.id == bindparam("job")))
 _FAULTS = Prepared(
     select(transfers.c.starts_at_ms, transfers.c.ends_at_ms).where(
@@ -79,14 +92,14 @@ def settle_cluster(tx: Tx, cluster: str, observed_through_ms: int, evidence: str
     if not rows:
         return
     held = holds.read_holds(tx, [row.hold_id for row in rows])
-    usage: dict[str, int] = defaultdict(int)
+    usage: dict[tuple[str, bool], int] = defaultdict(int)
     for row in rows:
-        usage[row.organization_id] += _settle_attempt(
+        usage[row.organization_id, row.opportunistic] += _settle_attempt(
             tx, row, held[row.hold_id], observed_through_ms, evidence
         )
-    for organization_id, amount in sorted(usage.items()):
+    for (organization_id, opportunistic), amount in sorted(usage.items()):
         if amount:
-            count_usage(tx, organization_id, amount)
+            count_usage(tx, organization_id, amount, opportunistic=opportunistic)
     endings.sweep(tx, {row.grant_id for row in rows})
 
 
@@ -124,7 +137,7 @@ def correct_after(tx: Tx, row: Row[Any], truth_ms: int, evidence: str) -> None:
                 tx, held, part, begin, end, kind, actor=ACTOR, reason=reason, evidence=evidence
             )
     if returned:
-        count_usage(tx, row.organization_id, -returned)
+        count_usage(tx, row.organization_id, -returned, opportunistic=row.opportunistic)
         endings.sweep(tx, [row.grant_id])
     tx.touch("grant", row.grant_id)
 
@@ -138,7 +151,7 @@ def extend_lost(tx: Tx, row: Row[Any], ended_ms: int, evidence: str) -> None:
     if not row.settled:
         charged = _settle_attempt(tx, row, held, row.ended_at_ms, evidence)
         if charged:
-            count_usage(tx, row.organization_id, charged)
+            count_usage(tx, row.organization_id, charged, opportunistic=row.opportunistic)
         endings.sweep(tx, [row.grant_id])
     marks = [row.ended_at_ms, *hour_marks(row.ended_at_ms, ended_ms), ended_ms]
     parts = [Slice(left, right, "platform") for left, right in itertools.pairwise(marks)]
@@ -182,13 +195,17 @@ def slices_of(tx: Tx, job_id: str, attempt: int) -> list[Slice]:
     return [Slice(part.starts_at_ms, part.ends_at_ms, part.payer) for part in rows]
 
 
-def count_usage(tx: Tx, organization_id: str, amount_gpu_us: int) -> None:
-    """Add to the organization's decayed usage: value x 2^(-dt / 7 d) + amount. Fair-share only."""
-    row = _USAGE.one(tx.connection, {"organization": organization_id})
+def count_usage(tx: Tx, organization_id: str, amount_gpu_us: int, *, opportunistic: bool = False) -> None:
+    """Add to the organization's decayed usage: value x 2^(-dt / 7 d) + amount. Fair-share only.
+
+    That of its opportunistic jobs is counted by itself: it costs the others no turn.
+    """
+    stored, count = (_SPARE_USAGE, _COUNT_SPARE_USAGE) if opportunistic else (_USAGE, _COUNT_USAGE)
+    row = stored.one(tx.connection, {"organization": organization_id})
     age_ms = max(0, tx.now_ms - row.decayed_as_of_ms)
     usage = row.decayed_usage_gpu_us * 2.0 ** (-age_ms / HALF_LIFE_MS) + amount_gpu_us
     counted = {"organization": organization_id, "usage": max(0.0, usage), "now": tx.now_ms}
-    _COUNT_USAGE.change(tx.connection, counted)
+    count.change(tx.connection, counted)
     tx.touch("organization", organization_id)
 
 

@@ -61,11 +61,19 @@ def check_move(before: JobState, after: JobState, job_id: str) -> None:
 
 
 def after_attempt(
-    end: AttemptEnd, *, cancel_requested: bool, restartable: bool, attempt: int, abandonments: int, limit: int
+    end: AttemptEnd,
+    *,
+    cancel_requested: bool,
+    restartable: bool,
+    attempt: int,
+    abandonments: int,
+    limit: int,
+    opportunistic: bool = False,
 ) -> Requeue | End:
     """Succeeded if it did, else cancelled if asked, else the stop's reason, else lost or failed.
 
-    What an operator sent back into the queue waits again, whether or not it was restartable.
+    What an operator sent back into the queue waits again, whether or not it was restartable. An opportunistic job
+    comes again however often it had to leave, and also when it had not begun.
     """
     if end.succeeded:
         return End(EndReason.SUCCEEDED)
@@ -78,9 +86,9 @@ def after_attempt(
                 return End(EndReason.ABANDONED)
             return Requeue(reason, abandoned=True)
         case EndReason.PREEMPTED | EndReason.NODE_FAILED:
-            if end.stop_asked is StopReason.REQUEUED or (restartable and attempt < RESTARTS_LIMIT):
-                return Requeue(reason, abandoned=False)
-            return End(reason)
+            left = opportunistic and reason is EndReason.PREEMPTED
+            again = _again_after_leaving(end, restartable) if left else _again(end, restartable, attempt)
+            return Requeue(reason, abandoned=False) if again else End(reason)
         case EndReason.REQUEUED:
             return Requeue(reason, abandoned=False)
         case EndReason.GRANT_ENDED | EndReason.IDLE_RECLAIMED:
@@ -89,6 +97,14 @@ def after_attempt(
             return End(reason)
         case _:
             assert_never(reason)
+
+
+def _again(end: AttemptEnd, restartable: bool, attempt: int) -> bool:
+    return end.stop_asked is StopReason.REQUEUED or (restartable and attempt < RESTARTS_LIMIT)
+
+
+def _again_after_leaving(end: AttemptEnd, restartable: bool) -> bool:
+    return end.stop_asked is StopReason.REQUEUED or restartable or not end.started
 
 
 def _reason(end: AttemptEnd) -> EndReason:

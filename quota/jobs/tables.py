@@ -31,6 +31,8 @@ jobs = Table(
     Column("name", String(200), nullable=False),
     Column("organization_id", String(40), ForeignKey("organizations.id"), nullable=False),
     Column("grant_id", String(60), ForeignKey("grants.id")),
+    # the programme whose account pays for an opportunistic job; null: the job is none
+    Column("program_id", String(40)),
     Column("gpu_class", String(63), nullable=False),
     # JSON, in order of preference: what it accepts besides gpu_class
     Column("fallback_classes", String(300), nullable=False, server_default=text("'[]'")),
@@ -98,6 +100,8 @@ attempts = Table(
     # why the service wants it stopped; the scheduler decides the stop
     Column("stop_asked", String(20)),
     Column("detail", String(200)),
+    # a programme's account pays for it, and whoever is entitled to its GPUs gets them
+    Column("opportunistic", Boolean, nullable=False, server_default=text("false")),
     CheckConstraint(f"stop_asked IN ({STOP_REASONS})", name="stop_asked"),
     CheckConstraint("state IN ('starting','running','stopping','ended')", name="state"),
     CheckConstraint(f"end_reason IN ({END_REASONS})", name="end_reason"),

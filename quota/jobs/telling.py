@@ -19,7 +19,7 @@ from quota.programs.tables import grants, programs
 from quota.schemas.jobs import Attempt, Job, JobDetail
 from quota.schemas.quotes import Quote
 from quota.schemas.scheduling import JobState, Waiting
-from quota.wording.ends import end_text, place_text, stop_text
+from quota.wording.ends import end_text, payer_text, place_text, stop_text
 from quota.wording.idles import idle_text
 from quota.wording.waits import Names, waiting_text
 
@@ -43,7 +43,12 @@ class Teller:
         return tuple(self._told(job, names) for job in found)
 
     def quote(self, quote: Quote) -> Quote:
-        """The quote with why the job would wait."""
+        """The quote with why the job would wait, and of an opportunistic one with who pays and when it leaves."""
+        if quote.program_id is not None and quote.leaves_within_s is not None:
+            program = self._named(select(programs.c.id, programs.c.name), programs.c.id, {quote.program_id})
+            name = program.get(quote.program_id, quote.program_id)
+            payer = payer_text(self._language, name, quote.leaves_within_s * 1000)
+            quote = quote.model_copy(update={"payer_text": payer})
         waiting = quote.estimate.waiting
         if waiting is None:
             return quote
@@ -77,7 +82,8 @@ class Teller:
 
     def _names(self, reasons: Sequence[Waiting]) -> Names:
         named = {
-            name: _ids(reasons, name) for name in ("organization", "grant", "gpu_class", "name", "account")
+            name: _ids(reasons, name)
+            for name in ("organization", "grant", "gpu_class", "name", "account", "program")
         }
         found = select(grants.c.id, programs.c.name).join(programs, programs.c.id == grants.c.program_id)
         return Names(
@@ -91,6 +97,7 @@ class Teller:
                 named["gpu_class"] | named["name"],
             ),
             accounts=self._named(select(accounts.c.id, accounts.c.kind), accounts.c.id, named["account"]),
+            programs=self._named(select(programs.c.id, programs.c.name), programs.c.id, named["program"]),
         )
 
     def _named(self, statement: Select[Any], key: ColumnElement[str], ids: set[str]) -> dict[str, str]:

@@ -31,7 +31,7 @@ from quota.schemas.scheduling import (
 )
 
 TOLD_TEXTS = frozenset(
-    {"gpu_class", "within", "grant_id", "grant", "until", "starts_at", "ends_at", "what", "code"}
+    {"gpu_class", "within", "grant_id", "grant", "program", "until", "starts_at", "ends_at", "what", "code"}
 )
 """Texts of a wait reason that a tenant may read; others could name somebody else."""
 JOB_TEXTS = frozenset({"job", "ending_job"})
@@ -177,6 +177,8 @@ def _job(
         walltime_s=row.walltime_ms // 1000,
         grace_s=row.grace_ms // 1000,
         grant_id=row.grant_id,
+        program_id=row.program_id,
+        opportunistic=row.program_id is not None,
         restartable=row.restartable,
         submitted_at=row.submitted_at_ms,
         ended_at=row.ended_at_ms,
@@ -209,9 +211,11 @@ def fresh_job(row: dict[str, Any], accepted: tuple[str, ...], cost: int) -> Job:
                 "topology",
                 "kind",
                 "grant_id",
+                "program_id",
                 "restartable",
             )
         },
+        opportunistic=row["program_id"] is not None,
         gpu_classes=accepted,
         state=JobState.QUEUED,
         end_reason=None,

@@ -113,7 +113,7 @@ def award(tx: Tx, caller: Caller, body: Award) -> Grant:
     if body.ends_at <= max(starts_at, tx.now_ms):
         raise BadRequest("ends_at must lie after the start and in the future", field="ends_at")
     identity.read_organization(tx.connection, body.organization_id)
-    policy = _policy_of_program(tx, body.program_id)
+    policy = policy_of_program(tx, body.program_id)
     grant_id = new_id("grant")
     account_id = f"grant:{grant_id}"
     ledger.open_account(
@@ -150,7 +150,8 @@ def award(tx: Tx, caller: Caller, body: Award) -> Grant:
     return read_grant(tx.connection, grant_id, tx.now_ms)
 
 
-def _policy_of_program(tx: Tx, program_id: str) -> GrantPolicy:
+def policy_of_program(tx: Tx, program_id: str) -> GrantPolicy:
+    """The policy that its new grants take a copy of. Raises NotFound."""
     policy_id = tx.connection.execute(
         select(programs.c.policy_id).where(programs.c.id == program_id)
     ).scalar_one_or_none()

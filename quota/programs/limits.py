@@ -14,7 +14,7 @@ from sqlalchemy import Connection, Row, select, update
 
 from quota.audit import service as audit
 from quota.db import Tx
-from quota.errors import BadRequest, GrantNotActive, InsufficientBalance, NotFound
+from quota.errors import BadRequest, GrantNotActive, InsufficientBalance, NotFound, WrongState
 from quota.identity import service as identity
 from quota.ledger.tables import accounts
 from quota.programs.tables import grants
@@ -70,7 +70,8 @@ class Tree:
 
     grant_id: str
     program_id: str
-    organization_id: str
+    organization_id: str | None
+    """None: it is its programme's own."""
     ends_at_ms: int
     max_gpus: int | None
     top: Limit
@@ -130,6 +131,12 @@ def read_tree(connection: Connection, grant_id: str) -> Tree:
         shares=tuple(limit for limit in limits if limit.kind == SHARE),
         tranches=tuple(sorted(tranches, key=lambda limit: limit.position)),
     )
+
+
+def check_divisible(tree: Tree) -> None:
+    """Raise WrongState for a programme's own grant: opportunistic jobs draw on it whole."""
+    if tree.organization_id is None:
+        raise WrongState("grant {grant_id} is a programme's own: it is not divided", grant_id=tree.grant_id)
 
 
 def check_visible(caller: Caller, tree: Tree) -> None:

@@ -10,7 +10,7 @@ from sqlalchemy import Connection, Row, bindparam, select
 
 from quota.ledger.tables import accounts
 from quota.prepared import Prepared
-from quota.programs.tables import grants
+from quota.programs.tables import grants, opportunistic_funds
 from quota.schemas.scheduling import AccountBalance, AccountPath
 from quota.schemas.values import built
 
@@ -25,8 +25,10 @@ _TREES = Prepared(
         grants.c.pace_lag_ms,
         grants.c.pace_as_of_ms,
         grants.c.pace_spent_gpu_us,
+        opportunistic_funds.c.pays,
     )
     .join(grants, grants.c.id == accounts.c.grant_id)
+    .outerjoin(opportunistic_funds, opportunistic_funds.c.grant_id == grants.c.id)
     .where(grants.c.id.in_(bindparam("grants", expanding=True)))
     .order_by(accounts.c.id),
     lists=("grants",),
@@ -36,7 +38,8 @@ _TREES = Prepared(
 def read_trees(connection: Connection, grant_ids: Collection[str]) -> dict[str, list[Row[Any]]]:
     """The accounts of grants in the order of their ids, by grant.
 
-    Each row carries its grant as well: term, cap, pace, `of_program` and `of_organization`.
+    Each row carries its grant as well: term, cap, pace, `of_program` and `of_organization` (None for a programme's
+    own), and of that whether it `pays`.
     """
     trees: dict[str, list[Row[Any]]] = defaultdict(list)
     for row in _TREES.all(connection, {"grants": grant_ids}):

@@ -21,6 +21,7 @@ from quota.programs.limits import (
     SHARE,
     Limit,
     Tree,
+    check_divisible,
     check_hours,
     check_new_amount,
     check_running,
@@ -48,6 +49,7 @@ def put_share(
     """
     check_hours(body.gpu_hours, "gpu_hours", least=0)
     tree = lock_tree(tx, grant_id)
+    check_divisible(tree)
     _check_divides(caller, tree)
     share = tree.share_of(organization_id)
     check_match(if_match, share_tag(tree, share))

@@ -2,6 +2,7 @@
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     CheckConstraint,
     Column,
     ForeignKey,
@@ -41,7 +42,8 @@ grants = Table(
     metadata,
     Column("id", String(60), primary_key=True),
     Column("program_id", String(40), ForeignKey("programs.id"), nullable=False),
-    Column("organization_id", String(40), ForeignKey("organizations.id"), nullable=False),
+    # null: the programme's own, from which it pays opportunistic jobs
+    Column("organization_id", String(40), ForeignKey("organizations.id")),
     Column("account_id", String(80), ForeignKey("accounts.id"), nullable=False),
     Column("starts_at_ms", BigInteger, nullable=False),
     Column("ends_at_ms", BigInteger, nullable=False),
@@ -63,3 +65,17 @@ grants = Table(
 )
 Index("ix_grants_organization_id", grants.c.organization_id)
 Index("ix_grants_ends_at_ms", grants.c.ends_at_ms)
+
+opportunistic_funds = Table(
+    "opportunistic_funds",
+    metadata,
+    Column("program_id", String(40), ForeignKey("programs.id"), primary_key=True),
+    # the present one: a fund that ended is followed by another grant
+    Column("grant_id", String(60), ForeignKey("grants.id"), nullable=False),
+    Column("pays", Boolean, nullable=False),
+    Column("job_walltime_ms", BigInteger, nullable=False),
+    Column("job_grace_ms", BigInteger, nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("changed_at_ms", BigInteger, nullable=False),
+)
+Index("ix_opportunistic_funds_grant_id", opportunistic_funds.c.grant_id)

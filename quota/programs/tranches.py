@@ -20,6 +20,7 @@ from quota.programs.limits import (
     TRANCHE,
     Limit,
     Tree,
+    check_divisible,
     check_hours,
     check_new_amount,
     check_running,
@@ -46,6 +47,7 @@ def open_tranches(
     on until one is raised. Raises NotFound, AlreadyExists, GrantNotActive, BadRequest, InsufficientBalance.
     """
     tree = lock_tree(tx, grant_id)
+    check_divisible(tree)
     check_running(tx, tree)
     if tree.tranches:
         raise AlreadyExists("grant {grant_id} has tranches already", grant_id=grant_id)

@@ -152,6 +152,8 @@ class FairShare(Request):
     """A job in booked room may end so long after it, if nothing is booked there next."""
     booking_unused_ms: UpToAYear = 900_000
     """Booked room that nobody used so long after its begin is anybody's, unless the booking is to be held."""
+    opportunistic_notice_ms: UpToADay = 60_000
+    """How long before it is stopped an opportunistic job is told that somebody is entitled to its GPUs."""
     programs: Annotated[dict[Slug, ProgramShare], Field(max_length=1000)] = Field(default_factory=dict)
     """By programme, of those that weigh more or less than others or have a part of the pool reserved. The reserved
     parts come to 1000 thousandths at most."""

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field, model_validator
 from quota.schemas.forecasts import JobEta
 from quota.schemas.idle import IdleWarning, JobIdle, JobKind
 from quota.schemas.scheduling import EndReason, JobState, PodPlacement, StopReason, Topology, Waiting
-from quota.schemas.values import ClassId, GpuHoursOut, GpuUs, Id, Instant, Name, Reply, Request, wrong
+from quota.schemas.values import ClassId, GpuHoursOut, GpuUs, Id, Instant, Name, Reply, Request, Slug, wrong
 
 BIGGEST_WALLTIME_S = 30 * 24 * 3600
 MOST_CLASSES = 4
@@ -65,6 +65,12 @@ class JobSubmission(Request):
     """How long the job may take to stop when asked."""
     grant_id: Id | None = None
     """The grant that pays; default: the earliest-ending one that can."""
+    opportunistic: Annotated[bool, Field(strict=True, exclude_if=lambda asked: not asked)] = False
+    """Run it on GPUs that nobody else could use, paid from a programme's account instead of a grant. It starts last,
+    and is stopped, within its grace, as soon as somebody is entitled to its GPUs."""
+    program_id: Annotated[Slug | None, Field(exclude_if=lambda program: program is None)] = None
+    """Of an opportunistic job the programme that pays; default: of those that pay for its organization's jobs the one
+    that has most left for that."""
     restartable: Annotated[bool, Field(strict=True)] = False
     """Queue it again when a node fails under it."""
     checkpoint_interval_s: Annotated[int, Field(strict=True, ge=1, le=BIGGEST_WALLTIME_S)] | None = None
@@ -82,6 +88,16 @@ class JobSubmission(Request):
             raise wrong("gpu_classes names {gpu_class} twice", gpu_class=twice)
         if self.gpu_classes and self.gpu_classes[0] != self.gpu_class:
             raise wrong("gpu_classes begins with gpu_class, {gpu_class}", gpu_class=self.gpu_class)
+        return self
+
+    @model_validator(mode="after")
+    def _is_paid_once(self) -> JobSubmission:
+        if self.opportunistic and self.grant_id is not None:
+            raise wrong(
+                "an opportunistic job is paid by a programme: program_id, and not grant_id, may name it"
+            )
+        if self.program_id is not None and not self.opportunistic:
+            raise wrong("program_id is for opportunistic jobs: grant_id names the grant that pays")
         return self
 
     @property
@@ -164,6 +180,10 @@ class Job(Reply):
     walltime_s: int
     grace_s: int
     grant_id: str | None
+    program_id: str | None = None
+    """Of an opportunistic job the programme that pays; null: a grant does."""
+    opportunistic: bool = False
+    """Whether it runs on what is idle, and is stopped as soon as somebody is entitled to its GPUs."""
     restartable: bool
     submitted_at: Instant
     ended_at: Instant | None

@@ -169,7 +169,8 @@ class Grant(Reply):
 
     id: str
     program_id: str
-    organization_id: str
+    organization_id: str | None
+    """null: it is the programme's own, from which it pays opportunistic jobs."""
     account_id: str
     state: GrantState
     starts_at: Instant

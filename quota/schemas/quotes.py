@@ -126,6 +126,13 @@ class Quote(Reply):
     cost: QuotedCost
     grant_id: str | None
     """The grant that would pay if the job started now."""
+    program_id: str | None = None
+    """Of an opportunistic job the programme that pays instead of the organization's grants: `grants` then is its
+    account alone."""
+    leaves_within_s: int | None = None
+    """An opportunistic job may be stopped at any time: it has to be gone so long after it is told (notice + grace)."""
+    payer_text: str | None = None
+    """Both as a sentence, in the language of the request."""
     grants: tuple[GrantQuote, ...]
     """In the order in which they are asked."""
     could_ever_start: bool

@@ -106,6 +106,16 @@ class WaitReason(StrEnum):
     """The grant already has as many GPUs in use as it may have at once."""
     ORGANIZATION_CAP = "organization_cap"
     """The organization already has as many GPUs in use as it may have at once."""
+    MAKING_ROOM = "making_room"
+    """It has its room; opportunistic jobs are being stopped there."""
+    NO_IDLE_GPU = "no_idle_gpu"
+    """An opportunistic job finds too few GPUs together that nobody else could use or was promised."""
+    OPPORTUNISTIC_OFF = "opportunistic_off"
+    """Its programme pays for no opportunistic jobs now."""
+    OPPORTUNISTIC_SPENT = "opportunistic_spent"
+    """Its programme has too little left for opportunistic jobs."""
+    OPPORTUNISTIC_CAP = "opportunistic_cap"
+    """The opportunistic jobs of its programme already have as many GPUs in use as they may have at once."""
 
 
 class Topology(StrEnum):
@@ -149,6 +159,8 @@ class JobObject(Reply):
     id: str
     organization_id: str
     grant_id: str | None
+    program_id: str | None = None
+    """The programme that pays for an opportunistic job; null: the job is none."""
     gpu_class: str
     gpu_classes: tuple[str, ...] = ()
     """Every class that it accepts, in order of preference, `gpu_class` first."""
@@ -195,6 +207,8 @@ class AttemptObject(Reply):
     ended_at: Instant | None
     capacity_held: bool
     stop: StopRecord | None
+    opportunistic: bool = False
+    """A programme's own account pays: whoever is entitled to its GPUs gets them."""
     stop_asked: StopReason | None = None
     """The quota service wants this attempt stopped, for this reason; the scheduler decides the stop."""
     detail: str | None = None
@@ -238,6 +252,7 @@ class GrantObject(Reply):
     id: str
     program_id: str
     organization_id: str
+    """Empty: the programme's own, from which it pays opportunistic jobs."""
     starts_at: Instant
     ends_at: Instant
     paths: tuple[AccountPath, ...]
@@ -245,6 +260,8 @@ class GrantObject(Reply):
     pace: Pace | None
     max_gpus: int | None = None
     """How many GPUs attempts on this grant may keep at once."""
+    pays: bool = True
+    """Of a programme's own: whether it pays for new starts."""
 
 
 class OrganizationObject(Reply):
@@ -258,6 +275,9 @@ class OrganizationObject(Reply):
     """How many GPUs its attempts may keep at once, whatever the pool."""
     pool_thousandths: int | None = None
     """Which part of the pool its attempts may keep at once; 1000: any; null: that of the policy."""
+    opportunistic_usage_gpu_us: float = 0.0
+    """The decayed usage of its opportunistic jobs, which take turns by it."""
+    opportunistic_as_of: Instant = 0
 
 
 class GpuClassObject(Reply):

@@ -72,7 +72,8 @@ class Statement(Reply):
 
     format: str
     grant_id: str
-    organization_id: str
+    organization_id: str | None
+    """null: of what a programme pays opportunistic jobs from."""
     """Whose statement it is: the grant's organization, or the party whose share it is."""
     program_id: str
     account_id: str

@@ -105,7 +105,8 @@ def numbers_json(numbers: Mapping[str, int | str]) -> dict[str, int | str]:
     }
 
 
-def _exact_hours_text(amount_gpu_us: int) -> str:
+def exact_hours_text(amount_gpu_us: int) -> str:
+    """GPU hours of the reference GPU to their last decimal, as they are sent."""
     with localcontext(prec=60):
         return f"{(Decimal(amount_gpu_us) / GPU_US_PER_HOUR).normalize():f}" if amount_gpu_us else "0"
 
@@ -135,7 +136,7 @@ GpuUs = Annotated[
 GpuHoursIn = Annotated[
     int,
     BeforeValidator(_parse_gpu_hours),
-    PlainSerializer(_exact_hours_text, return_type=str, when_used="json"),
+    PlainSerializer(exact_hours_text, return_type=str, when_used="json"),
     WithJsonSchema({"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)?$", "examples": ["1500", "0.5"]}),
 ]
 """An amount typed by a person: give hours (an int, or a decimal string), read GPU-microseconds."""

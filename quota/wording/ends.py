@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from quota.i18n import Language
 from quota.schemas.scheduling import EndReason, StopReason
 from quota.wording.sentences import Say, Word, said
-from quota.wording.values import moment_text, ordinal_text
+from quota.wording.values import duration_text, moment_text, ordinal_text
 
 ENDS: Mapping[EndReason, Say] = {
     EndReason.SUCCEEDED: Say("all its pods ended without an error"),
@@ -38,6 +38,18 @@ PLACE = (
     Say("{position} of {queue} in the hub, {own_position} of {own_queue} of its organization"),
     Say("{position} in the hub"),
 )
+
+
+PAYER = Say(
+    "{program} pays, and no grant of its organization; it may be stopped at any time, so that it has to be gone"
+    " {leaves_ms} after it is told"
+)
+
+
+def payer_text(language: Language, program: str, leaves_ms: int) -> str:
+    """Who pays for an opportunistic job, and how soon it has to be gone."""
+    fields = {"program": Word(program), "leaves_ms": Word(duration_text(language, leaves_ms))}
+    return said(language, ((PAYER,),), fields)
 
 
 def end_text(language: Language, reason: EndReason) -> str:

@@ -26,6 +26,7 @@ class Names:
     gpu_classes: Mapping[str, str] = field(default_factory=dict)
     accounts: Mapping[str, str] = field(default_factory=dict)
     """Their kinds: `grant`, `share` or `tranche`."""
+    programs: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,6 +258,50 @@ WAITS: Mapping[WaitReason, Wording] = {
         ),
         _NEVER,
     ),
+    WaitReason.MAKING_ROOM: _of(
+        "gpu_class needed",
+        (
+            Say("its {needed} {gpu_class} are being freed: opportunistic jobs are told to leave them"),
+            Say("its GPUs are being freed: opportunistic jobs are told to leave them"),
+        ),
+    ),
+    WaitReason.NO_IDLE_GPU: _of_class(
+        "gpu_class needed idle",
+        (
+            Say(
+                "needs {needed} {gpu_class} that nobody else could use; of such {idle} are idle now, scattered"
+                " over nodes",
+                {"enough": "yes"},
+            ),
+            Say("needs {needed} {gpu_class} that nobody else could use; of such {idle} are idle now"),
+            Say("too few GPUs are idle now that nobody else could use"),
+        ),
+    ),
+    WaitReason.OPPORTUNISTIC_OFF: _of(
+        "program",
+        (
+            Say("{program} pays for no opportunistic jobs now"),
+            Say("its programme pays for no opportunistic jobs now"),
+        ),
+    ),
+    WaitReason.OPPORTUNISTIC_SPENT: _of_class(
+        "program needed_gpu_us left_gpu_us",
+        (
+            Say("needs {needed_gpu_us} GPU hours; {program} has {left_gpu_us} left for opportunistic jobs"),
+            Say("its programme has too few GPU hours left for opportunistic jobs"),
+        ),
+    ),
+    WaitReason.OPPORTUNISTIC_CAP: _of_class(
+        "program cap in_use needed",
+        (
+            Say(
+                "needs {needed} GPUs; the opportunistic jobs of {program} have {in_use} of the {cap} in use that"
+                " they may have at once"
+            ),
+            Say("the opportunistic jobs of its programme have as many GPUs in use as they may have at once"),
+        ),
+        _NEVER,
+    ),
 }
 
 PARTS: Mapping[str, frozenset[str]] = {
@@ -265,6 +310,7 @@ PARTS: Mapping[str, frozenset[str]] = {
     "gpus_per_pod": frozenset({"one_pod_gpus"}),
     "lag_thousandths": frozenset({"behind", "ahead"}),
     "cap": frozenset({"over_cap"}),
+    "idle": frozenset({"enough"}),
 }
 """Fields that are made of a number, besides the field of its own name."""
 
@@ -288,6 +334,9 @@ def _fields(
         known["one_pod_gpus"] = known["gpus_per_pod"]
     if isinstance(cap, int) and isinstance(needed, int) and needed > cap:
         known["over_cap"] = needed - cap
+    idle = known.get("idle")
+    if isinstance(idle, int) and isinstance(needed, int) and idle >= needed:
+        known["enough"] = "yes"
     lag = known.get("lag_thousandths")
     if isinstance(lag, int) and lag:
         known["behind" if lag > 0 else "ahead"] = abs(lag)
@@ -334,4 +383,6 @@ def _name(language: Language, name: str, value: str, numbers: Mapping[str, int |
         return names.grants.get(value, value)
     if name == "account":
         return names.accounts.get(value, value)
+    if name == "program":
+        return names.programs.get(value, value)
     return problem_text(language, value) if name == "code" else value

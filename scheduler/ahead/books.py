@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from scheduler.core.model import Account, Attempt, Change, Grant, JobState, Organization, Path
+from scheduler.core.model import Account, Attempt, Change, Fund, Grant, JobState, Organization, Path
 
 
 @dataclass(slots=True)
@@ -26,9 +26,14 @@ class Books:
     """Accounts, grants and organizations as they move. `news` tells the core what changed."""
 
     def __init__(
-        self, grants: Iterable[Grant], organizations: Iterable[Organization], half_life_ms: int
+        self,
+        grants: Iterable[Grant],
+        organizations: Iterable[Organization],
+        half_life_ms: int,
+        funds: Iterable[Fund] = (),
     ) -> None:
         self._grants = {grant.id: grant for grant in grants}
+        self._funds = {fund.id: fund for fund in funds}
         self._organizations = {each.id: each for each in organizations}
         self._scale_ms = half_life_ms / math.log(2)
         self._accounts: dict[str, Account] = {}
@@ -43,6 +48,9 @@ class Books:
                     # of copies that differ the core goes by the least left, so do these books
                     if known is None or account.left_gpu_us < known.left_gpu_us:
                         self._accounts[account.id] = account
+        for fund in self._funds.values():
+            self._grants_on[fund.account.id].add(fund.id)
+            self._accounts[fund.account.id] = fund.account
 
     def hold(self, accounts: tuple[str, ...], cost_gpu_us: int, walltime_ms: int) -> Hold:
         """An attempt starts."""
@@ -50,12 +58,14 @@ class Books:
             self._move(id, cost_gpu_us, 0)
         return Hold(accounts, cost_gpu_us, 0, cost_gpu_us // max(1, walltime_ms))
 
-    def settle(self, hold: Hold, organization_id: str, useful_ms: int, now_ms: int) -> None:
+    def settle(
+        self, hold: Hold, organization_id: str, useful_ms: int, now_ms: int, *, opportunistic: bool = False
+    ) -> None:
         """An attempt ended at `now_ms` after so much time that is charged: the rest of its hold is let go."""
         used_gpu_us = max(0, hold.rate * useful_ms - hold.settled_gpu_us)
         for id in hold.accounts:
             self._move(id, -hold.held_gpu_us, used_gpu_us)
-        self._decay(organization_id, hold.rate, used_gpu_us, now_ms)
+        self._decay(organization_id, hold.rate, used_gpu_us, now_ms, opportunistic)
 
     def used_gpu_us(self) -> dict[str, int]:
         """What each grant's own account was charged, by grant."""
@@ -63,6 +73,7 @@ class Books:
         for grant in self._grants.values():
             own = {path.accounts[-1].id for path in grant.paths if path.accounts}
             used[grant.id] = sum(self._accounts[id].used_gpu_us for id in own)
+        used |= {fund.id: self._accounts[fund.account.id].used_gpu_us for fund in self._funds.values()}
         return used
 
     def news(self) -> list[Change]:
@@ -99,6 +110,9 @@ class Books:
         return holds
 
     def _held(self, grant_id: str) -> int:
+        fund = self._funds.get(grant_id)
+        if fund is not None:
+            return self._accounts[fund.account.id].held_gpu_us
         grant = self._grants.get(grant_id)
         own = {path.accounts[-1].id for path in grant.paths if path.accounts} if grant else set()
         return sum(self._accounts[id].held_gpu_us for id in own)
@@ -107,6 +121,9 @@ class Books:
         self, attempt: Attempt, organization_id: str, left_gpu_us: int, free: dict[str, int]
     ) -> tuple[str, ...]:
         """Its first path whose accounts hold enough that is nobody else's; the core is not told which one it took."""
+        fund = self._funds.get(attempt.grant_id)
+        if fund is not None:
+            return (fund.account.id,)
         grant = self._grants.get(attempt.grant_id)
         paths = [
             tuple(account.id for account in path.accounts)
@@ -126,19 +143,28 @@ class Books:
         )
         self._touched_grants |= self._grants_on[account_id]
 
-    def _decay(self, organization_id: str, rate: int, used_gpu_us: int, now_ms: int) -> None:
+    def _decay(
+        self, organization_id: str, rate: int, used_gpu_us: int, now_ms: int, opportunistic: bool
+    ) -> None:
         """Work done evenly up to now decays on the way: the integral of 0.5 ** (age / half-life) over its ages."""
         known = self._organizations.get(organization_id)
         if known is None or rate == 0:
             return
-        before = known.decayed_usage_gpu_us * math.exp((known.as_of_ms - now_ms) / self._scale_ms)
         work = rate * self._scale_ms * -math.expm1(-(used_gpu_us / rate) / self._scale_ms)
-        self._organizations[organization_id] = replace(
-            known, decayed_usage_gpu_us=before + work, as_of_ms=now_ms
-        )
+        if opportunistic:
+            since_ms, usage = known.opportunistic_as_of_ms, known.opportunistic_usage_gpu_us
+            usage = usage * math.exp((since_ms - now_ms) / self._scale_ms) + work
+            changed = replace(known, opportunistic_usage_gpu_us=usage, opportunistic_as_of_ms=now_ms)
+        else:
+            before = known.decayed_usage_gpu_us * math.exp((known.as_of_ms - now_ms) / self._scale_ms)
+            changed = replace(known, decayed_usage_gpu_us=before + work, as_of_ms=now_ms)
+        self._organizations[organization_id] = changed
         self._touched_organizations.add(organization_id)
 
-    def _grant(self, grant_id: str) -> Grant:
+    def _grant(self, grant_id: str) -> Grant | Fund:
+        fund = self._funds.get(grant_id)
+        if fund is not None:
+            return replace(fund, account=self._accounts[fund.account.id])
         grant = self._grants[grant_id]
         paths = tuple(
             Path(tuple(self._accounts[account.id] for account in path.accounts), path.organization_id)

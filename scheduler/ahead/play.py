@@ -24,6 +24,7 @@ from scheduler.core.model import (
     Capacity,
     Change,
     Cluster,
+    Fund,
     Grant,
     Job,
     JobState,
@@ -126,7 +127,8 @@ class _Ahead:
         }
         grants = [each for each in by_type[Grant] if isinstance(each, Grant)]
         organizations = [each for each in by_type[Organization] if isinstance(each, Organization)]
-        self.books = Books(grants, organizations, policy.half_life_ms)
+        funds = [each for each in by_type[Fund] if isinstance(each, Fund)]
+        self.books = Books(grants, organizations, policy.half_life_ms, funds)
         jobs = [each for each in by_type.pop(Job, []) if isinstance(each, Job)]
         attempts = [each for each in by_type.pop(Attempt, []) if isinstance(each, Attempt)]
         clusters = [each for each in by_type.pop(Cluster, []) if isinstance(each, Cluster)]
@@ -142,6 +144,7 @@ class _Ahead:
         self.changes += (life.job for life in self.lives.values())
         self._wake_at([job.not_before_ms for job in jobs])
         self._wake_at([moment for grant in grants for moment in (grant.starts_at_ms, grant.ends_at_ms)])
+        self._wake_at([moment for fund in funds for moment in (fund.starts_at_ms, fund.ends_at_ms)])
         for each in by_type[Booking]:
             assert isinstance(each, Booking)
             released_ms = each.from_ms + policy.booking_unused_ms
@@ -256,7 +259,7 @@ class _Ahead:
             run = self.runs.get(job_id)
             if what == _Event.WAKE or run is None or run.attempt.attempt != attempt:
                 continue  # also a stop that came after the end, or the end of what was stopped
-            if what == _Event.STOP and run.attempt.stop and run.attempt.stop.reason in COMES_AGAIN:
+            if what == _Event.STOP and _comes_again(run):
                 self._come_again(run, at_ms)
             else:
                 self._end(run, at_ms)
@@ -303,7 +306,13 @@ class _Ahead:
         if attempt.capacity_held:
             self._occupy(attempt, -1)
         self.busy_gpu_ms += self._occupied_gpu_ms(run, at_ms)
-        self.books.settle(run.hold, run.life.job.organization_id, charged_ms, at_ms)
+        self.books.settle(
+            run.hold,
+            run.life.job.organization_id,
+            charged_ms,
+            at_ms,
+            opportunistic=attempt.opportunistic,
+        )
         for_job = attempt.stop.for_job if attempt.stop else None
         if for_job is not None and self._waits(for_job):
             # the room it frees is kept for that job only while this is known
@@ -380,6 +389,7 @@ class _Ahead:
             ends_at_ms=now_ms + walltime_ms,
             walltime_ms=walltime_ms,
             organization_id=life.job.organization_id,
+            opportunistic=life.job.program_id != "",
         )
         self._occupy(attempt, 1)
         overhead_ms = self._overhead_ms(life.job)
@@ -420,3 +430,11 @@ class _Ahead:
             cycles=self.cycles,
             complete=complete,
         )
+
+
+def _comes_again(run: Run) -> bool:
+    """Whether the job waits again after its stop: an opportunistic one that is not restartable does not."""
+    stop, job = run.attempt.stop, run.life.job
+    if stop is None or stop.reason not in COMES_AGAIN:
+        return False
+    return job.restartable or not run.attempt.opportunistic

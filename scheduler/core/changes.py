@@ -28,7 +28,7 @@ def take_in(known: Knowledge, changes: Iterable[Change], now_ms: int) -> set[str
     """Take the changes, then judge every organization whose answer may differ. Returns their ids."""
     assert now_ms >= known.now_ms, f"time ran backwards: {known.now_ms} -> {now_ms}"
     known.now_ms = now_ms
-    for change in changes:
+    for change in known.spare.sift(changes, now_ms):
         _PUT[type(change)](known, change)
     if known.pool_moved:
         known.pool_moved = False

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 from scheduler.core.changes import take_in
 from scheduler.core.model import Change, Plan
+from scheduler.core.opportunistic import serve
 from scheduler.core.picking import fill
 from scheduler.core.picks import Picks
 from scheduler.core.state import State
@@ -25,19 +26,21 @@ def decide(
     books, paces = known.pace()
     cycle = Picks(known, books)
     fill(cycle)
+    spare = serve(cycle, brief=brief)
     told = Teller(cycle).tell(judged) if not brief else None
+    known.reasons.update(spare.withheld)
     plan = Plan(
-        starts=tuple(cycle.starts),
-        reasons=dict(known.reasons),
-        order=() if told is None else told.order,
+        starts=spare.starts,
+        reasons={**known.reasons, **spare.reasons},
+        order=() if told is None else (*spare.withheld, *told.order, *spare.order),
         paces=paces,
-        stops=tuple(cycle.stops),
+        stops=(*cycle.stops, *spare.stops),
         reservations=tuple(known.reserved.values()),
         booked=tuple(known.booked.values()),
-        changed_reasons={} if told is None else told.changed,
+        changed_reasons={} if told is None else {**told.changed, **spare.changed},
     )
-    assert len(plan.order) == len(known.reasons), (
-        f"{len(plan.order)} in order, {len(known.reasons)} with a reason"
+    assert len(plan.order) == len(plan.reasons), (
+        f"{len(plan.order)} in order, {len(plan.reasons)} with a reason"
     )
     cycle.forget()
     return plan, State(known)

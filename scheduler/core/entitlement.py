@@ -308,5 +308,9 @@ def usage_gpu_us(organization: Organization, now_ms: int, half_life_ms: int) -> 
     """Decayed usage brought to now: u x 0.5^(age / half-life)."""
     if not organization.decayed_usage_gpu_us:
         return 0.0
-    age_ms = max(0, now_ms - organization.as_of_ms)
-    return organization.decayed_usage_gpu_us * math.pow(0.5, age_ms / half_life_ms)
+    return decayed(organization.decayed_usage_gpu_us, organization.as_of_ms, now_ms, half_life_ms)
+
+
+def decayed(usage_gpu_us: float, as_of_ms: int, now_ms: int, half_life_ms: int) -> float:
+    """A usage as of a moment brought to now."""
+    return usage_gpu_us * math.pow(0.5, max(0, now_ms - as_of_ms) / half_life_ms)

@@ -65,6 +65,16 @@ class WaitReason(StrEnum):
     NO_NODE_FITS = "no_node_fits"
     """(gpu_class, gpus_per_pod, pods, pods_fit, [room_at_ms, ending_job]): enough are free, but scattered over nodes
     or clusters. `within` besides where one "node" has to hold all pods (they then count as one), or one "rack"."""
+    MAKING_ROOM = "making_room"
+    """(gpu_class, needed): it has its room, and opportunistic jobs are being stopped there"""
+    NO_IDLE_GPU = "no_idle_gpu"
+    """(gpu_class, needed, idle): opportunistic jobs find too few together that nobody could use or was promised"""
+    OPPORTUNISTIC_OFF = "opportunistic_off"
+    """(program): it pays for no opportunistic jobs now"""
+    OPPORTUNISTIC_SPENT = "opportunistic_spent"
+    """(program, needed_gpu_us, left_gpu_us): of what it pays opportunistic jobs from"""
+    OPPORTUNISTIC_CAP = "opportunistic_cap"
+    """(program, cap, in_use, needed): GPUs that its opportunistic jobs may keep at once"""
 
 
 class Topology(StrEnum):
@@ -180,6 +190,22 @@ class Grant:
 
 
 @dataclass(frozen=True, slots=True)
+class Fund:
+    """What a programme pays opportunistic jobs from, beside its grants."""
+
+    id: str
+    """A grant's id: holds and attempts name it as theirs."""
+    program_id: str
+    account: Account
+    starts_at_ms: int
+    ends_at_ms: int
+    pays: bool = True
+    """Whether people let it pay for new starts."""
+    max_gpus: int | None = None
+    """How many GPUs its attempts may keep at once."""
+
+
+@dataclass(frozen=True, slots=True)
 class Organization:
     """A firm; its decayed usage is for taking turns only, never for the ledger."""
 
@@ -191,6 +217,9 @@ class Organization:
     """How many GPUs its attempts may keep at once, whatever the pool."""
     pool_thousandths: int | None = None
     """Which part of the pool its attempts may keep at once; 1000: any; None: that of the policy."""
+    opportunistic_usage_gpu_us: float = 0.0
+    """The decayed usage of its opportunistic jobs, which take turns by it and by nothing else."""
+    opportunistic_as_of_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,6 +248,8 @@ class Job:
     """Further classes that it accepts, in order of preference; all its pods get one and the same."""
 
     topology: Topology = Topology.ANY
+    program_id: str = ""
+    """The programme whose fund pays for an opportunistic job; "": the job is none, a grant pays."""
 
     @property
     def unit(self) -> tuple[int, int, str]:
@@ -284,6 +315,8 @@ class Attempt:
     """What its cost is for. A stop moves its end and leaves this."""
     organization_id: str = ""
     """Whose it is; "": not known, and counted below nobody's cap."""
+    opportunistic: bool = False
+    """Whether a fund pays for it: whoever is entitled to its GPUs gets them."""
 
     @property
     def id(self) -> str:
@@ -388,6 +421,7 @@ Change = (
     | Node
     | Cluster
     | Grant
+    | Fund
     | Organization
     | Job
     | Attempt
@@ -415,7 +449,9 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Preempt:
-    """Stop this attempt at `stop_at_ms`, tell it now, and keep its room for `for_job`."""
+    """Stop this attempt at `stop_at_ms`, tell it now, and keep its room for `for_job`.
+
+    Of an opportunistic attempt nothing is kept: its room was `for_job`'s before."""
 
     job_id: str
     attempt: int

@@ -139,6 +139,8 @@ class Policy:
     """A smaller pool is not divided in this way."""
     entitlements: tuple[Entitlement, ...] = ()
     """Of the programmes that weigh more or less than others, or have a part of the pool reserved."""
+    opportunistic_notice_ms: int = MINUTE_MS
+    """How long before it is stopped an opportunistic job is told that somebody is entitled to its GPUs."""
     organization_weights: tuple[tuple[str, int], ...] = ()
     """(organization, thousandths): what its lag counts in the order; see `order.weighed`. Of the others 1000."""
 

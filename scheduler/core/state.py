@@ -25,6 +25,7 @@ from scheduler.core.placement import Limits, Room, keep
 from scheduler.core.policy import Policy
 from scheduler.core.profile import Profile
 from scheduler.core.reasons import Reach, reach
+from scheduler.core.spare import Spare
 from scheduler.core.waiting import Queue
 
 
@@ -50,6 +51,7 @@ class Knowledge:
     def __init__(self) -> None:
         self.policy = Policy()
         self.now_ms = 0
+        self.spare = Spare()  # opportunistic jobs and attempts: nothing else here knows of them
         self.fleet = Fleet()
         self.jobs: dict[str, Job] = {}
         self.queues: dict[str, Queue] = {}

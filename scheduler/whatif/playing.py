@@ -132,7 +132,8 @@ def _organizations(
     by_waiting, by_job = _by_organization(waited), _by_organization(outlook.jobs.values())
     led: defaultdict[str, list[GrantObject]] = defaultdict(list)
     for grant in grants:
-        led[grant.organization_id].append(grant)
+        if grant.organization_id:  # else it is what a programme pays opportunistic jobs from
+            led[grant.organization_id].append(grant)
     found: dict[str, wire.OrganizationWaits] = {}
     for name in sorted({*by_job, *led}):
         own = [delivered[grant.id] for grant in led[name]]

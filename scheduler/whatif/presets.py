@@ -30,6 +30,7 @@ def fair_share_of(policy: core.Policy) -> FairShare:
         booking_lead_ms=policy.booking_lead_ms,
         booking_over_ms=policy.booking_over_ms,
         booking_unused_ms=policy.booking_unused_ms,
+        opportunistic_notice_ms=policy.opportunistic_notice_ms,
     )
 
 

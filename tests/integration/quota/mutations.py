@@ -290,6 +290,11 @@ REQUESTS: dict[str, Maker] = {
     "put_policy": lambda api: Request(
         api.operator, {"policy": {"overdraft_thousandths": 1}, **REASON}, {"policy_id": _new("policy")}
     ),
+    "put_fund": lambda api: Request(
+        api.operator,
+        {"gpu_hours": "1", "ends_at": instant_text(api.hub.now + DAY_MS), **REASON},
+        {"program_id": _program(api)},
+    ),
     "put_fair_share": lambda api: Request(
         api.operator, {"fair_share": {"gang_first_gpus": 1000 + next(_numbers)}, **REASON}
     ),

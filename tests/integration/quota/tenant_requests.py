@@ -79,6 +79,8 @@ def _programs(world: World) -> dict[str, Callable[[], Valid]]:
         "create_program": _post(world, "create_program", "operator", policy_id="strict"),
         "read_program": _get("auditor", program_id="ax-2026"),
         "change_program": _post(world, "change_program", "operator", {"program_id": "ax-2026"}),
+        "put_fund": _post(world, "put_fund", "operator", {"program_id": "ax"}),
+        "read_fund": _get("auditor", program_id="ax"),
         "adjust_program": _post(world, "adjust_program", "operator", {"program_id": "ax"}),
         "list_programs": _get("auditor"),
         "award_grant": _post(world, "award_grant", "operator", organization_id="beta"),

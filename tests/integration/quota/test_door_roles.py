@@ -107,6 +107,8 @@ ALLOWED: dict[str, set[str]] = {
     "list_policies": STAFF,
     "read_policy": STAFF,
     "put_policy": {"operator"},
+    "read_fund": STAFF,
+    "put_fund": {"operator"},
     "put_share": {"operator", "member"},
     "read_share": READERS,
     "move_share": {"operator", "member"},

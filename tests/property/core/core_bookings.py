@@ -11,6 +11,7 @@ from scheduler.core.model import (
     BookedRooms,
     Booking,
     Change,
+    Grant,
     Job,
     Kind,
     Node,
@@ -19,7 +20,6 @@ from scheduler.core.model import (
     WaitReason,
 )
 from scheduler.core.policy import DAY_MS, MINUTE_MS, Policy
-from tests.property.core.core_chaos import KINDS
 from tests.property.core.core_choices import of_class, payable
 from tests.property.core.core_promise_faults import ROOM, fits, free_at, gathering, walltime_for
 from tests.property.core.core_promises import ORGANIZATIONS, Hub, a_random_hub
@@ -69,8 +69,7 @@ class BookedHub(Hub):
             hold=rng.random() < 0.3,
         )
         if rng.random() < 0.2:
-            own = [g for g in self.world.values() if KINDS.get(type(g)) is Kind.GRANT]
-            grants = [g.id for g in own if g.organization_id == booking.organization_id]  # type: ignore[union-attr]
+            grants = [g.id for g in self.of(Grant) if g.organization_id == booking.organization_id]
             booking = change(booking, grant_id=rng.choice(grants))
         booking = change(booking, **given)
         self.put(booking)

@@ -104,7 +104,7 @@ def test_every_number_of_a_policy_was_looked_at() -> None:
         ),
         *("booking_lead_ms", "booking_over_ms", "booking_unused_ms"),
         *("organization_pool_thousandths", "organization_pool_from_gpus"),
-        *("entitlements", "organization_weights"),
+        *("entitlements", "organization_weights", "opportunistic_notice_ms"),
     }
     assert {f.name for f in fields(Lane)} == {"gpus", "area_gpu_ms", "tapers", "delivery_weight"}
     assert {f.name for f in fields(Preemption)} == {

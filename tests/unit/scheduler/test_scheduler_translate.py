@@ -170,6 +170,7 @@ def test_every_number_of_how_the_hub_shares_reaches_the_core() -> None:
         booking_lead_ms=18,
         booking_over_ms=19,
         booking_unused_ms=20,
+        opportunistic_notice_ms=21,
         lane=fair_share.Lane(
             gpus=2,
             area_gpu_h=7,
@@ -208,6 +209,7 @@ def test_every_number_of_how_the_hub_shares_reaches_the_core() -> None:
     assert policy.gang_first_gpus == 5
     assert policy.larger_gangs_first is True
     assert (policy.booking_lead_ms, policy.booking_over_ms, policy.booking_unused_ms) == (18, 19, 20)
+    assert policy.opportunistic_notice_ms == 21
     assert (policy.promise_gpus, policy.promises_per_organization) == (9, 6)
     assert (policy.reservations, policy.reservations_per_organization, policy.reservation_gpus) == (3, 2, 4)
     others = {"half_life_ms", "cluster_unseen_ms", "placement_paused", "walltime_step_ms"}

@@ -226,7 +226,13 @@ def test_the_state_stays_as_it_was(queue: SchedulerState) -> None:
 
 
 def test_numbers_of_bookings_are_carried_too() -> None:
-    policy = replace(PRESETS["gpuhub"], booking_lead_ms=1, booking_over_ms=2, booking_unused_ms=3)
+    policy = replace(
+        PRESETS["gpuhub"],
+        booking_lead_ms=1,
+        booking_over_ms=2,
+        booking_unused_ms=3,
+        opportunistic_notice_ms=4,
+    )
     assert policy_of(a_policy(fair_share=fair_share_of(policy)), Clock()) == policy
 
 

@@ -14,7 +14,7 @@ from quota.i18n import Language, catalogue
 from quota.schemas.idle import IdleState
 from quota.schemas.scheduling import EndReason, StopReason, Waiting, WaitReason
 from quota.schemas.values import BIGGEST_GPU_US, GPU_US_PER_HOUR
-from quota.wording.ends import ENDS, PLACE, STOPS, end_text, place_text, stop_text
+from quota.wording.ends import ENDS, PAYER, PLACE, STOPS, end_text, place_text, stop_text
 from quota.wording.idles import IDLES
 from quota.wording.sentences import DOMAIN, fields_of
 from quota.wording.waits import PARTS, WAITS, Names, waiting_text
@@ -62,7 +62,7 @@ def _templates(code: WaitReason) -> list[str]:
 
 ALL_TEMPLATES = {
     *chain.from_iterable(_templates(code) for code in WAITS),
-    *(say.english for say in (*ENDS.values(), *STOPS.values(), *PLACE)),
+    *(say.english for say in (*ENDS.values(), *STOPS.values(), *PLACE, PAYER)),
     *(say.english for clauses in IDLES.values() for clause in clauses for say in clause),
 }
 
