@@ -25,7 +25,9 @@ from agents.gpus.nvml.supervisor import Timing
 from agents.gpus.simulated import SimulatedReader
 from agents.loop import Deliverer, Loop, Sampler
 from agents.metrics import AgentCollector, Counts
-from agents.outbox import OutboxUnusable, open_outbox
+from agents.outbox import Outbox, OutboxUnusable, open_outbox
+from agents.pods.cgroups import Node
+from agents.pods.tracker import KubeletSettings, PodTracker
 from agents.settings import LEAST_SAMPLING_WALL_S, AgentSettings
 from quota.client import QuotaClient
 from quota.clock import HOUR_MS, Clock
@@ -108,7 +110,7 @@ def run_agent(settings: AgentSettings, clock: Clock, token: str) -> int:
         outbox = open_outbox(settings.outbox)
         closing.callback(outbox.close)
         outbox.forget_gpus(clock.now_ms() - REMEMBERED_MS)
-        source = _source(settings, clock)
+        source = _source(settings, clock, outbox)
         closing.callback(source.reader.close)
         quota = closing.enter_context(QuotaClient(settings.quota_url, token, settings.send_timeout_s))
         counts = Counts()
@@ -143,7 +145,7 @@ class _Source:
     hopeless: Callable[[], bool] = lambda: False
 
 
-def _source(settings: AgentSettings, clock: Clock) -> _Source:
+def _source(settings: AgentSettings, clock: Clock, outbox: Outbox) -> _Source:
     if settings.reader == "simulated":
         token = os.environ.get(settings.cluster_token_env, "")
         period_ms = round(settings.sample_period_s * 1000)
@@ -159,11 +161,25 @@ def _source(settings: AgentSettings, clock: Clock) -> _Source:
         longest_retry_s=20 * settings.nvml_retry_s,
     )
     try:
-        nvml = NvmlReader(clock, "".join(settings.node), timing, settings.gpu_classes)
+        pods = _pods(settings, clock, outbox)
+        nvml = NvmlReader(clock, "".join(settings.node), timing, settings.gpu_classes, pods=pods)
     except ValueError as error:
         raise _Unusable(str(error)) from error
     nvml.start()
     return _Source(nvml, (nvml.node,), nvml.metrics, lambda: nvml.hopeless)
+
+
+def _pods(settings: AgentSettings, clock: Clock, outbox: Outbox) -> PodTracker | None:
+    if not settings.pods_socket:
+        return None
+    kubelet = KubeletSettings(
+        Path(settings.pods_socket),
+        settings.pods_interval_s,
+        settings.pods_timeout_s,
+        settings.pods_namespace_prefix,
+    )
+    node = Node(settings.pods_cgroups, settings.pods_proc, settings.pods_logs)
+    return PodTracker(kubelet, clock, outbox, node)
 
 
 def _wait_for_signal(broken: Callable[[], bool]) -> None:

@@ -150,7 +150,7 @@ class Sampler:
 
     def _count(self, gpu: GpuReading, before: GpuState, spans: Sequence[Span]) -> GpuState:
         holder = None if gpu.workload is None else (gpu.workload.job_id, gpu.workload.attempt)
-        state, gains = integrate(before, gpu.samples, spans, holder)
+        state, gains = integrate(before, gpu.samples, spans, holder, gpu.sharers, gpu.shares)
         if state is not self._states.get(gpu.gpu_uuid):
             self._states[gpu.gpu_uuid] = state
             self._unstored_states[gpu.gpu_uuid] = state

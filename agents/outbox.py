@@ -22,22 +22,24 @@ One SQLite file, one agent (a file lock says so). What happens if the process di
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import secrets
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
+from typing import Any
 
 import structlog
 
-from agents.model import NS_PER_MS, GpuState, Measured, RowKey
+from agents.model import NS_PER_MS, GpuState, Holding, Measured, RowKey
 from quota.clock import HOUR_MS, wall_ms
 from quota.schemas.usage import EvidenceRow
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 KEPT_MS = 48 * HOUR_MS
 """How long delivered rows stay, in business time: answers questions, and keeps the file small."""
@@ -51,7 +53,12 @@ _SCHEMA = (
         last_seen_ms INTEGER NOT NULL, gaps_ms TEXT NOT NULL,
         busy_ns INTEGER NOT NULL, observed_ms INTEGER NOT NULL,
         job_id TEXT NOT NULL, attempt INTEGER NOT NULL,
-        workload_busy_ns INTEGER NOT NULL, workload_observed_ms INTEGER NOT NULL) WITHOUT ROWID""",
+        workload_busy_ns INTEGER NOT NULL, workload_observed_ms INTEGER NOT NULL,
+        attributed_ns INTEGER NOT NULL, sharers TEXT NOT NULL) WITHOUT ROWID""",
+    """CREATE TABLE holdings (
+        gpu_uuid TEXT NOT NULL, job_id TEXT NOT NULL, attempt INTEGER NOT NULL, pod_index INTEGER NOT NULL,
+        since_ms INTEGER NOT NULL, until_ms INTEGER, replica INTEGER NOT NULL,
+        namespace TEXT NOT NULL, pod TEXT NOT NULL, uid TEXT NOT NULL)""",
     """CREATE TABLE evidence (
         id INTEGER PRIMARY KEY, job_id TEXT NOT NULL, attempt INTEGER NOT NULL, gpu_uuid TEXT NOT NULL,
         hour_ms INTEGER NOT NULL, gpu_class TEXT NOT NULL, node TEXT NOT NULL,
@@ -61,6 +68,16 @@ _SCHEMA = (
     "CREATE INDEX evidence_hour ON evidence (hour_ms)",
     f"PRAGMA user_version = {SCHEMA_VERSION}",
 )
+
+_FROM_1 = (
+    "ALTER TABLE gpus ADD COLUMN attributed_ns INTEGER NOT NULL DEFAULT 0",
+    "ALTER TABLE gpus ADD COLUMN sharers TEXT NOT NULL DEFAULT ''",
+    # what was attributed until now is not known: the rest is counted from here on
+    "UPDATE gpus SET attributed_ns = busy_ns",
+    _SCHEMA[2],
+    f"PRAGMA user_version = {SCHEMA_VERSION}",
+)
+"""From format 1, which knew no pods, to this one."""
 
 _GAIN = """INSERT INTO evidence
     (job_id, attempt, gpu_uuid, hour_ms, gpu_class, node, busy_ns, observed_ms, seq, unsent_since_ms)
@@ -140,12 +157,27 @@ class Outbox:
         with self._writing() as database:
             database.executemany(_GAIN, _gain_rows(by_uuid, gains, seq, moment_wall_ms))
             database.executemany(
-                "INSERT OR REPLACE INTO gpus VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT OR REPLACE INTO gpus VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 [_state_row(state) for state in by_uuid.values()],
             )
             database.execute(_PRUNE, (now_ms - KEPT_MS,))
             database.execute("UPDATE agent SET seq = ?", (seq,))
         self._seq = seq
+
+    def holdings(self) -> tuple[Holding, ...]:
+        """What `keep_holdings` kept last."""
+        with self._reading() as database:
+            rows = database.execute("SELECT * FROM holdings").fetchall()
+        return tuple(_holding(*row) for row in rows)
+
+    def keep_holdings(self, holdings: Iterable[Holding]) -> None:
+        """Keep these instead of the ones before. Raises OutboxUnwritable."""
+        with self._writing() as database:
+            database.execute("DELETE FROM holdings")
+            database.executemany(
+                "INSERT INTO holdings VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                [astuple(holding) for holding in holdings],
+            )
 
     def forget_gpus(self, seen_before_ms: int) -> None:
         """Drop GPUs whose newest sample is older; if one comes back it is measured from then on."""
@@ -258,9 +290,10 @@ def _make_tables(connection: sqlite3.Connection, path: Path) -> None:
     if version > SCHEMA_VERSION:
         raise OutboxUnusable(f"{path} was written by a newer agent (format {version}); update this one")
     connection.execute("BEGIN IMMEDIATE")
-    for statement in _SCHEMA:
+    for statement in _SCHEMA if version == 0 else _FROM_1:
         connection.execute(statement)
-    connection.execute("INSERT INTO agent VALUES (?, 0)", (secrets.token_hex(8),))
+    if version == 0:
+        connection.execute("INSERT INTO agent VALUES (?, 0)", (secrets.token_hex(8),))
     connection.execute("COMMIT")
 
 
@@ -296,15 +329,35 @@ def _gain_rows(
 def _state_row(state: GpuState) -> tuple[object, ...]:
     gaps = ",".join(map(str, state.gaps_ms))
     place = (state.gpu_uuid, state.gpu_class, state.node, state.last_seen_ms, gaps)
-    return (*place, *state.device, state.job_id, state.attempt, *state.workload)
+    sharers = json.dumps([[job_id, attempt, *measured] for job_id, attempt, measured in state.sharers])
+    held = (state.job_id, state.attempt, *state.workload)
+    return (*place, *state.device, *held, state.attributed_ns, sharers)
 
 
-def _state(row: tuple[str, str, str, int, str, int, int, str, int, int, int]) -> GpuState:
-    gpu_uuid, gpu_class, node, last_seen_ms, gaps, busy_ns, observed_ms, job_id, attempt, *workload = row
-    gaps_ms = tuple(int(gap) for gap in gaps.split(","))
-    device = Measured(busy_ns, observed_ms)
-    held = Measured(*workload)
-    return GpuState(gpu_uuid, gpu_class, node, last_seen_ms, gaps_ms, device, job_id, attempt, held)
+def _state(row: tuple[Any, ...]) -> GpuState:
+    gpu_uuid, gpu_class, node, last_seen_ms, gaps, busy_ns, observed_ms, job_id, attempt, *more = row
+    workload_busy_ns, workload_observed_ms, attributed_ns, shared = more
+    return GpuState(
+        gpu_uuid,
+        gpu_class,
+        node,
+        last_seen_ms,
+        tuple(int(gap) for gap in gaps.split(",")),
+        Measured(busy_ns, observed_ms),
+        job_id,
+        attempt,
+        Measured(workload_busy_ns, workload_observed_ms),
+        tuple((job, number, Measured(*measured)) for job, number, *measured in json.loads(shared or "[]")),
+        attributed_ns,
+    )
+
+
+def _holding(
+    gpu_uuid: str, job_id: str, attempt: int, pod_index: int, since_ms: int, until_ms: int | None, *more: Any
+) -> Holding:
+    replica, namespace, pod, uid = more
+    held = (gpu_uuid, job_id, attempt, pod_index, since_ms, until_ms)
+    return Holding(*held, bool(replica), namespace, pod, uid)
 
 
 def _unsent(epoch: str, row: tuple[int, str, int, str, str, str, int, int, int, int]) -> UnsentRow:

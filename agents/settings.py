@@ -35,6 +35,20 @@ class AgentSettings(BaseSettings):
     """How long a GPU's read may take before it counts as hanging."""
     nvml_retry_s: Annotated[float, Field(ge=0.05, le=3600)] = 30.0
     """How long GPUs that hang or are lost wait for a new collector while others are well; doubled each time."""
+    pods_socket: str = "/var/lib/kubelet/pod-resources/kubelet.sock"
+    """The kubelet's socket for who holds the GPUs (nvml); empty on a machine without a kubelet."""
+    pods_interval_s: Annotated[float, Field(ge=0.05, le=60)] = 3.0
+    """How often the kubelet is asked, in wall seconds."""
+    pods_timeout_s: Annotated[float, Field(ge=0.05, le=60)] = 2.0
+    """How long it may take to answer."""
+    pods_namespace_prefix: Annotated[str, StringConstraints(min_length=1, max_length=62)] = "hub-"
+    """What the names of the organizations' namespaces begin with; as in the cluster's configuration."""
+    pods_cgroups: Path = Path("/sys/fs/cgroup")
+    """Where cgroups are, to tell pods that have ended."""
+    pods_proc: Path = Path("/proc")
+    """Where the node's processes are."""
+    pods_logs: Path = Path("/var/log/pods")
+    """The kubelet's folders of logs, whose names tell the pods' UIDs."""
     cluster_url: Url = "http://127.0.0.1:8090"
     """The simulated cluster's door."""
     cluster_token_env: str = "GPUHUB_CLUSTER_TOKEN"

@@ -9,9 +9,13 @@ from agents.detail import GpuDetail, XidCount
 from agents.gpus.nvml import wire
 from agents.gpus.nvml.codes import CLOCKS_EVENT_REASONS, EVENT_TYPES, EVENT_XID, xid_class
 from agents.gpus.nvml.processes import Orphans
+from agents.model import Shares
 
 MOST_SAMPLES = 6_000
 """Two minutes of the fastest known sampling (20 ms); who asks later finds a gap, which is not counted."""
+
+MOST_SHARES = 600
+"""As many reads of the driver as two minutes have at its fastest pace."""
 
 MOST_XIDS = 32
 """Different XIDs of one GPU that have a count of their own."""
@@ -50,6 +54,8 @@ class Known:
     lost: bool = False
     samples: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=MOST_SAMPLES))
     """(business ms, ratio), oldest first."""
+    shares: deque[Shares] = field(default_factory=lambda: deque(maxlen=MOST_SHARES))
+    """How the busy time was divided, while several shared it; oldest first."""
     last_us: int = 0
     energy_mj: Meter = field(default_factory=Meter)
     throttled_ns: dict[str, Meter] = field(default_factory=dict)
