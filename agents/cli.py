@@ -109,7 +109,8 @@ def run_agent(settings: AgentSettings, clock: Clock, token: str) -> int:
         closing.callback(signal.pthread_sigmask, signal.SIG_SETMASK, masked)
         outbox = open_outbox(settings.outbox)
         closing.callback(outbox.close)
-        outbox.forget_gpus(clock.now_ms() - REMEMBERED_MS)
+        # a clock that is wrong at the start must not make it forget
+        outbox.forget_gpus(min(clock.now_ms(), outbox.newest_ms() or 0) - REMEMBERED_MS)
         source = _source(settings, clock, outbox)
         closing.callback(source.reader.close)
         quota = closing.enter_context(QuotaClient(settings.quota_url, token, settings.send_timeout_s))

@@ -172,6 +172,8 @@ class GpuState:
     """(job, attempt, what was measured under it) of those that share the GPU now; then nobody holds it alone."""
     attributed_ns: int = 0
     """The part of the device's busy time that went to attempts."""
+    runs: tuple[tuple[int, int], ...] = ()
+    """The latest stretches (from, until; ms) that were counted, oldest first: a clock may be set back into them."""
 
 
 class EvidenceDoor(Protocol):

@@ -54,7 +54,7 @@ _SCHEMA = (
         busy_ns INTEGER NOT NULL, observed_ms INTEGER NOT NULL,
         job_id TEXT NOT NULL, attempt INTEGER NOT NULL,
         workload_busy_ns INTEGER NOT NULL, workload_observed_ms INTEGER NOT NULL,
-        attributed_ns INTEGER NOT NULL, sharers TEXT NOT NULL) WITHOUT ROWID""",
+        attributed_ns INTEGER NOT NULL, sharers TEXT NOT NULL, runs TEXT NOT NULL) WITHOUT ROWID""",
     """CREATE TABLE holdings (
         gpu_uuid TEXT NOT NULL, job_id TEXT NOT NULL, attempt INTEGER NOT NULL, pod_index INTEGER NOT NULL,
         since_ms INTEGER NOT NULL, until_ms INTEGER, replica INTEGER NOT NULL,
@@ -71,7 +71,8 @@ _SCHEMA = (
 
 _FROM_1 = (
     "ALTER TABLE gpus ADD COLUMN attributed_ns INTEGER NOT NULL DEFAULT 0",
-    "ALTER TABLE gpus ADD COLUMN sharers TEXT NOT NULL DEFAULT ''",
+    "ALTER TABLE gpus ADD COLUMN sharers TEXT NOT NULL DEFAULT '[]'",
+    "ALTER TABLE gpus ADD COLUMN runs TEXT NOT NULL DEFAULT '[]'",
     # what was attributed until now is not known: the rest is counted from here on
     "UPDATE gpus SET attributed_ns = busy_ns",
     _SCHEMA[2],
@@ -145,6 +146,15 @@ class Outbox:
             rows = database.execute("SELECT * FROM gpus").fetchall()
         return {row[0]: _state(row) for row in rows}
 
+    def newest_ms(self) -> int | None:
+        """The newest time that anything in it speaks of; None if it is empty."""
+        with self._reading() as database:
+            (newest_ms,) = database.execute(
+                "SELECT max(at_ms) FROM (SELECT max(last_seen_ms) AS at_ms FROM gpus"
+                " UNION ALL SELECT max(hour_ms) FROM evidence)"
+            ).fetchone()
+        return None if newest_ms is None else int(newest_ms)
+
     def store(
         self, states: Iterable[GpuState], gains: Mapping[RowKey, Measured], now_ms: int, moment_wall_ms: int
     ) -> None:
@@ -157,7 +167,7 @@ class Outbox:
         with self._writing() as database:
             database.executemany(_GAIN, _gain_rows(by_uuid, gains, seq, moment_wall_ms))
             database.executemany(
-                "INSERT OR REPLACE INTO gpus VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT OR REPLACE INTO gpus VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 [_state_row(state) for state in by_uuid.values()],
             )
             database.execute(_PRUNE, (now_ms - KEPT_MS,))
@@ -331,12 +341,12 @@ def _state_row(state: GpuState) -> tuple[object, ...]:
     place = (state.gpu_uuid, state.gpu_class, state.node, state.last_seen_ms, gaps)
     sharers = json.dumps([[job_id, attempt, *measured] for job_id, attempt, measured in state.sharers])
     held = (state.job_id, state.attempt, *state.workload)
-    return (*place, *state.device, *held, state.attributed_ns, sharers)
+    return (*place, *state.device, *held, state.attributed_ns, sharers, json.dumps(state.runs))
 
 
 def _state(row: tuple[Any, ...]) -> GpuState:
     gpu_uuid, gpu_class, node, last_seen_ms, gaps, busy_ns, observed_ms, job_id, attempt, *more = row
-    workload_busy_ns, workload_observed_ms, attributed_ns, shared = more
+    workload_busy_ns, workload_observed_ms, attributed_ns, sharers, runs = more
     return GpuState(
         gpu_uuid,
         gpu_class,
@@ -347,8 +357,9 @@ def _state(row: tuple[Any, ...]) -> GpuState:
         job_id,
         attempt,
         Measured(workload_busy_ns, workload_observed_ms),
-        tuple((job, number, Measured(*measured)) for job, number, *measured in json.loads(shared or "[]")),
+        tuple((job, number, Measured(*measured)) for job, number, *measured in json.loads(sharers)),
         attributed_ns,
+        tuple((since_ms, until_ms) for since_ms, until_ms in json.loads(runs)),
     )
 
 

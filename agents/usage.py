@@ -2,7 +2,8 @@
 
 Rules, each with its test:
 - A sample says how busy the GPU was since the sample before it, so it speaks for that whole interval.
-- A distance of more than two median periods is not observed; it is never counted as idle.
+- A distance of more than two median periods is not observed; it is never counted as idle. Nor is time that was counted
+  before a clock was set back into it.
 - A GPU never seen before starts at the reading's own now: what came before may have been counted already
   by an agent epoch that was lost, and epochs are added up.
 - A GPU does no work without a workload, so the busy time of an interval belongs to the workloads in it, in
@@ -18,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
+from agents.jumps import counted, with_run
 from agents.model import NOTHING, NS_PER_MS, GpuState, Measured, RowKey, Sample, Shares, Span
 from quota.clock import HOUR_MS
 
@@ -53,27 +55,35 @@ def integrate(
     assert holder is None or not sharers, "a GPU is held alone or shared"
     holders = tuple(sharers) if holder is None else (holder,)
     counting = _Counting(state.gpu_uuid, spans, shares)
-    last_ms, gaps_ms = state.last_seen_ms, state.gaps_ms
+    last_ms, gaps_ms, runs = state.last_seen_ms, state.gaps_ms, state.runs
+    run_ms = None
+    newest_ms = runs[-1][1] if runs else 0
     period_ms = _median(gaps_ms)
     steady = len(set(gaps_ms)) == 1
     for at_ms, ratio in samples:
         gap_ms = at_ms - last_ms
         if gap_ms <= 0:
             continue
-        if gap_ms <= BIGGEST_GAP_PERIODS * period_ms:
+        again = last_ms < newest_ms and counted(runs, last_ms, at_ms)
+        if gap_ms <= BIGGEST_GAP_PERIODS * period_ms and not again:
             counting.add(last_ms, at_ms, ratio)
+            run_ms = last_ms if run_ms is None else run_ms
+        elif run_ms is not None:
+            runs, run_ms = with_run(runs, run_ms, last_ms), None
         if gap_ms != period_ms or not steady:
             gaps_ms = (*gaps_ms[1:], gap_ms)
             period_ms, steady = _median(gaps_ms), len(set(gaps_ms)) == 1
         last_ms = at_ms
+    if run_ms is not None:
+        runs = with_run(runs, run_ms, last_ms)
     gains = {key: Measured(busy_ns, observed_ms) for key, (busy_ns, observed_ms) in counting.rows.items()}
-    return _advanced(state, last_ms, gaps_ms, counting, gains, holders, alone=holder is not None), gains
+    seen = replace(state, last_seen_ms=last_ms, gaps_ms=gaps_ms, runs=runs)
+    return _advanced(state, seen, counting, gains, holders, alone=holder is not None), gains
 
 
 def _advanced(
     state: GpuState,
-    last_ms: int,
-    gaps_ms: tuple[int, ...],
+    seen: GpuState,
     counting: _Counting,
     gains: dict[RowKey, Measured],
     holders: Sequence[tuple[str, int]],
@@ -82,23 +92,21 @@ def _advanced(
     known = {(job_id, attempt): measured for job_id, attempt, measured in state.sharers}
     if state.job_id:
         known[state.job_id, state.attempt] = state.workload
-    if last_ms == state.last_seen_ms and known.keys() == set(holders) and alone == bool(state.job_id):
+    if seen == state and known.keys() == set(holders) and alone == bool(state.job_id):
         return state
-    counted = {holder: known.get(holder, NOTHING) for holder in holders}
+    under = {holder: known.get(holder, NOTHING) for holder in holders}
     for key, gain in gains.items():
         holder = (key.job_id, key.attempt)
-        if holder in counted:
-            counted[holder] = counted[holder].plus(gain)
+        if holder in under:
+            under[holder] = under[holder].plus(gain)
     job_id, attempt = holders[0] if alone else ("", 0)
     return replace(
-        state,
-        last_seen_ms=last_ms,
-        gaps_ms=gaps_ms,
+        seen,
         device=state.device.plus(Measured(counting.busy_ns, counting.observed_ms)),
         job_id=job_id,
         attempt=attempt,
-        workload=counted[holders[0]] if alone else NOTHING,
-        sharers=() if alone else tuple((*holder, measured) for holder, measured in sorted(counted.items())),
+        workload=under[holders[0]] if alone else NOTHING,
+        sharers=() if alone else tuple((*holder, measured) for holder, measured in sorted(under.items())),
         attributed_ns=state.attributed_ns + sum(gain.busy_ns for gain in gains.values()),
     )
 

@@ -22,6 +22,9 @@ MOST_XIDS = 32
 
 OTHER_XID = -1
 
+SET_BACK_US = 2_000_000
+"""A sample may be a little ahead of the line that tells it; so far ahead is a clock set back."""
+
 
 @dataclass(slots=True)
 class Meter:
@@ -84,6 +87,16 @@ class Known:
         if fresh:
             self.last_us = fresh[-1][0]
         return fresh
+
+    def set_back(self, at_wall_us: int, at_ms: int) -> None:
+        """If the clock was set back to `at_wall_us` (`at_ms` in business time), drop what is ahead of it now: it would
+        come between the samples that follow."""
+        if self.last_us <= at_wall_us + SET_BACK_US:
+            return
+        self.last_us = at_wall_us
+        kept = [sample for sample in self.samples if sample[0] <= at_ms]
+        self.samples = deque(kept, MOST_SAMPLES)
+        self.shares.clear()
 
     def note(self, event: wire.Event) -> None:
         """Count an event."""

@@ -156,12 +156,12 @@ class NvmlReader:
             for operation, code in cycle.system_errors.items():
                 self._note_error("", self._logged, operation, code)
             for gpu in cycle.gpus:
-                self._take_gpu(gpu, now_s)
+                self._take_gpu(gpu, now_s, cycle.at_wall_us)
             self._forget_destroyed(cycle.gpus)
             for event in cycle.events:
                 self._take_event(event)
 
-    def _take_gpu(self, gpu: wire.Gpu, now_s: float) -> None:
+    def _take_gpu(self, gpu: wire.Gpu, now_s: float, at_wall_us: int) -> None:
         known = self._known.get(gpu.gpu_uuid)
         if known is None and gpu.gpu_uuid:
             known = self._known[gpu.gpu_uuid] = Known(gpu)
@@ -169,6 +169,7 @@ class NvmlReader:
             label = gpu.gpu_uuid or f"index {gpu.index}"
             self._note_error(label, known.logged if known is not None else self._logged, operation, code)
         if known is not None:
+            known.set_back(at_wall_us, self._clock.at_wall(at_wall_us // 1000))
             fresh = known.take(gpu, now_s)
             for at_us, ratio in fresh:
                 known.samples.append((self._clock.at_wall(at_us // 1000), ratio))

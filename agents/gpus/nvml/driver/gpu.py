@@ -85,6 +85,8 @@ class GpuCalls:
         return self._gpm_of(asking, handle, None, uuid)
 
     def _samples(self, asking: Asking, handle: Handle) -> list[tuple[int, float]]:
+        # a clock that was set back takes the question with it
+        self._after_us = min(self._after_us, time.time_ns() // 1000)
         kind, raw = pynvml.nvmlDeviceGetSamples(handle, pynvml.NVML_GPU_UTILIZATION_SAMPLES, self._after_us)
         now_us = time.time_ns() // 1000
         samples = []
