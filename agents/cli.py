@@ -107,7 +107,7 @@ def run_agent(settings: AgentSettings, clock: Clock, token: str) -> int:
         # Blocked before any thread is started, so that only the wait below gets them.
         masked = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         closing.callback(signal.pthread_sigmask, signal.SIG_SETMASK, masked)
-        outbox = open_outbox(settings.outbox)
+        outbox = open_outbox(settings.outbox, settings.spool_rows)
         closing.callback(outbox.close)
         # a clock that is wrong at the start must not make it forget
         outbox.forget_gpus(min(clock.now_ms(), outbox.newest_ms() or 0) - REMEMBERED_MS)

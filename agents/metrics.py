@@ -252,6 +252,9 @@ def _collect_durations(counts: Counts) -> Metric:
 
 def _spooled(spool: Spool) -> Iterator[Metric]:
     yield GaugeMetricFamily("hub_agent_spool_records", "Evidence rows still to be sent.", spool.records)
+    yield CounterMetricFamily(
+        "hub_agent_records_dropped", "Rows that were let go unsent, for want of room.", spool.dropped
+    )
     if spool.oldest_wall_ms is not None:
         yield GaugeMetricFamily(
             "hub_agent_spool_oldest_timestamp_seconds",

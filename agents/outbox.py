@@ -44,6 +44,12 @@ SCHEMA_VERSION = 2
 KEPT_MS = 48 * HOUR_MS
 """How long delivered rows stay, in business time: answers questions, and keeps the file small."""
 
+MOST_ROWS = 200_000
+"""So many rows are kept at most, 50 MB: months of one node, or ten days of 10,000 jobs a day without the service."""
+
+COUNTED_EVERY = 32
+"""Rows are counted with every so manieth cycle."""
+
 _log = structlog.get_logger(__name__)
 
 _SCHEMA = (
@@ -92,6 +98,11 @@ _PRUNE = """DELETE FROM evidence WHERE unsent_since_ms IS NULL AND hour_ms < ? A
     SELECT 1 FROM gpus WHERE gpus.gpu_uuid = evidence.gpu_uuid
     AND gpus.last_seen_ms < evidence.hour_ms + 3600000)"""
 
+# Delivered rows first, then the oldest. As above, only of hours that are closed: a row made anew would say less.
+_LET_GO = """DELETE FROM evidence WHERE id IN (SELECT id FROM evidence WHERE NOT EXISTS (
+    SELECT 1 FROM gpus WHERE gpus.gpu_uuid = evidence.gpu_uuid AND gpus.last_seen_ms < evidence.hour_ms + 3600000)
+    ORDER BY unsent_since_ms IS NOT NULL, hour_ms LIMIT ?) RETURNING unsent_since_ms"""
+
 _SENT = """UPDATE evidence SET unsent_since_ms = CASE WHEN seq = ? THEN NULL ELSE ? END WHERE id = ?"""
 
 
@@ -117,19 +128,23 @@ class UnsentRow:
 
 @dataclass(frozen=True, slots=True)
 class Spool:
-    """How many rows are to be sent, and since when (wall milliseconds) the oldest waits."""
+    """How many rows are to be sent, since when (wall milliseconds) the oldest waits, and how many were let go."""
 
     records: int
     oldest_wall_ms: int | None
+    dropped: int = 0
 
 
 class Outbox:
     """Safe to use from several threads; every method is one short transaction."""
 
-    def __init__(self, connection: sqlite3.Connection, lock_file: int, epoch: str, seq: int) -> None:
+    def __init__(
+        self, connection: sqlite3.Connection, lock_file: int, epoch: str, seq: int, most_rows: int = MOST_ROWS
+    ) -> None:
         self.epoch = epoch
         """The name of this outbox's life: random, new whenever the file was new."""
-        self._seq = seq
+        self._seq, self._most_rows = seq, most_rows
+        self._dropped = 0
         self._connection = connection
         self._lock_file = lock_file
         self._turn = threading.Lock()
@@ -171,8 +186,19 @@ class Outbox:
                 [_state_row(state) for state in by_uuid.values()],
             )
             database.execute(_PRUNE, (now_ms - KEPT_MS,))
+            dropped = self._make_room(database) if seq % COUNTED_EVERY == 0 else 0
             database.execute("UPDATE agent SET seq = ?", (seq,))
         self._seq = seq
+        if dropped:
+            self._dropped += dropped
+            _log.error("evidence_dropped", rows=dropped, most_rows=self._most_rows)
+
+    def _make_room(self, database: sqlite3.Connection) -> int:
+        (rows,) = database.execute("SELECT count(*) FROM evidence").fetchone()
+        if rows <= self._most_rows:
+            return 0
+        gone = database.execute(_LET_GO, (rows - self._most_rows,)).fetchall()
+        return sum(unsent_since_ms is not None for (unsent_since_ms,) in gone)
 
     def holdings(self) -> tuple[Holding, ...]:
         """What `keep_holdings` kept last."""
@@ -215,7 +241,7 @@ class Outbox:
             records, oldest_ms = database.execute(
                 "SELECT count(*), min(unsent_since_ms) FROM evidence WHERE unsent_since_ms IS NOT NULL"
             ).fetchone()
-        return Spool(records, oldest_ms)
+        return Spool(records, oldest_ms, self._dropped)
 
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
@@ -235,8 +261,11 @@ class Outbox:
                     self._connection.execute("ROLLBACK")
 
 
-def open_outbox(path: Path) -> Outbox:
-    """Open or make the outbox at `path`; an unreadable file is moved aside. Raises OutboxUnusable."""
+def open_outbox(path: Path, most_rows: int = MOST_ROWS) -> Outbox:
+    """Open or make the outbox at `path`; an unreadable file is moved aside. Raises OutboxUnusable.
+
+    It keeps at most `most_rows` rows. When there are more, delivered ones go first, then the oldest.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock_file = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -248,7 +277,7 @@ def open_outbox(path: Path) -> Outbox:
         _take_lock(lock_file, path)
         connection = _open_database(path)
         epoch, seq = connection.execute("SELECT epoch, seq FROM agent").fetchone()
-        return Outbox(connection, lock_file, epoch, seq)
+        return Outbox(connection, lock_file, epoch, seq, most_rows)
     except BaseException:
         os.close(lock_file)
         raise

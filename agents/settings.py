@@ -57,6 +57,8 @@ class AgentSettings(BaseSettings):
     """The nodes to read; none means all."""
     outbox: Path = Path("gpuhub-agent.sqlite3")
     """The file with measured evidence and what is still to be sent; one agent each."""
+    spool_rows: Annotated[int, Field(ge=1_000, le=10_000_000)] = 200_000
+    """How many rows the outbox keeps at most; each takes about 250 bytes."""
     clock: str = ""
     """BUSINESS_MS,WALL_MS,SPEED; empty means the wall's time."""
     sample_interval_s: Annotated[float, Field(gt=0, le=3600)] = 10.0
