@@ -20,6 +20,7 @@ from agents.model import EvidenceDoor
 from agents.outbox import Outbox
 from agents.pods.cgroups import Process
 from agents.pods.tracker import KubeletSettings, PodTracker
+from agents.pods.unary import CallFailed
 from quota.clock import Clock
 from tests.fakekubelet.messages import FakePod, response
 from tests.unit.agents.agent_world import HOUR_MS
@@ -40,6 +41,8 @@ class Stay:
     device: str
     since_min: int
     until_min: int
+    percent: float = 0.0
+    """What its one process keeps the device busy."""
 
     @property
     def gpu_uuid(self) -> str:
@@ -65,6 +68,8 @@ class Life:
     ) -> None:
         self.stays, self.ratios = stays, ratios
         self.cycle_ms = CYCLE_MS
+        self.kubelet_away = False
+        self._used_us = 0
         self.true_ms, self.offset_ms = true_ms, offset_ms
         first_ms = max(0, true_ms - depth * PERIOD_MS)
         self.ring = deque(
@@ -116,10 +121,17 @@ class Life:
         wall_us = self.wall_ms * 1000
         self._after_us = min(self._after_us, wall_us)
         stamps = sorted(at_ms for at_ms in self.ring if self._after_us < at_ms * 1000 <= wall_us)
+        since_us, self._used_us = self._used_us, wall_us
         gpus = []
         for number, (uuid, ratio) in enumerate(self.ratios.items()):
             samples = [(at_ms * 1000, ratio) for at_ms in stamps]
-            gpus.append(a_gpu(number, gpu_uuid=uuid, samples_us=samples))
+            busy = [
+                (pid, stay.percent)
+                for pid, stay in enumerate(self.stays, 1)
+                if stay.gpu_uuid == uuid and stay in self.present()
+            ]
+            use = wire.ProcessUse(since_us, wall_us, busy) if 0 < since_us < wall_us else None
+            gpus.append(a_gpu(number, gpu_uuid=uuid, samples_us=samples, process_use=use))
         if stamps:
             self._after_us = stamps[-1] * 1000
         return wire.Cycle(wall_us, "570", len(gpus), gpus)
@@ -133,12 +145,14 @@ class Life:
         return {(SPACE, pod_of(stay.job_id)): frozenset({f"uid-{stay.job_id}"}) for stay in self.present()}
 
     def process(self, pid: int) -> Process | None:
-        return None
+        return Process(pid, 1) if self.stays[pid - 1] in self.present() else None
 
     def pod_of(self, pid: int) -> str | None:
-        return None
+        return f"uid-{self.stays[pid - 1].job_id}"
 
     def _answer(self, socket: Path, method: str, request: bytes, timeout_s: float) -> bytes:
+        if self.kubelet_away:
+            raise CallFailed("absent", "no socket")
         return response(FakePod(SPACE, pod_of(stay.job_id), {GPU: [stay.device]}) for stay in self.present())
 
 
