@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from itertools import takewhile
 
 from agents.jumps import counted, with_run
 from agents.model import NOTHING, NS_PER_MS, GpuState, Measured, RowKey, Sample, Shares, Span
@@ -121,6 +122,7 @@ class _Counting:
         self._gpu_uuid = gpu_uuid
         self._spans, self._shares = spans, shares
         self._shared = any(span.shared for span in spans)
+        self._first_share = 0
         # Where the last interval went, and until when the next ones go there too: time only goes forward.
         self._row = [0, 0]
         self._until_ms = 0
@@ -138,7 +140,7 @@ class _Counting:
             return
         pieces = _pieces(from_ms, until_ms, self._spans)
         if self._shared and any(span.shared for span, _, _, _ in pieces):
-            self._share(pieces, round(ratio * NS_PER_MS))
+            self._share(pieces, self._shares_within(from_ms, until_ms), round(ratio * NS_PER_MS))
             return
         held_ms = sum(piece_ms for _, _, _, piece_ms in pieces)
         held_busy_ns = min(busy_ns, held_ms * NS_PER_MS)
@@ -150,24 +152,20 @@ class _Counting:
             counted_ns += share_ns
             self._gain(piece, share_ns)
 
-    def _share(self, pieces: Sequence[Piece], busy_ppm: int) -> None:
+    def _shares_within(self, from_ms: int, until_ms: int) -> list[Shares]:
+        while self._first_share < len(self._shares) and self._shares[self._first_share].until_ms <= from_ms:
+            self._first_share += 1
+        return list(takewhile(lambda shares: shares.since_ms < until_ms, self._shares[self._first_share :]))
+
+    def _share(self, pieces: Sequence[Piece], shares: Sequence[Shares], busy_ppm: int) -> None:
         """Nobody can say who was busy at the beginning of an interval and who at its end, so all of it is alike."""
         for piece in pieces:
             span, _, from_ms, piece_ms = piece
             if span.shared:
-                self._gain(piece, self._shared_ns(span, from_ms, from_ms + piece_ms, busy_ppm))
+                self._gain(piece, _shared_ns(span, shares, from_ms, from_ms + piece_ms, busy_ppm))
             else:
                 self._gain(piece, piece_ms * busy_ppm)
         self._until_ms = 0
-
-    def _shared_ns(self, span: Span, from_ms: int, until_ms: int, busy_ppm: int) -> int:
-        busy_ns = 0
-        for shares in self._shares:
-            both_ms = min(until_ms, shares.until_ms) - max(from_ms, shares.since_ms)
-            if both_ms > 0:
-                own_ppm = shares.ppm.get((span.job_id, span.attempt), 0)
-                busy_ns += both_ms * busy_ppm * own_ppm // NS_PER_MS
-        return busy_ns
 
     def _gain(self, piece: Piece, busy_ns: int) -> None:
         span, hour_ms, _, piece_ms = piece
@@ -177,6 +175,15 @@ class _Counting:
         self._row[0] += busy_ns
         self._row[1] += piece_ms
         self._until_ms = min(span.until_ms, hour_ms + HOUR_MS)
+
+
+def _shared_ns(span: Span, shares: Sequence[Shares], from_ms: int, until_ms: int, busy_ppm: int) -> int:
+    busy_ns = 0
+    for part in shares:
+        both_ms = min(until_ms, part.until_ms) - max(from_ms, part.since_ms)
+        if both_ms > 0:
+            busy_ns += both_ms * busy_ppm * part.ppm.get((span.job_id, span.attempt), 0) // NS_PER_MS
+    return busy_ns
 
 
 def _pieces(from_ms: int, until_ms: int, spans: Sequence[Span]) -> list[Piece]:

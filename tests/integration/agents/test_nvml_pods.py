@@ -16,8 +16,9 @@ from quota.schemas.jobs import Job
 from quota.usage.tables import evidence
 from tests import databases
 from tests.builders import Api, an_api
-from tests.fakekubelet.kubelet import FakeKubelet, FakeNode
+from tests.fakekubelet.kubelet import FakeKubelet
 from tests.fakekubelet.messages import FakePod
+from tests.fakekubelet.node import FakeNode
 from tests.fakenvml.build import FakeDriver, an_h100, build
 from tests.integration.agents.nvml_agent import NvmlAgent, Series, an_nvml_agent
 

@@ -11,8 +11,8 @@ from agents.pods.cgroups import Node
 from agents.pods.tracker import KubeletSettings, PodTracker
 from agents.pods.unary import CallFailed
 from quota.clock import Clock
-from tests.fakekubelet.kubelet import FakeNode
 from tests.fakekubelet.messages import FakePod, response
+from tests.fakekubelet.node import FakeNode
 
 SPACE = "hub-acme"
 GPU = "nvidia.com/gpu"

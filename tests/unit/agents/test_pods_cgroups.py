@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from agents.pods.cgroups import Node, Process
-from tests.fakekubelet.kubelet import FakeNode
+from tests.fakekubelet.node import FakeNode
 
 FORMS = ("systemd2", "cgroupfs2", "systemd1", "cgroupfs1")
 
