@@ -18,6 +18,7 @@ import typer
 from prometheus_client.metrics_core import Metric
 from pydantic import ValidationError
 
+from agents import memory
 from agents.crash import watched
 from agents.exposition import PortTaken, make_app, serve
 from agents.gpus.nvml.reader import NvmlReader
@@ -103,6 +104,7 @@ def run_agent(settings: AgentSettings, clock: Clock, token: str) -> int:
 
     Raises OutboxUnusable, PortTaken and, for settings that do not go together, _Unusable.
     """
+    memory.keep_one_arena()
     with ExitStack() as closing:
         # Blocked before any thread is started, so that only the wait below gets them.
         masked = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
@@ -128,6 +130,7 @@ def run_agent(settings: AgentSettings, clock: Clock, token: str) -> int:
         closing.callback(server.server_close)
         closing.callback(server.shutdown)
         loop.start()
+        memory.give_back()
         _log.info("agent_started", epoch=outbox.epoch, port=server.server_port, nodes=source.nodes or "all")
         _wait_for_signal(lambda: loop.broken or source.hopeless())
         finished = loop.stop(PATIENCE_S)

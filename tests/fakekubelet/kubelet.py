@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Self
@@ -25,6 +26,8 @@ class FakeKubelet:
         self.delay_s = 0.0
         self.raw: bytes | None = None
         """Answered instead of the list."""
+        self.before_answer: Callable[[], None] = lambda: None
+        """Called with every question: lets the list change."""
         self.asked = 0
         self.changed = threading.Condition()
         self._server: grpc.Server | None = None
@@ -64,6 +67,7 @@ class FakeKubelet:
         with self.changed:
             self.asked += 1
             self.changed.notify_all()
+        self.before_answer()
         if self.delay_s:
             time.sleep(self.delay_s)
         if self.refuse is not None:
