@@ -14,9 +14,10 @@ from tests.unit.scheduler.test_kubernetes_manifests import NODES, SETTINGS
 GANG = tuple({"index": index, "node": "a", "gpu_class": "h100", "count": 1} for index in range(12))
 
 
-@pytest.mark.parametrize("job_id", [new_id("job"), "job-1", "a-7", "7-1-0-abcde"])
+@pytest.mark.parametrize("job_id", ["", "job-1", "a-7", "7-1-0-abcde"])
 @pytest.mark.parametrize("attempt", [1, 41])
 def test_the_name_of_a_pod_that_the_scheduler_started_tells_its_part(job_id: str, attempt: int) -> None:
+    job_id = job_id or new_id("job")
     job = job_of(spec_of(an_attempt(job_id, attempt, pods=GANG, image="x")), SETTINGS, NODES)["metadata"]
     for index in range(len(GANG)):
         # as the Job controller names the pods of an Indexed Job
