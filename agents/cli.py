@@ -19,6 +19,7 @@ import typer
 from prometheus_client.metrics_core import Metric
 from pydantic import ValidationError
 
+from agents import memory
 from agents.crash import watched
 from agents.exposition import PortTaken, make_app, serve
 from agents.gpus.nvml.reader import NvmlReader
@@ -29,7 +30,9 @@ from agents.health_file import HealthFile
 from agents.health_metrics import health_families
 from agents.loop import Deliverer, Loop, Sampler
 from agents.metrics import AgentCollector, Counts
-from agents.outbox import OutboxUnusable, open_outbox
+from agents.outbox import Outbox, OutboxUnusable, open_outbox
+from agents.pods.cgroups import Node
+from agents.pods.tracker import KubeletSettings, PodTracker
 from agents.settings import LEAST_SAMPLING_WALL_S, AgentSettings
 from agents.verdicts import HealthCounts, Verdicts, VerdictSender
 from quota.client import QuotaClient
@@ -106,14 +109,16 @@ def run_agent(settings: AgentSettings, clock: Clock, token: str) -> int:
 
     Raises OutboxUnusable, PortTaken and, for settings that do not go together, _Unusable.
     """
+    memory.keep_one_arena()
     with ExitStack() as closing:
         # Blocked before any thread is started, so that only the wait below gets them.
         masked = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         closing.callback(signal.pthread_sigmask, signal.SIG_SETMASK, masked)
-        outbox = open_outbox(settings.outbox)
+        outbox = open_outbox(settings.outbox, settings.spool_rows)
         closing.callback(outbox.close)
-        outbox.forget_gpus(clock.now_ms() - REMEMBERED_MS)
-        source = _source(settings, clock)
+        # a clock that is wrong at the start must not make it forget
+        outbox.forget_gpus(min(clock.now_ms(), outbox.newest_ms() or 0) - REMEMBERED_MS)
+        source = _source(settings, clock, outbox)
         closing.callback(source.reader.close)
         quota = closing.enter_context(QuotaClient(settings.quota_url, token, settings.send_timeout_s))
         counts, health = Counts(), HealthCounts()
@@ -142,6 +147,7 @@ def run_agent(settings: AgentSettings, clock: Clock, token: str) -> int:
         closing.callback(server.shutdown)
         loop.start()
         sender.start()
+        memory.give_back()
         _log.info("agent_started", epoch=outbox.epoch, port=server.server_port, nodes=source.nodes or "all")
         _wait_for_signal(lambda: loop.broken or source.hopeless())
         deadline_s = time.monotonic() + PATIENCE_S
@@ -170,7 +176,7 @@ class _Source:
     hopeless: Callable[[], bool] = lambda: False
 
 
-def _source(settings: AgentSettings, clock: Clock) -> _Source:
+def _source(settings: AgentSettings, clock: Clock, outbox: Outbox) -> _Source:
     if settings.reader == "simulated":
         token = os.environ.get(settings.cluster_token_env, "")
         period_ms = round(settings.sample_period_s * 1000)
@@ -186,11 +192,25 @@ def _source(settings: AgentSettings, clock: Clock) -> _Source:
         longest_retry_s=20 * settings.nvml_retry_s,
     )
     try:
-        nvml = NvmlReader(clock, "".join(settings.node), timing, settings.gpu_classes)
+        pods = _pods(settings, clock, outbox)
+        nvml = NvmlReader(clock, "".join(settings.node), timing, settings.gpu_classes, pods=pods)
     except ValueError as error:
         raise _Unusable(str(error)) from error
     nvml.start()
     return _Source(nvml, (nvml.node,), nvml.metrics, lambda: nvml.hopeless)
+
+
+def _pods(settings: AgentSettings, clock: Clock, outbox: Outbox) -> PodTracker | None:
+    if not settings.pods_socket:
+        return None
+    kubelet = KubeletSettings(
+        Path(settings.pods_socket),
+        settings.pods_interval_s,
+        settings.pods_timeout_s,
+        settings.pods_namespace_prefix,
+    )
+    node = Node(settings.pods_cgroups, settings.pods_proc, settings.pods_logs)
+    return PodTracker(kubelet, clock, outbox, node)
 
 
 def _wait_for_signal(broken: Callable[[], bool]) -> None:

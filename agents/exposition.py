@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import socket
 import threading
 from collections.abc import Callable, Iterable
@@ -9,9 +10,8 @@ from socketserver import ThreadingMixIn
 from typing import TYPE_CHECKING
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
-from prometheus_client import CollectorRegistry, make_wsgi_app
-
 from agents.metrics import AgentCollector, Counts
+from agents.text_format import format_for, render
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
@@ -23,15 +23,11 @@ class PortTaken(Exception):
 
 def make_app(collector: AgentCollector, counts: Counts, alive: Callable[[], bool]) -> WSGIApplication:
     """A WSGI application over what the loop counts; `alive` says whether its threads do their work."""
-    registry = CollectorRegistry(auto_describe=False)
-    registry.register(collector)
-    metrics = make_wsgi_app(registry)
 
     def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         match environ["PATH_INFO"]:
             case "/metrics":
-                answer: Iterable[bytes] = metrics(environ, start_response)
-                return answer
+                return _metrics(environ, start_response, collector)
             case "/-/healthy":
                 return _say(start_response, *(("200 OK", "ok") if alive() else _BROKEN))
             case "/-/ready":
@@ -51,6 +47,19 @@ def serve(host: str, port: int, app: WSGIApplication) -> WSGIServer:
     server.set_app(app)
     threading.Thread(target=server.serve_forever, name="exposition", daemon=True).start()
     return server
+
+
+def _metrics(
+    environ: WSGIEnvironment, start_response: StartResponse, collector: AgentCollector
+) -> list[bytes]:
+    content_type = format_for(environ.get("HTTP_ACCEPT", ""))
+    body = render(collector.collect(), content_type)
+    headers = [("Content-Type", content_type)]
+    if "gzip" in environ.get("HTTP_ACCEPT_ENCODING", ""):
+        body = gzip.compress(body, 1)
+        headers.append(("Content-Encoding", "gzip"))
+    start_response("200 OK", headers)
+    return [body]
 
 
 _BROKEN = ("503 Service Unavailable", "the loop has ended; see the log")

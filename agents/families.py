@@ -34,6 +34,15 @@ WORKLOAD_OBSERVED = counter(
     "hub_gpu_workload_observed_seconds_total", "Measured time under the workload.", *WORKLOAD
 )
 
+UNATTRIBUTED_BUSY = counter(
+    "hub_gpu_unattributed_busy_seconds_total", "The part of it that went to no attempt of a job.", *GPU
+)
+ALLOCATION = info(
+    "hub_gpu_allocation_info",
+    "Every pod that holds the GPU; without a job it is not the hub's.",
+    *(*WORKLOAD, "pod_index", "workload_namespace", "workload_pod"),
+)
+
 # --- what the driver tells of them: with the NVML reader ---
 
 POWER_LIMIT = gauge("hub_gpu_power_limit_watts", "Power limit enforced.", *GPU)
@@ -108,6 +117,17 @@ VERDICTS = counter("hub_agent_verdicts_total", "Verdicts on GPUs since the agent
 VERDICTS_UNSENT = gauge("hub_agent_verdicts_unsent", "Verdicts that the service has not taken.")
 VERDICTS_FAILED = counter("hub_agent_verdicts_failed_total", "Deliveries of them that failed.")
 VERDICTS_REFUSED = counter("hub_agent_verdicts_refused_total", "Rows or verdicts that were refused.")
+RECORDS_DROPPED = counter(
+    "hub_agent_records_dropped_total", "Rows that were let go unsent, for want of room."
+)
+PODS_UP = gauge("hub_agent_pods_up", "1 if the kubelet answered last time.")
+PODS_FAILURES = counter(
+    "hub_agent_pods_failures_total", "Questions that the kubelet did not answer.", "reason"
+)
+PODS_GAP = counter("hub_agent_pods_gap_seconds_total", "Time without an answer of the kubelet's.")
+PODS_ANSWERED = gauge("hub_agent_pods_last_answer_timestamp_seconds", "When it answered.")
+PODS = gauge("hub_agent_pods", "Pods listed with GPUs, by what they are.", "kind")
+PODS_UNKNOWN_DEVICES = gauge("hub_agent_pods_unknown_devices", "Listed devices that name no GPU.", "resource")
 SPOOL_RECORDS = gauge("hub_agent_spool_records", "Evidence rows still to be sent.")
 SPOOL_OLDEST = gauge("hub_agent_spool_oldest_timestamp_seconds", "Since when the oldest of them waits.")
 

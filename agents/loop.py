@@ -25,6 +25,7 @@ import structlog
 
 from agents.attribution import spans_by_gpu
 from agents.gpus.port import GpuReader, ReaderUnavailable
+from agents.jumps import SET_BACK_MS, SlowTime, set_back
 from agents.metrics import Counts, View
 from agents.model import EvidenceDoor, GpuReading, GpuState, Measured, NodeReading, RowKey, Span
 from agents.outbox import Outbox, OutboxBroken, OutboxUnwritable, UnsentRow
@@ -67,6 +68,7 @@ class Sampler:
         self._unstored_states: dict[str, GpuState] = {}
         self._unstored_gains: dict[RowKey, Measured] = {}
         self._silent: set[str] = set()
+        self._slow = SlowTime(outbox.newest_ms(), clock.speed)
 
     def sample_once(self) -> None:
         """One cycle: read, integrate, store in one transaction, publish for /metrics."""
@@ -75,7 +77,7 @@ class Sampler:
         readings = self._read(now_ms)
         for reading in readings:
             self._take(reading)
-        self._store(now_ms)
+        self._store(self._slow.at(now_ms))
         self._publish(readings)
         self._counts.collected(time.monotonic() - started_s)
 
@@ -130,6 +132,11 @@ class Sampler:
     def _take(self, reading: NodeReading) -> None:
         spans = spans_by_gpu(reading)
         newest_ms = []
+        if self._after_ms.get(reading.node, 0) > reading.now_ms + SET_BACK_MS:
+            _log.warning(
+                "clock_set_back", node=reading.node, by_ms=self._after_ms[reading.node] - reading.now_ms
+            )
+            self._after_ms[reading.node] = reading.now_ms
         for gpu in reading.gpus:
             before = self._known(gpu, reading)
             state = self._count(gpu, before, spans.get(gpu.gpu_uuid, ()))
@@ -144,13 +151,14 @@ class Sampler:
         if state is None:
             period_ms = gpu.sample_period_ms or self._reader.sample_period_ms
             return first_state(gpu.gpu_uuid, gpu.gpu_class, reading.node, reading.now_ms, period_ms)
+        state = set_back(state, reading.now_ms)
         if (state.node, state.gpu_class) != (reading.node, gpu.gpu_class):
             return replace(state, node=reading.node, gpu_class=gpu.gpu_class)
         return state
 
     def _count(self, gpu: GpuReading, before: GpuState, spans: Sequence[Span]) -> GpuState:
         holder = None if gpu.workload is None else (gpu.workload.job_id, gpu.workload.attempt)
-        state, gains = integrate(before, gpu.samples, spans, holder)
+        state, gains = integrate(before, gpu.samples, spans, holder, gpu.sharers, gpu.shares)
         if state is not self._states.get(gpu.gpu_uuid):
             self._states[gpu.gpu_uuid] = state
             self._unstored_states[gpu.gpu_uuid] = state

@@ -14,7 +14,7 @@ from prometheus_client.metrics_core import Metric
 
 from agents import families
 from agents.detail_metrics import detail_families
-from agents.model import NS_PER_MS, GpuReading, GpuState, NodeReading
+from agents.model import NS_PER_MS, GpuReading, GpuState, Measured, NodeReading
 from agents.outbox import OutboxBroken, OutboxUnwritable, Spool
 
 COLLECT_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -94,6 +94,8 @@ def _devices(view: View) -> Iterator[Metric]:
     }
     seen = set()
     for reading in view.readings:
+        held = _held(reading)
+        cut_up = {gpu.detail.parent_uuid for gpu in reading.gpus if gpu.detail}
         whole = [gpu for gpu in reading.gpus if gpu.up and not (gpu.detail and gpu.detail.parent_uuid)]
         devices.add_metric([reading.node], len(whole))
         for gpu in reading.gpus:
@@ -101,8 +103,9 @@ def _devices(view: View) -> Iterator[Metric]:
             labels = (reading.node, gpu.gpu_uuid)
             described.append(_described(reading, gpu))
             up.add_metric(labels, gpu.up)
-            if reading.workloads_known:
-                allocated.add_metric(labels, gpu.workload is not None)
+            # A GPU cut into MIG devices is held by nobody: they are.
+            if (reading.workloads_known or gpu.gpu_uuid in held) and gpu.gpu_uuid not in cut_up:
+                allocated.add_metric(labels, gpu.gpu_uuid in held)
             if gpu.up and gpu.gpu_uuid in view.ratios:
                 ratio.add_metric(labels, view.ratios[gpu.gpu_uuid])
             for name, family in figures.items():
@@ -115,6 +118,12 @@ def _devices(view: View) -> Iterator[Metric]:
             up.add_metric((state.node, state.gpu_uuid), 0)
     yield families.DEVICE.info(*described)
     yield from (up, devices, ratio, allocated, *figures.values())
+
+
+def _held(reading: NodeReading) -> set[str]:
+    """The GPUs that somebody holds, the hub's job or not."""
+    present = {holding.gpu_uuid for holding in reading.holdings if holding.until_ms is None}
+    return present | {gpu.gpu_uuid for gpu in reading.gpus if gpu.workload is not None}
 
 
 def _described(reading: NodeReading, gpu: GpuReading) -> dict[str, str]:
@@ -132,24 +141,50 @@ def _described(reading: NodeReading, gpu: GpuReading) -> dict[str, str]:
 
 def _measured(view: View) -> Iterator[Metric]:
     busy, observed = families.BUSY.counter(), families.OBSERVED.counter()
+    nobodys = families.UNATTRIBUTED_BUSY.counter()
+    told = {gpu.gpu_uuid for reading in view.readings if reading.workloads_known for gpu in reading.gpus}
     for state in view.states.values():
         labels = (state.node, state.gpu_uuid)
         busy.add_metric(labels, _busy_s(state.device.busy_ns))
         observed.add_metric(labels, state.device.observed_ms / 1000)
-    yield from (busy, observed)
+        if state.gpu_uuid in told:
+            nobodys.add_metric(labels, _busy_s(state.device.busy_ns - state.attributed_ns))
+    yield from (busy, observed, nobodys)
 
 
 def _workloads(view: View) -> Iterator[Metric]:
     busy, observed = families.WORKLOAD_BUSY.counter(), families.WORKLOAD_OBSERVED.counter()
+    held: list[dict[str, str]] = []
     for reading in view.readings:
         for gpu in reading.gpus:
+            if gpu.workload is not None and not reading.holdings:
+                alone = gpu.workload
+                whose = (alone.job_id, str(alone.attempt), str(alone.pod_index))
+                held.append(_allocation(reading.node, gpu.gpu_uuid, *whose, "", ""))
             state = view.states.get(gpu.gpu_uuid)
-            if gpu.workload is None or state is None or state.job_id != gpu.workload.job_id:
-                continue
-            labels = (reading.node, gpu.gpu_uuid, state.job_id, str(state.attempt))
-            busy.add_metric(labels, _busy_s(state.workload.busy_ns))
-            observed.add_metric(labels, state.workload.observed_ms / 1000)
-    yield from (busy, observed)
+            for job_id, attempt, measured in () if state is None else _under(gpu, state):
+                labels = (reading.node, gpu.gpu_uuid, job_id, str(attempt))
+                busy.add_metric(labels, _busy_s(measured.busy_ns))
+                observed.add_metric(labels, measured.observed_ms / 1000)
+        for holding in reading.holdings:
+            if holding.until_ms is None:
+                part = (str(holding.attempt), str(holding.pod_index)) if holding.job_id else ("", "")
+                place = (holding.namespace[:128], holding.pod[:128])
+                held.append(_allocation(reading.node, holding.gpu_uuid, holding.job_id, *part, *place))
+    yield from (busy, observed, families.ALLOCATION.info(*held))
+
+
+def _allocation(*values: str) -> dict[str, str]:
+    return dict(zip(families.ALLOCATION.labels, values, strict=True))
+
+
+def _under(gpu: GpuReading, state: GpuState) -> Iterator[tuple[str, int, Measured]]:
+    """(job, attempt, what was measured under it) of those that hold the GPU now."""
+    if gpu.workload is not None and state.job_id == gpu.workload.job_id:
+        yield state.job_id, state.attempt, state.workload
+    for job_id, attempt, measured in state.sharers:
+        if (job_id, attempt) in gpu.sharers:
+            yield job_id, attempt, measured
 
 
 def _agent(counts: Counts) -> Iterator[Metric]:
@@ -184,6 +219,7 @@ def _collect_durations(counts: Counts) -> Metric:
 
 def _spooled(spool: Spool) -> Iterator[Metric]:
     yield families.SPOOL_RECORDS.gauge(spool.records)
+    yield families.RECORDS_DROPPED.counter(spool.dropped)
     if spool.oldest_wall_ms is not None:
         yield families.SPOOL_OLDEST.gauge(spool.oldest_wall_ms / 1000)
 

@@ -48,6 +48,36 @@ class PastWorkload:
 
 
 @dataclass(frozen=True, slots=True)
+class Holding:
+    """One pod's hold of one GPU, as lists of pods showed it; several at once only of a GPU cut into replicas."""
+
+    gpu_uuid: GpuUuid
+    job_id: str
+    """Empty for a pod that is not the hub's."""
+    attempt: int
+    pod_index: int
+    since_ms: Moment
+    until_ms: Moment | None = None
+    """None: it goes on."""
+    replica: bool = False
+    """Whether others may hold the same GPU at the same time."""
+    namespace: str = ""
+    pod: str = ""
+    uid: str = ""
+    """The pod's, as far as it is known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shares:
+    """Which part of a GPU's busy time between two reads went to which attempt."""
+
+    since_ms: Moment
+    until_ms: Moment
+    ppm: dict[tuple[str, int], int]
+    """Millionths of the busy time by (job, attempt), a million together at most; what lacks is nobody's."""
+
+
+@dataclass(frozen=True, slots=True)
 class GpuReading:
     """One GPU as its driver shows it, with the samples newer than what was asked after."""
 
@@ -66,6 +96,10 @@ class GpuReading:
     """How often this GPU is sampled, where the reader knows better than for all."""
     detail: GpuDetail | None = None
     """What else the driver says; None from a reader that does not tell."""
+    sharers: tuple[tuple[str, int], ...] = ()
+    """(job, attempt) of those that share the GPU now; then `workload` is None."""
+    shares: list[Shares] = field(default_factory=list)
+    """How a shared GPU's busy time is divided: oldest first, without overlap."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +113,8 @@ class NodeReading:
     past: tuple[PastWorkload, ...] = ()
     workloads_known: bool = True
     """Whether the reader knows who holds the GPUs; if not, no workload does not mean that nobody does."""
+    holdings: tuple[Holding, ...] = ()
+    """Every pod's hold that reaches behind the moment asked for; who tells these tells no `past`."""
 
 
 class Span(NamedTuple):
@@ -88,6 +124,8 @@ class Span(NamedTuple):
     until_ms: int
     job_id: str
     attempt: int
+    shared: bool = False
+    """Whether others held the GPU at the same time, so that only its processes tell who kept it busy."""
 
 
 class RowKey(NamedTuple):
@@ -130,6 +168,12 @@ class GpuState:
     attempt: int = 0
     workload: Measured = NOTHING
     """What was measured under the attempt that held the GPU last; empty `job_id` for nobody."""
+    sharers: tuple[tuple[str, int, Measured], ...] = ()
+    """(job, attempt, what was measured under it) of those that share the GPU now; then nobody holds it alone."""
+    attributed_ns: int = 0
+    """The part of the device's busy time that went to attempts."""
+    runs: tuple[tuple[int, int], ...] = ()
+    """The latest stretches (from, until; ms) that were counted, oldest first: a clock may be set back into them."""
 
 
 class EvidenceDoor(Protocol):

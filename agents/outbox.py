@@ -22,25 +22,33 @@ One SQLite file, one agent (a file lock says so). What happens if the process di
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import secrets
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
+from typing import Any
 
 import structlog
 
-from agents.model import NS_PER_MS, GpuState, Measured, RowKey
+from agents.model import NS_PER_MS, GpuState, Holding, Measured, RowKey
 from quota.clock import HOUR_MS, wall_ms
 from quota.schemas.usage import EvidenceRow
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 KEPT_MS = 48 * HOUR_MS
 """How long delivered rows stay, in business time: answers questions, and keeps the file small."""
+
+MOST_ROWS = 200_000
+"""So many rows are kept at most, 50 MB: months of one node, or ten days of 10,000 jobs a day without the service."""
+
+COUNTED_EVERY = 32
+"""Rows are counted with every so manieth cycle."""
 
 _log = structlog.get_logger(__name__)
 
@@ -51,7 +59,12 @@ _SCHEMA = (
         last_seen_ms INTEGER NOT NULL, gaps_ms TEXT NOT NULL,
         busy_ns INTEGER NOT NULL, observed_ms INTEGER NOT NULL,
         job_id TEXT NOT NULL, attempt INTEGER NOT NULL,
-        workload_busy_ns INTEGER NOT NULL, workload_observed_ms INTEGER NOT NULL) WITHOUT ROWID""",
+        workload_busy_ns INTEGER NOT NULL, workload_observed_ms INTEGER NOT NULL,
+        attributed_ns INTEGER NOT NULL, sharers TEXT NOT NULL, runs TEXT NOT NULL) WITHOUT ROWID""",
+    """CREATE TABLE holdings (
+        gpu_uuid TEXT NOT NULL, job_id TEXT NOT NULL, attempt INTEGER NOT NULL, pod_index INTEGER NOT NULL,
+        since_ms INTEGER NOT NULL, until_ms INTEGER, replica INTEGER NOT NULL,
+        namespace TEXT NOT NULL, pod TEXT NOT NULL, uid TEXT NOT NULL)""",
     """CREATE TABLE evidence (
         id INTEGER PRIMARY KEY, job_id TEXT NOT NULL, attempt INTEGER NOT NULL, gpu_uuid TEXT NOT NULL,
         hour_ms INTEGER NOT NULL, gpu_class TEXT NOT NULL, node TEXT NOT NULL,
@@ -61,6 +74,17 @@ _SCHEMA = (
     "CREATE INDEX evidence_hour ON evidence (hour_ms)",
     f"PRAGMA user_version = {SCHEMA_VERSION}",
 )
+
+_FROM_1 = (
+    "ALTER TABLE gpus ADD COLUMN attributed_ns INTEGER NOT NULL DEFAULT 0",
+    "ALTER TABLE gpus ADD COLUMN sharers TEXT NOT NULL DEFAULT '[]'",
+    "ALTER TABLE gpus ADD COLUMN runs TEXT NOT NULL DEFAULT '[]'",
+    # what was attributed until now is not known: the rest is counted from here on
+    "UPDATE gpus SET attributed_ns = busy_ns",
+    _SCHEMA[2],
+    f"PRAGMA user_version = {SCHEMA_VERSION}",
+)
+"""From format 1, which knew no pods, to this one."""
 
 _GAIN = """INSERT INTO evidence
     (job_id, attempt, gpu_uuid, hour_ms, gpu_class, node, busy_ns, observed_ms, seq, unsent_since_ms)
@@ -73,6 +97,11 @@ _GAIN = """INSERT INTO evidence
 _PRUNE = """DELETE FROM evidence WHERE unsent_since_ms IS NULL AND hour_ms < ? AND NOT EXISTS (
     SELECT 1 FROM gpus WHERE gpus.gpu_uuid = evidence.gpu_uuid
     AND gpus.last_seen_ms < evidence.hour_ms + 3600000)"""
+
+# Delivered rows first, then the oldest. As above, only of hours that are closed: a row made anew would say less.
+_LET_GO = """DELETE FROM evidence WHERE id IN (SELECT id FROM evidence WHERE NOT EXISTS (
+    SELECT 1 FROM gpus WHERE gpus.gpu_uuid = evidence.gpu_uuid AND gpus.last_seen_ms < evidence.hour_ms + 3600000)
+    ORDER BY unsent_since_ms IS NOT NULL, hour_ms LIMIT ?) RETURNING unsent_since_ms"""
 
 _SENT = """UPDATE evidence SET unsent_since_ms = CASE WHEN seq = ? THEN NULL ELSE ? END WHERE id = ?"""
 
@@ -99,19 +128,23 @@ class UnsentRow:
 
 @dataclass(frozen=True, slots=True)
 class Spool:
-    """How many rows are to be sent, and since when (wall milliseconds) the oldest waits."""
+    """How many rows are to be sent, since when (wall milliseconds) the oldest waits, and how many were let go."""
 
     records: int
     oldest_wall_ms: int | None
+    dropped: int = 0
 
 
 class Outbox:
     """Safe to use from several threads; every method is one short transaction."""
 
-    def __init__(self, connection: sqlite3.Connection, lock_file: int, epoch: str, seq: int) -> None:
+    def __init__(
+        self, connection: sqlite3.Connection, lock_file: int, epoch: str, seq: int, most_rows: int = MOST_ROWS
+    ) -> None:
         self.epoch = epoch
         """The name of this outbox's life: random, new whenever the file was new."""
-        self._seq = seq
+        self._seq, self._most_rows = seq, most_rows
+        self._dropped = 0
         self._connection = connection
         self._lock_file = lock_file
         self._turn = threading.Lock()
@@ -128,6 +161,15 @@ class Outbox:
             rows = database.execute("SELECT * FROM gpus").fetchall()
         return {row[0]: _state(row) for row in rows}
 
+    def newest_ms(self) -> int | None:
+        """The newest time that anything in it speaks of; None if it is empty."""
+        with self._reading() as database:
+            (newest_ms,) = database.execute(
+                "SELECT max(at_ms) FROM (SELECT max(last_seen_ms) AS at_ms FROM gpus"
+                " UNION ALL SELECT max(hour_ms) FROM evidence)"
+            ).fetchone()
+        return None if newest_ms is None else int(newest_ms)
+
     def store(
         self, states: Iterable[GpuState], gains: Mapping[RowKey, Measured], now_ms: int, moment_wall_ms: int
     ) -> None:
@@ -140,12 +182,38 @@ class Outbox:
         with self._writing() as database:
             database.executemany(_GAIN, _gain_rows(by_uuid, gains, seq, moment_wall_ms))
             database.executemany(
-                "INSERT OR REPLACE INTO gpus VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT OR REPLACE INTO gpus VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 [_state_row(state) for state in by_uuid.values()],
             )
             database.execute(_PRUNE, (now_ms - KEPT_MS,))
+            dropped = self._make_room(database) if seq % COUNTED_EVERY == 0 else 0
             database.execute("UPDATE agent SET seq = ?", (seq,))
         self._seq = seq
+        if dropped:
+            self._dropped += dropped
+            _log.error("evidence_dropped", rows=dropped, most_rows=self._most_rows)
+
+    def _make_room(self, database: sqlite3.Connection) -> int:
+        (rows,) = database.execute("SELECT count(*) FROM evidence").fetchone()
+        if rows <= self._most_rows:
+            return 0
+        gone = database.execute(_LET_GO, (rows - self._most_rows,)).fetchall()
+        return sum(unsent_since_ms is not None for (unsent_since_ms,) in gone)
+
+    def holdings(self) -> tuple[Holding, ...]:
+        """What `keep_holdings` kept last."""
+        with self._reading() as database:
+            rows = database.execute("SELECT * FROM holdings").fetchall()
+        return tuple(_holding(*row) for row in rows)
+
+    def keep_holdings(self, holdings: Iterable[Holding]) -> None:
+        """Keep these instead of the ones before. Raises OutboxUnwritable."""
+        with self._writing() as database:
+            database.execute("DELETE FROM holdings")
+            database.executemany(
+                "INSERT INTO holdings VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                [astuple(holding) for holding in holdings],
+            )
 
     def forget_gpus(self, seen_before_ms: int) -> None:
         """Drop GPUs whose newest sample is older; if one comes back it is measured from then on."""
@@ -173,7 +241,7 @@ class Outbox:
             records, oldest_ms = database.execute(
                 "SELECT count(*), min(unsent_since_ms) FROM evidence WHERE unsent_since_ms IS NOT NULL"
             ).fetchone()
-        return Spool(records, oldest_ms)
+        return Spool(records, oldest_ms, self._dropped)
 
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
@@ -193,8 +261,11 @@ class Outbox:
                     self._connection.execute("ROLLBACK")
 
 
-def open_outbox(path: Path) -> Outbox:
-    """Open or make the outbox at `path`; an unreadable file is moved aside. Raises OutboxUnusable."""
+def open_outbox(path: Path, most_rows: int = MOST_ROWS) -> Outbox:
+    """Open or make the outbox at `path`; an unreadable file is moved aside. Raises OutboxUnusable.
+
+    It keeps at most `most_rows` rows. When there are more, delivered ones go first, then the oldest.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock_file = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -206,7 +277,7 @@ def open_outbox(path: Path) -> Outbox:
         _take_lock(lock_file, path)
         connection = _open_database(path)
         epoch, seq = connection.execute("SELECT epoch, seq FROM agent").fetchone()
-        return Outbox(connection, lock_file, epoch, seq)
+        return Outbox(connection, lock_file, epoch, seq, most_rows)
     except BaseException:
         os.close(lock_file)
         raise
@@ -258,9 +329,10 @@ def _make_tables(connection: sqlite3.Connection, path: Path) -> None:
     if version > SCHEMA_VERSION:
         raise OutboxUnusable(f"{path} was written by a newer agent (format {version}); update this one")
     connection.execute("BEGIN IMMEDIATE")
-    for statement in _SCHEMA:
+    for statement in _SCHEMA if version == 0 else _FROM_1:
         connection.execute(statement)
-    connection.execute("INSERT INTO agent VALUES (?, 0)", (secrets.token_hex(8),))
+    if version == 0:
+        connection.execute("INSERT INTO agent VALUES (?, 0)", (secrets.token_hex(8),))
     connection.execute("COMMIT")
 
 
@@ -296,15 +368,36 @@ def _gain_rows(
 def _state_row(state: GpuState) -> tuple[object, ...]:
     gaps = ",".join(map(str, state.gaps_ms))
     place = (state.gpu_uuid, state.gpu_class, state.node, state.last_seen_ms, gaps)
-    return (*place, *state.device, state.job_id, state.attempt, *state.workload)
+    sharers = json.dumps([[job_id, attempt, *measured] for job_id, attempt, measured in state.sharers])
+    held = (state.job_id, state.attempt, *state.workload)
+    return (*place, *state.device, *held, state.attributed_ns, sharers, json.dumps(state.runs))
 
 
-def _state(row: tuple[str, str, str, int, str, int, int, str, int, int, int]) -> GpuState:
-    gpu_uuid, gpu_class, node, last_seen_ms, gaps, busy_ns, observed_ms, job_id, attempt, *workload = row
-    gaps_ms = tuple(int(gap) for gap in gaps.split(","))
-    device = Measured(busy_ns, observed_ms)
-    held = Measured(*workload)
-    return GpuState(gpu_uuid, gpu_class, node, last_seen_ms, gaps_ms, device, job_id, attempt, held)
+def _state(row: tuple[Any, ...]) -> GpuState:
+    gpu_uuid, gpu_class, node, last_seen_ms, gaps, busy_ns, observed_ms, job_id, attempt, *more = row
+    workload_busy_ns, workload_observed_ms, attributed_ns, sharers, runs = more
+    return GpuState(
+        gpu_uuid,
+        gpu_class,
+        node,
+        last_seen_ms,
+        tuple(int(gap) for gap in gaps.split(",")),
+        Measured(busy_ns, observed_ms),
+        job_id,
+        attempt,
+        Measured(workload_busy_ns, workload_observed_ms),
+        tuple((job, number, Measured(*measured)) for job, number, *measured in json.loads(sharers)),
+        attributed_ns,
+        tuple((since_ms, until_ms) for since_ms, until_ms in json.loads(runs)),
+    )
+
+
+def _holding(
+    gpu_uuid: str, job_id: str, attempt: int, pod_index: int, since_ms: int, until_ms: int | None, *more: Any
+) -> Holding:
+    replica, namespace, pod, uid = more
+    held = (gpu_uuid, job_id, attempt, pod_index, since_ms, until_ms)
+    return Holding(*held, bool(replica), namespace, pod, uid)
 
 
 def _unsent(epoch: str, row: tuple[int, str, int, str, str, str, int, int, int, int]) -> UnsentRow:

@@ -35,6 +35,20 @@ class AgentSettings(BaseSettings):
     """How long a GPU's read may take before it counts as hanging."""
     nvml_retry_s: Annotated[float, Field(ge=0.05, le=3600)] = 30.0
     """How long GPUs that hang or are lost wait for a new collector while others are well; doubled each time."""
+    pods_socket: str = "/var/lib/kubelet/pod-resources/kubelet.sock"
+    """The kubelet's socket for who holds the GPUs (nvml); empty on a machine without a kubelet."""
+    pods_interval_s: Annotated[float, Field(ge=0.05, le=60)] = 3.0
+    """How often the kubelet is asked, in wall seconds."""
+    pods_timeout_s: Annotated[float, Field(ge=0.05, le=60)] = 2.0
+    """How long it may take to answer."""
+    pods_namespace_prefix: Annotated[str, StringConstraints(min_length=1, max_length=62)] = "hub-"
+    """What the names of the organizations' namespaces begin with; as in the cluster's configuration."""
+    pods_cgroups: Path = Path("/sys/fs/cgroup")
+    """Where cgroups are, to tell pods that have ended."""
+    pods_proc: Path = Path("/proc")
+    """Where the node's processes are."""
+    pods_logs: Path = Path("/var/log/pods")
+    """The kubelet's folders of logs, whose names tell the pods' UIDs."""
     cluster_url: Url = "http://127.0.0.1:8090"
     """The simulated cluster's door."""
     cluster_token_env: str = "GPUHUB_CLUSTER_TOKEN"
@@ -43,6 +57,8 @@ class AgentSettings(BaseSettings):
     """The nodes to read; none means all."""
     outbox: Path = Path("gpuhub-agent.sqlite3")
     """The file with measured evidence and what is still to be sent; one agent each."""
+    spool_rows: Annotated[int, Field(ge=1_000, le=10_000_000)] = 200_000
+    """How many rows the outbox keeps at most; each takes about 250 bytes."""
     clock: str = ""
     """BUSINESS_MS,WALL_MS,SPEED; empty means the wall's time."""
     sample_interval_s: Annotated[float, Field(gt=0, le=3600)] = 10.0

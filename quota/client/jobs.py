@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from quota.client.transport import Sink, Transport
+from quota.client.transport import PACKED, Sink, Transport, packed
 from quota.clock import instant_text
 from quota.schemas import job_changes, jobs, scheduling, usage
 
@@ -96,7 +96,9 @@ class JobCalls(Transport):
 
     def deliver_evidence(self, body: usage.EvidenceBatch) -> usage.EvidenceReply:
         """Deliver cumulative evidence rows (agents)."""
-        return self._send("POST", "/v1/usage/evidence", body, usage.EvidenceReply)
+        return self._call(
+            "POST", "/v1/usage/evidence", usage.EvidenceReply, content=packed(body), headers=PACKED
+        )
 
     def list_findings(
         self, after: int = 0, limit: int = 100, *, code: str | None = None, subject: str | None = None

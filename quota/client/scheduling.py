@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import gzip
-
-from pydantic import BaseModel
-
-from quota.client.transport import Transport
+from quota.client.transport import PACKED, Transport, packed
 from quota.schemas import forecasts, scheduling
-
-PACKED = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
 
 
 class SchedulingCalls(Transport):
@@ -45,19 +39,15 @@ class SchedulingCalls(Transport):
     def put_ranking(self, body: scheduling.RankingDocument) -> scheduling.RankingReply:
         """The waiting jobs in order with reasons and paces."""
         return self._call(
-            "PUT", "/v1/scheduler/ranking", scheduling.RankingReply, content=_packed(body), headers=PACKED
+            "PUT", "/v1/scheduler/ranking", scheduling.RankingReply, content=packed(body), headers=PACKED
         )
 
     def put_forecast(self, body: forecasts.ForecastDocument) -> forecasts.ForecastReply:
         """When waiting jobs are likely to start."""
         return self._call(
-            "PUT", "/v1/scheduler/forecast", forecasts.ForecastReply, content=_packed(body), headers=PACKED
+            "PUT", "/v1/scheduler/forecast", forecasts.ForecastReply, content=packed(body), headers=PACKED
         )
 
     def read_recent_jobs(self, limit: int = 20_000) -> forecasts.RecentJobs:
         """The newest jobs, newest first."""
         return self._get("/v1/scheduler/recent-jobs", forecasts.RecentJobs, limit=limit)
-
-
-def _packed(body: BaseModel) -> bytes:
-    return gzip.compress(body.model_dump_json().encode(), 1)

@@ -165,7 +165,7 @@ def put_ranking(request: Request, raw: Raw) -> Response:
     openapi_extra=_takes(EvidenceBatch) | access(Role.AGENT, scope=Scope.EVIDENCE_WRITE),
 )
 def deliver_evidence(request: Request, raw: Raw) -> Response:
-    """Cumulative evidence rows of agents; sending them again changes nothing."""
+    """Cumulative evidence rows of agents; sending them again changes nothing. May come gzipped."""
     caller = caller_of(request)
     batch = parse(EvidenceBatch, raw)
     return answer(hub_of(request).database.write(lambda tx: deliver(tx, caller, batch)))

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-BENCHES = ("ledger", "steps", "api", "year", "cycle", "up", "replay")
+BENCHES = ("ledger", "steps", "api", "year", "cycle", "up", "replay", "agent")
 LONG = ("fragmentation", "fairness", "muri", "eta", "kubernetes-fill", "kubernetes-kueue")
 """Only when they are named: they take 7 to 20 minutes, the last two need what `make controlplane` builds."""
 

@@ -374,7 +374,7 @@ int nvmlDeviceGetSamples(void *device, u32 kind, u64 after_us, u32 *type, u32 *c
   return leave(SUCCESS);
 }
 
-/* Key: process_util, "pid:us:sm …". */
+/* Key: process_util, "pid:us:sm …"; "now" for the microseconds of one that goes on. */
 typedef struct { u32 pid; u64 at_us; u32 sm, memory, encoder, decoder; } ProcessSample;
 int nvmlDeviceGetProcessUtilization(void *device, ProcessSample *samples, u32 *count, u64 after_us) {
   DEVICE();
@@ -383,7 +383,8 @@ int nvmlDeviceGetProcessUtilization(void *device, ProcessSample *samples, u32 *c
   u32 found = 0;
   for (; listed && *listed; listed += strcspn(listed, " "), listed += strspn(listed, " ")) {
     ProcessSample sample = {0};
-    if (sscanf(listed, "%u:%llu:%u", &sample.pid, &sample.at_us, &sample.sm) != 3) abort();
+    if (sscanf(listed, "%u:now:%u", &sample.pid, &sample.sm) == 2) sample.at_us = now_us();
+    else if (sscanf(listed, "%u:%llu:%u", &sample.pid, &sample.at_us, &sample.sm) != 3) abort();
     if (sample.at_us <= after_us) continue;
     if (samples && found < *count) samples[found] = sample;
     found++;

@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass, field
 from types import FrameType
 from typing import Any
 
+from agents import memory
 from agents.gpus.nvml import wire
 from agents.gpus.nvml.driver import library
 from agents.gpus.nvml.driver.events import EventSet
@@ -45,6 +46,8 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--cycle-s", type=float, required=True)
     parser.add_argument("--deadline-s", type=float, required=True)
     given = parser.parse_args(arguments)
+    memory.keep_one_arena()
+    memory.give_back()
     lines = _take_stdout()
     stopping = threading.Event()
     _stop_when_told(stopping)

@@ -9,14 +9,21 @@ from agents.detail import GpuDetail, XidCount
 from agents.gpus.nvml import wire
 from agents.gpus.nvml.codes import CLOCKS_EVENT_REASONS, EVENT_TYPES, EVENT_XID, xid_class
 from agents.gpus.nvml.processes import Orphans
+from agents.model import Shares
 
 MOST_SAMPLES = 6_000
 """Two minutes of the fastest known sampling (20 ms); who asks later finds a gap, which is not counted."""
+
+MOST_SHARES = 600
+"""As many reads of the driver as two minutes have at its fastest pace."""
 
 MOST_XIDS = 32
 """Different XIDs of one GPU that have a count of their own."""
 
 OTHER_XID = -1
+
+SET_BACK_US = 2_000_000
+"""A sample may be a little ahead of the line that tells it; so far ahead is a clock set back."""
 
 
 @dataclass(slots=True)
@@ -50,6 +57,8 @@ class Known:
     lost: bool = False
     samples: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=MOST_SAMPLES))
     """(business ms, ratio), oldest first."""
+    shares: deque[Shares] = field(default_factory=lambda: deque(maxlen=MOST_SHARES))
+    """How the busy time was divided, while several shared it; oldest first."""
     last_us: int = 0
     energy_mj: Meter = field(default_factory=Meter)
     throttled_ns: dict[str, Meter] = field(default_factory=dict)
@@ -78,6 +87,16 @@ class Known:
         if fresh:
             self.last_us = fresh[-1][0]
         return fresh
+
+    def set_back(self, at_wall_us: int, at_ms: int) -> None:
+        """If the clock was set back to `at_wall_us` (`at_ms` in business time), drop what is ahead of it now: it would
+        come between the samples that follow."""
+        if self.last_us <= at_wall_us + SET_BACK_US:
+            return
+        self.last_us = at_wall_us
+        kept = [sample for sample in self.samples if sample[0] <= at_ms]
+        self.samples = deque(kept, MOST_SAMPLES)
+        self.shares.clear()
 
     def note(self, event: wire.Event) -> None:
         """Count an event."""

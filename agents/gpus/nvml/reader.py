@@ -1,7 +1,7 @@
 """Reads this machine's GPUs through NVML: a `GpuReader` over what the collector's process tells.
 
 Nothing here calls the driver, so nothing here can hang. Samples wait in memory until they are asked for, two minutes
-of them at least; figures are given out only while they are fresh. Who holds a GPU is not known here.
+of them at least; figures are given out only while they are fresh. Who holds a GPU is known as far as `pods` tells.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import structlog
@@ -24,7 +25,8 @@ from agents.gpus.nvml.codes import XIDS, name_of, xid_class
 from agents.gpus.nvml.known import Known
 from agents.gpus.nvml.supervisor import Supervisor, Timing, advice_on
 from agents.gpus.port import ReaderUnavailable
-from agents.model import GpuReading, NodeReading
+from agents.model import GpuReading, Holding, NodeReading, Workload
+from agents.pods.tracker import PodTracker, View, alone_and_sharers
 from quota.clock import Clock
 
 _NODE_NAME = r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?"
@@ -45,8 +47,10 @@ class NvmlReader:
         timing: Timing | None = None,
         classes: Mapping[str, str] | None = None,
         monotonic: Callable[[], float] = time.monotonic,
+        pods: PodTracker | None = None,
     ) -> None:
-        """`node` is the machine's own name if empty; `classes` are GPU classes by product name.
+        """`node` is the machine's own name if empty; `classes` are GPU classes by product name; without `pods`
+        nobody knows who holds a GPU.
 
         Raises ValueError for a clock that does not run with the wall: the driver's does.
         """
@@ -61,6 +65,7 @@ class NvmlReader:
         self._clock, self._timing, self._classes = clock, timing or Timing(), dict(classes or {})
         self._boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         self._monotonic = monotonic
+        self._pods = pods
         self._stale_s = self._timing.cycle_s + self._timing.deadline_s
         """How old figures may be."""
         self._turn = threading.Lock()
@@ -74,7 +79,9 @@ class NvmlReader:
         self._supervisor = Supervisor(self._timing, self._take)
 
     def start(self) -> None:
-        """Start the collector's process."""
+        """Ask who holds the GPUs, then start the collector's process."""
+        if self._pods is not None:
+            self._pods.start()
         self._supervisor.start()
 
     @property
@@ -90,6 +97,8 @@ class NvmlReader:
     def close(self) -> None:
         """End the collector's process."""
         self._supervisor.close()
+        if self._pods is not None:
+            self._pods.close()
 
     def read(self, node: str, after_ms: int) -> NodeReading:
         """This node; samples from a little before `after_ms` on. Raises ReaderUnavailable, also for another node."""
@@ -114,6 +123,8 @@ class NvmlReader:
             yield families.NVML_EVENTS_UP.gauge(float(events_error is None))
             if expected is not None:
                 yield families.DEVICES_EXPECTED.gauge_of({(self.node,): expected})
+        if self._pods is not None:
+            yield from self._pods.metrics()
 
     def _take(self, cycle: wire.Cycle) -> None:
         """One line of the collector's; called in the supervisor's thread."""
@@ -126,12 +137,12 @@ class NvmlReader:
             for operation, code in cycle.system_errors.items():
                 self._note_error("", self._logged, operation, code)
             for gpu in cycle.gpus:
-                self._take_gpu(gpu, now_s)
+                self._take_gpu(gpu, now_s, cycle.at_wall_us)
             self._forget_destroyed(cycle.gpus)
             for event in cycle.events:
                 self._take_event(event)
 
-    def _take_gpu(self, gpu: wire.Gpu, now_s: float) -> None:
+    def _take_gpu(self, gpu: wire.Gpu, now_s: float, at_wall_us: int) -> None:
         known = self._known.get(gpu.gpu_uuid)
         if known is None and gpu.gpu_uuid:
             known = self._known[gpu.gpu_uuid] = Known(gpu)
@@ -139,8 +150,20 @@ class NvmlReader:
             label = gpu.gpu_uuid or f"index {gpu.index}"
             self._note_error(label, known.logged if known is not None else self._logged, operation, code)
         if known is not None:
-            for at_us, ratio in known.take(gpu, now_s):
+            known.set_back(at_wall_us, self._clock.at_wall(at_wall_us // 1000))
+            fresh = known.take(gpu, now_s)
+            for at_us, ratio in fresh:
                 known.samples.append((self._clock.at_wall(at_us // 1000), ratio))
+            if gpu.process_use is not None and fresh:
+                self._divide(known, gpu.process_use, sum(ratio for _, ratio in fresh) / len(fresh))
+
+    def _divide(self, known: Known, use: wire.ProcessUse, busy: float) -> None:
+        if self._pods is None:
+            return
+        since_ms, until_ms = (self._clock.at_wall(at_us // 1000) for at_us in (use.since_us, use.until_us))
+        shares = self._pods.shares(known.gpu.gpu_uuid, since_ms, until_ms, use.percents, busy)
+        if shares is not None:
+            known.shares.append(shares)
 
     def _note_error(self, gpu: str, logged: set[tuple[str, int]], operation: str, code: int) -> None:
         self._errors[operation, name_of(code)] += 1
@@ -185,8 +208,24 @@ class NvmlReader:
                 raise ReaderUnavailable(f"NVML: {state}: {advice_on(state) or 'see the log'}")
             # GPUs are not read at one moment: what came in late is older than what the others have already told.
             since_ms = after_ms - round(1000 * self._stale_s)
-            gpus = tuple(self._gpu(uuid, known, since_ms, now_ms) for uuid, known in self._known.items())
-        return NodeReading(now_ms, self.node, self._boot_id, gpus, workloads_known=False)
+            pods = View() if self._pods is None else self._pods.read_until(since_ms)
+            holders = alone_and_sharers(pods.holdings)
+            gpus = tuple(
+                replace(
+                    self._gpu(uuid, known, since_ms, now_ms),
+                    workload=_workload(holders[uuid][0]) if uuid in holders else None,
+                    sharers=holders[uuid][1] if uuid in holders else (),
+                )
+                for uuid, known in self._known.items()
+            )
+        return NodeReading(
+            now_ms,
+            self.node,
+            self._boot_id,
+            gpus,
+            workloads_known=pods.known,
+            holdings=pods.holdings,
+        )
 
     def _gpu(self, uuid: str, known: Known, after_ms: int, now_ms: int) -> GpuReading:
         gpu = known.gpu
@@ -206,4 +245,11 @@ class NvmlReader:
             up=readable,
             sample_period_ms=round(self._timing.cycle_s * 1000) if gpu.gpm else None,
             detail=known.detail(self._driver, readable),
+            shares=[shares for shares in known.shares if after_ms < shares.until_ms],
         )
+
+
+def _workload(holding: Holding | None) -> Workload | None:
+    if holding is None:
+        return None
+    return Workload(holding.job_id, holding.attempt, holding.pod_index, holding.since_ms)

@@ -6,6 +6,16 @@ from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
+class ProcessUse:
+    """How busy processes kept a GPU between two wall times."""
+
+    since_us: int
+    until_us: int
+    percents: list[tuple[int, float]]
+    """(pid, 0-100); processes that did nothing are not in it."""
+
+
+@dataclass(frozen=True, slots=True)
 class Gpu:
     """One GPU or MIG device as one read of it went. What could not be learned is None, never 0."""
 
@@ -42,6 +52,8 @@ class Gpu:
     pcie_replays: int | None = None
     processes: list[tuple[int, int | None]] | None = None
     """(pid, bytes) of compute processes; bytes None if the driver does not tell."""
+    process_use: ProcessUse | None = None
+    """Which processes kept it busy since the read before, where that was told."""
     unsupported: list[str] = field(default_factory=list)
     """Operations that this GPU or driver does not have."""
     errors: dict[str, int] = field(default_factory=dict)

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 from kubernetes_subject import NAMESPACE, KubernetesUnderTest
 
+from agents.pods.names import part_of
 from scheduler.clusters.port import PodPhase, StartOutcome, StartRefused
 from tests.kubernetes_plane import until
 
@@ -150,6 +151,13 @@ class TestWhatBecomesOfPods:
         subject.cluster.start(spec)
         (pod,) = subject.until(spec, lambda thing: thing.pods and thing.pods[0].reason is not None).pods
         assert (pod.phase, pod.reason, pod.started_ms) == (PENDING, "ImagePullBackOff", None)
+
+    def test_the_names_of_its_pods_tell_an_agent_whose_they_are(self, subject, world):
+        spec = subject.spec((0, subject.nodes[0], 1), (1, subject.nodes[0], 1))
+        subject.cluster.start(spec)
+        subject.until_phases(spec, RUNNING, RUNNING)
+        named = {part_of(NAMESPACE, pod["metadata"]["name"], "hub-") for pod in world.pods(spec.name)}
+        assert named == {(spec.job_id, spec.attempt, index) for index in range(2)}
 
     def test_evicted_pod_ends_the_attempt_and_is_not_its_own_fault(self, subject, world):
         spec = subject.spec()

@@ -5,6 +5,7 @@ The cluster's time moves only when somebody reads it, so nothing here depends on
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import signal
@@ -45,7 +46,8 @@ class Stubs:
                 self._answer(200, stubs.read_all(after_ms))
 
             def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["content-length"]))
+                assert self.headers["content-encoding"] == "gzip"
+                body = gzip.decompress(self.rfile.read(int(self.headers["content-length"])))
                 try:
                     reply = stubs.deliver(EvidenceBatch.model_validate_json(body))
                 except ServiceUnavailable:

@@ -95,8 +95,17 @@ class NvmlAgent:
 
 
 @contextmanager
-def an_nvml_agent(driver: FakeDriver, library: Path, folder: Path, **settings: object) -> Iterator[NvmlAgent]:
-    """`agents.cli run --reader nvml` with a fast rhythm; nothing listens where it delivers."""
+def an_nvml_agent(
+    driver: FakeDriver,
+    library: Path,
+    folder: Path,
+    *,
+    node: str = "gpu-07",
+    quota_url: str = "http://127.0.0.1:9",
+    token: str = "token",
+    **settings: object,
+) -> Iterator[NvmlAgent]:
+    """`agents.cli run --reader nvml` with a fast rhythm; by default nothing listens where it delivers."""
     chosen = {
         "nvml_cycle_s": 0.2,
         "nvml_deadline_s": 0.8,
@@ -104,14 +113,14 @@ def an_nvml_agent(driver: FakeDriver, library: Path, folder: Path, **settings: o
         "sample_interval_s": 0.2,
     } | settings
     environment = driver.environment(library) | {
-        "GPUHUB_TOKEN": "token",
+        "GPUHUB_TOKEN": token,
         "FAKE_NVML_LOG": str(folder / "nvml.log"),
     }
     environment |= {f"GPUHUB_AGENT_{name.upper()}": str(value) for name, value in chosen.items()}
     process = subprocess.Popen(
         [
-            *(sys.executable, "-m", "agents.cli", "run", "--reader", "nvml", "--node", "gpu-07"),
-            *("--port", "0", "--outbox", str(folder / "outbox.sqlite3"), "--quota-url", "http://127.0.0.1:9"),
+            *(sys.executable, "-m", "agents.cli", "run", "--reader", "nvml", "--node", node),
+            *("--port", "0", "--outbox", str(folder / "outbox.sqlite3"), "--quota-url", quota_url),
         ],
         cwd=ROOT,
         env=environment,

@@ -1,4 +1,7 @@
-"""A reader, its collector and an agent's sampling at full speed: prints their memory. `CYCLES WARM FOLDER`."""
+"""A reader with collector and kubelet, and an agent's sampling, at full speed: prints their memory.
+
+`CYCLES WARM FOLDER`; the folder has the kubelet's socket and the node's folders.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,8 @@ from agents.gpus.port import ReaderUnavailable
 from agents.loop import Sampler
 from agents.metrics import AgentCollector, Counts
 from agents.outbox import open_outbox
+from agents.pods.cgroups import Node
+from agents.pods.tracker import KubeletSettings, PodTracker
 from quota.clock import Clock
 
 
@@ -24,8 +29,11 @@ def resident_kib(pid: int) -> int:
 
 
 def main(cycles: str, warm: str, folder: str) -> None:
-    reader = NvmlReader(Clock(), "gpu-07", Timing(cycle_s=0.001))
-    outbox = open_outbox(Path(folder) / "outbox.sqlite3")
+    base = Path(folder)
+    outbox = open_outbox(base / "outbox.sqlite3")
+    node = Node(base / "node" / "cgroup", base / "node" / "proc", base / "node" / "pods")
+    tracker = PodTracker(KubeletSettings(base / "kubelet.sock", 0.02), Clock(), outbox, node)
+    reader = NvmlReader(Clock(), "gpu-07", Timing(cycle_s=0.001), pods=tracker)
     counts = Counts()
     sampler = Sampler(reader, outbox, Clock(), counts, (reader.node,))
     collector = AgentCollector(counts, outbox.spool, reader.metrics)

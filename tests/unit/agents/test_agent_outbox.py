@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from agents.model import Measured, RowKey
+from agents.model import Holding, Measured, RowKey
 from agents.outbox import KEPT_MS, Outbox, OutboxBroken, OutboxUnusable, OutboxUnwritable, Spool, open_outbox
 from agents.usage import first_state
 from tests.unit.agents.agent_world import HOUR_MS, PERIOD_MS, START_MS
@@ -197,3 +197,74 @@ def test_a_file_that_breaks_while_open_is_told_from_a_full_disk(outbox: Outbox) 
     with pytest.raises(OutboxBroken, match="malformed"):
         outbox.spool()
     outbox._connection = whole
+
+
+HOUR_ROWS = 500
+
+
+def fill(outbox: Outbox, hours: int) -> None:
+    """One cycle an hour, with rows of many jobs on one GPU, which is then in the hour after it."""
+    for hour in range(hours):
+        gains = {
+            RowKey(f"job-{hour}-{n}", 1, "GPU-1", START_MS + hour * HOUR_MS): GAIN for n in range(HOUR_ROWS)
+        }
+        outbox.store([a_state(last_seen_ms=START_MS + (hour + 1) * HOUR_MS)], gains, START_MS, 7)
+
+
+def hours_of(outbox: Outbox) -> list[int]:
+    rows = outbox._connection.execute("SELECT DISTINCT hour_ms FROM evidence ORDER BY hour_ms").fetchall()
+    return [(hour_ms - START_MS) // HOUR_MS for (hour_ms,) in rows]
+
+
+def test_an_outbox_that_is_never_emptied_stays_bounded_and_says_what_it_let_go(path: Path) -> None:
+    outbox = open_outbox(path, most_rows=10 * HOUR_ROWS)
+    outbox._connection.execute("PRAGMA synchronous = OFF")
+    with capture_logs() as logs:
+        fill(outbox, 64)
+    assert outbox.spool() == Spool(10 * HOUR_ROWS, 7, 54 * HOUR_ROWS)
+    assert hours_of(outbox) == list(range(54, 64))
+    assert {line["event"] for line in logs} == {"evidence_dropped"}
+    outbox._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    # it was filled to 42 hours before it was counted: pages are used again, never given back
+    assert path.stat().st_size / (42 * HOUR_ROWS) < 250
+    outbox.close()
+
+
+def test_delivered_rows_make_room_first_and_open_hours_are_never_let_go(path: Path) -> None:
+    outbox = open_outbox(path, most_rows=2 * HOUR_ROWS)
+    outbox._connection.execute("PRAGMA synchronous = OFF")
+    fill(outbox, 31)
+    # the first hour was not delivered, all others were
+    waiting = [row for row in outbox.to_send(0, 100_000) if row.row.hour > START_MS]
+    outbox.sent(waiting, 8)
+    late = START_MS + 40 * HOUR_MS
+    outbox.store([a_state(last_seen_ms=late)], {RowKey("job-now", 1, "GPU-1", late): GAIN}, START_MS, 9)
+    assert outbox.spool().dropped == 0
+    assert {row.row.hour for row in outbox.to_send(0, 100_000)} == {START_MS, late}
+    assert hours_of(outbox)[0] == 0
+    (rows,) = outbox._connection.execute("SELECT count(*) FROM evidence").fetchone()
+    assert rows == 2 * HOUR_ROWS
+    outbox.close()
+
+
+def test_an_outbox_of_the_version_before_goes_on(path: Path) -> None:
+    outbox = open_outbox(path)
+    store(outbox)
+    epoch = outbox.epoch
+    outbox.close()
+    old = sqlite3.connect(path)
+    for column in ("attributed_ns", "sharers", "runs"):
+        old.execute(f"ALTER TABLE gpus DROP COLUMN {column}")
+    old.execute("DROP TABLE holdings")
+    old.execute("UPDATE gpus SET busy_ns = 77, observed_ms = 1")
+    old.execute("PRAGMA user_version = 1")
+    old.commit()
+    old.close()
+    outbox = open_outbox(path)
+    state = outbox.states()["GPU-1"]
+    assert (state.device.busy_ns, state.attributed_ns, state.sharers, state.runs) == (77, 77, (), ())
+    assert (outbox.epoch, outbox.spool().records, outbox.holdings()) == (epoch, 1, ())
+    held = Holding("GPU-1", "job-1", 1, 0, 5, None, True, "hub-x", "pod", "uid")
+    outbox.keep_holdings([held])
+    assert outbox.holdings() == (held,)
+    outbox.close()

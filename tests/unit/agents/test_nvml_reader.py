@@ -62,7 +62,7 @@ def test_another_node_is_not_this_agents(reader: NvmlReader) -> None:
     assert [gpu.gpu_uuid for gpu in reader.read("gpu-07", 0).gpus] == ["GPU-0"]
 
 
-def test_who_holds_a_gpu_is_not_known(reader: NvmlReader) -> None:
+def test_who_holds_a_gpu_is_not_known_without_a_kubelet(reader: NvmlReader) -> None:
     reader._take(a_cycle(a_gpu()))
     assert not reader.read_all(0)[0].workloads_known
 

@@ -40,7 +40,10 @@ class Gpm:
         A pair that begins after a hole would speak for the hole as well to whoever measures from the sample before,
         so it is not told: the distance to the next one is then too long to be counted.
         """
-        if self._last is not None and time.time_ns() // 1000 - self._last_us < LEAST_US:
+        since_us = time.time_ns() // 1000 - self._last_us
+        if self._last is not None and since_us < 0:
+            self.close()  # The clock was set back: nobody knows how long the pair would be.
+        elif self._last is not None and since_us < LEAST_US:
             return None
         fresh = pynvml.nvmlGpmSampleAlloc()
         try:

@@ -13,6 +13,7 @@ from agents.gpus.nvml.codes import GARBAGE
 from agents.gpus.nvml.driver.figures import figures, memory_of, processes_of
 from agents.gpus.nvml.driver.gpm import Gpm
 from agents.gpus.nvml.driver.library import Asking, Handle, identity, number, text
+from agents.gpus.nvml.driver.process_use import ProcessUse
 
 AHEAD_US = 1_000_000
 """A sample this far in the future is garbage; a nearer one is left for the next cycle."""
@@ -27,6 +28,7 @@ class GpuCalls:
         self._named: dict[str, str] = {}
         self._after_us = 0
         self._gpm: dict[str, Gpm] = {}
+        self._process_use = ProcessUse()
 
     def read(self) -> list[wire.Gpu]:
         """The GPU, then its MIG devices. Raises nothing."""
@@ -38,6 +40,7 @@ class GpuCalls:
             return [wire.Gpu(self._index, self._uuid, errors=asking.errors, lost=asking.lost)]
         if found != self._uuid:
             self._uuid, self._named, self._after_us = found, {}, 0
+            self._process_use = ProcessUse()
             self._forget_gpm(set())
         mode = asking.ask("mig_mode", lambda: pynvml.nvmlDeviceGetMigMode(handle))
         mig = mode is not None and mode[0] == 1
@@ -46,6 +49,8 @@ class GpuCalls:
         devices = self._mig_devices(asking, handle, used) if mig else []
         if not mig:
             values |= self._utilization(asking, handle, found)
+            # after the samples, so that what it tells of reaches as far as they do
+            values["process_use"] = self._process_use.read(asking, handle)
         self._forget_gpm(used)
         gpu = wire.Gpu(
             self._index,
@@ -80,6 +85,8 @@ class GpuCalls:
         return self._gpm_of(asking, handle, None, uuid)
 
     def _samples(self, asking: Asking, handle: Handle) -> list[tuple[int, float]]:
+        # a clock that was set back takes the question with it
+        self._after_us = min(self._after_us, time.time_ns() // 1000)
         kind, raw = pynvml.nvmlDeviceGetSamples(handle, pynvml.NVML_GPU_UTILIZATION_SAMPLES, self._after_us)
         now_us = time.time_ns() // 1000
         samples = []

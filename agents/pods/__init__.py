@@ -1,0 +1,1 @@
+"""Who holds the node's GPUs: what the kubelet lists, checked against cgroups, and kept as spans of holding."""

@@ -1,0 +1,291 @@
+"""Real agent, collector, gRPC server and quota service; only driver and kubelet are played: evidence finds its job."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from quota.schemas.identity import NewToken, Role
+from quota.schemas.jobs import Job
+from quota.usage.tables import evidence
+from tests import databases
+from tests.builders import Api, an_api
+from tests.fakekubelet.kubelet import FakeKubelet
+from tests.fakekubelet.messages import FakePod
+from tests.fakekubelet.node import FakeNode
+from tests.fakenvml.build import FakeDriver, an_h100, build
+from tests.integration.agents.nvml_agent import NvmlAgent, Series, an_nvml_agent
+
+FIRST, SECOND = (str(an_h100(number)["uuid"]) for number in range(2))
+MIG = "MIG-00000000-0000-0000-0000-000000000001"
+NODE, SPACE, GPU = "n0", "hub-alpha", "nvidia.com/gpu"
+RING = 3_000
+"""Samples that the driver remembers: a minute, so that an agent that was killed can read them again."""
+
+pytestmark = pytest.mark.e2e
+
+
+@dataclass
+class World:
+    """One node of a hub: its driver, its kubelet, its folders; and the service, with a grant for its jobs."""
+
+    folder: Path
+    library: Path
+    api: Api
+    kubelet: FakeKubelet
+    node: FakeNode
+    driver: FakeDriver
+    token: str
+    jobs: list[Job] = field(default_factory=list)
+
+    def agent(self, **settings: object) -> AbstractContextManager[NvmlAgent]:
+        """The agent of this node."""
+        return an_nvml_agent(
+            self.driver,
+            self.library,
+            self.folder,
+            node=NODE,
+            quota_url=self.api.base_url,
+            token=self.token,
+            **{
+                "send_interval_s": 0.2,
+                "pods_socket": self.kubelet.socket,
+                "pods_interval_s": 0.1,
+                "pods_cgroups": self.node.cgroups,
+                "pods_proc": self.node.proc,
+                "pods_logs": self.node.logs,
+            }
+            | settings,
+        )
+
+    def start(self, *ids: str, listed: bool = True) -> tuple[Job, FakePod]:
+        """A job's first attempt begins on this node, and the kubelet gave its pod these devices."""
+        hub = self.api.hub
+        grant = hub.award(hours="10")
+        job = hub.submit(grant_id=grant.id)
+        hub.run(job, grant, NODE)
+        pod = FakePod(SPACE, f"{job.id}-1-0-h7x2q", {GPU: list(ids)})
+        self.node.pod(pod.namespace, pod.name)
+        if listed:
+            self.kubelet.pods = [*self.kubelet.pods, pod]
+        self.jobs.append(job)
+        return job, pod
+
+    def measured(self, job: Job) -> dict[str, tuple[int, int]]:
+        """(busy, observed) milliseconds that the service knows, by GPU."""
+        found: dict[str, tuple[int, int]] = {}
+        for row in self.api.hub.rows(evidence, job_id=job.id):
+            busy_ms, observed_ms = found.get(row.gpu_uuid, (0, 0))
+            found[row.gpu_uuid] = (busy_ms + row.busy_ms, observed_ms + row.observed_ms)
+        return found
+
+    def seen_ms(self, job: Job, gpu_uuid: str = FIRST) -> int:
+        """Observed milliseconds that the service knows."""
+        return self.measured(job).get(gpu_uuid, (0, 0))[1]
+
+    def findings(self) -> list[Any]:
+        """What the service finds strange."""
+        return list(self.api.auditor.list_findings().items)
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(tmp_path_factory.mktemp("nvml"))
+
+
+@pytest.fixture(scope="module")
+def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
+    with an_api(databases.new_sqlite(tmp_path_factory.mktemp("hub"))) as made:
+        yield made
+
+
+@pytest.fixture
+def world(library: Path, api: Api, tmp_path: Path) -> Iterator[World]:
+    driver = FakeDriver(tmp_path / "state", [an_h100(0, depth=RING), an_h100(1, depth=RING)])
+    driver.write()
+    token = api.operator.create_token(NewToken(role=Role.AGENT, node=NODE)).secret
+    with FakeKubelet(tmp_path / "kubelet.sock") as kubelet:
+        made = World(tmp_path, library, api, kubelet, FakeNode(tmp_path / "node"), driver, token)
+        yield made
+        assert made.findings() == []
+        for job in made.jobs:
+            made.api.hub.finish(job)
+
+
+def unattributed(series: Series, gpu_uuid: str) -> float:
+    return series.get("hub_gpu_unattributed_busy_seconds_total", {}).get((gpu_uuid, NODE), 0.0)
+
+
+def allocated(series: Series) -> dict[str, float]:
+    return {uuid: value for (uuid, _), value in series.get("hub_gpu_allocated", {}).items()}
+
+
+def info(series: Series) -> set[tuple[str, str, str]]:
+    """(GPU, job, pod) of the present holders."""
+    # labels in order: attempt, gpu_uuid, job_id, node, pod_index, workload_namespace, workload_pod
+    return {(labels[1], labels[2], labels[6]) for labels in series.get("hub_gpu_allocation_info", {})}
+
+
+def test_evidence_of_each_gpu_arrives_for_the_job_that_holds_it(world: World) -> None:
+    world.driver.gpus[0]["util"], world.driver.gpus[1]["util"] = 80, 20
+    world.driver.write()
+    (first, pod), (second, _) = world.start(FIRST), world.start(SECOND)
+    with world.agent() as agent:
+        agent.wait_for(lambda _: min(world.seen_ms(first), world.seen_ms(second, SECOND)) > 1_000)
+        # The driver counts its GPUs anew: an index is nobody's name.
+        world.driver.gpus.reverse()
+        world.driver.write()
+        before_ms = world.seen_ms(first)
+        series = agent.wait_for(lambda _: world.seen_ms(first) > before_ms + 1_500)
+        assert info(series) == {(FIRST, first.id, pod.name), (SECOND, second.id, world.kubelet.pods[1].name)}
+        assert allocated(series) == {FIRST: 1, SECOND: 1}
+        assert agent.end() == 0
+    for job, gpu_uuid, ratio in ((first, FIRST, 0.8), (second, SECOND, 0.2)):
+        assert world.measured(job).keys() == {gpu_uuid}
+        busy_ms, observed_ms = world.measured(job)[gpu_uuid]
+        assert busy_ms == pytest.approx(observed_ms * ratio, abs=3)
+
+
+def test_a_pod_that_ended_is_listed_on_and_gets_nothing_more(world: World) -> None:
+    job, pod = world.start(FIRST)
+    with world.agent() as agent:
+        agent.wait_for(lambda _: world.seen_ms(job) > 300)
+        world.node.end(pod.namespace, pod.name)
+        agent.wait_for(lambda series: allocated(series) == {FIRST: 0, SECOND: 0})
+        world.kubelet.wait_asked()
+        before_s = unattributed(agent.series(), FIRST)
+        agent.wait_for(lambda series: unattributed(series, FIRST) > before_s + 0.5)
+        held_ms = world.seen_ms(job)
+        agent.wait_for(lambda series: unattributed(series, FIRST) > before_s + 1)
+        assert world.seen_ms(job) == held_ms
+        assert agent.series()["hub_agent_pods"][("ended",)] == 1
+
+
+def test_a_kubelet_that_restarts_loses_no_holder(world: World) -> None:
+    job, _ = world.start(FIRST)
+    with world.agent() as agent:
+        agent.wait_for(lambda _: world.seen_ms(job) > 300)
+        before_s = unattributed(agent.series(), FIRST)
+        world.kubelet.stop()
+        agent.wait_for(lambda series: series["hub_agent_pods_up"] == {(): 0})
+        held_ms = world.seen_ms(job)
+        agent.wait_for(lambda _: world.seen_ms(job) > held_ms + 600)
+        listed, world.kubelet.pods = world.kubelet.pods, []
+        world.kubelet.start()
+        # It knows no pods yet; their cgroups are there.
+        series = agent.wait_for(lambda series: series["hub_agent_pods_up"] == {(): 1})
+        assert allocated(series)[FIRST] == 1
+        world.kubelet.pods = listed
+        held_ms = world.seen_ms(job)
+        series = agent.wait_for(lambda _: world.seen_ms(job) > held_ms + 600)
+        assert unattributed(series, FIRST) == before_s
+        assert series["hub_agent_pods_gap_seconds_total"][()] > 0
+        assert series["hub_agent_pods_failures_total"].keys() <= {("absent",), ("broken",)}
+
+
+def test_without_a_kubelet_nobody_is_said_to_hold_nothing(world: World) -> None:
+    world.kubelet.stop()
+    job, _ = world.start(FIRST)
+    with world.agent() as agent:
+        series = agent.wait_for(lambda series: ("absent",) in series["hub_agent_pods_failures_total"])
+        assert "hub_gpu_allocated" not in series
+        world.kubelet.start()
+        agent.wait_for(lambda series: allocated(series) == {FIRST: 1, SECOND: 0})
+        agent.wait_for(lambda _: world.seen_ms(job) > 300)
+
+
+def test_pods_on_one_gpu_share_it_by_their_processes_and_the_rest_is_nobodys(world: World) -> None:
+    (first, pod), (second, other) = world.start(f"{FIRST}::0"), world.start(f"{FIRST}::1", f"{FIRST}::2")
+    world.node.process(101, pod.namespace, pod.name)
+    world.node.process(102, other.namespace, other.name)
+    world.node.process(103)
+    # the device is busy for 80 %: of which 20, 40 and, of a process of the node's, 10
+    world.driver.gpus[0] |= {
+        "util": 80,
+        "process_util": "101:now:20 102:now:40 103:now:10 104:now:4294967295",
+    }
+    world.driver.write()
+    with world.agent() as agent:
+        agent.wait_for(lambda _: min(world.seen_ms(first), world.seen_ms(second)) > 2_000)
+        # A container starts anew: another process, even under the number of one that was the other's.
+        world.node.process(105, pod.namespace, pod.name)
+        world.node.process(101, other.namespace, other.name, started=900)
+        world.driver.gpus[0]["process_util"] = "105:now:20 101:now:40 103:now:10"
+        world.driver.write()
+        held_ms = world.seen_ms(first)
+        series = agent.wait_for(lambda _: world.seen_ms(first) > held_ms + 1_500)
+        assert {sample[2] for sample in info(series)} == {pod.name, other.name}
+        assert series["hub_agent_nvml_errors_total"][("garbage", "process_utilization")] > 0
+        assert {labels[2] for labels in series["hub_gpu_workload_busy_seconds_total"]} == {
+            first.id,
+            second.id,
+        }
+        assert agent.end() == 0
+    for job, ratio in ((first, 0.2), (second, 0.4)):
+        busy_ms, observed_ms = world.measured(job)[FIRST]
+        # the first cycle has no processes, and the switch falls into one
+        assert busy_ms == pytest.approx(observed_ms * ratio, rel=0.25)
+    assert unattributed(series, FIRST) > 0.1 * observed_ms / 1000
+
+
+def test_each_mig_device_is_its_own(world: World) -> None:
+    world.driver.gpus[1] |= {"mig_mode": 1, "gpm_support": 1}
+    world.driver.migs[1, 0] = {
+        "uuid": MIG,
+        "name": "NVIDIA H100 80GB HBM3 MIG 1g.10gb",
+        "memory_total": 10 << 30,
+        "gi": 7,
+        "gpm": 25,
+    }
+    world.driver.write()
+    job, pod = world.start(MIG)
+    with world.agent() as agent:
+        series = agent.wait_for(lambda _: world.seen_ms(job, MIG) > 600)
+        assert allocated(series) == {FIRST: 0, MIG: 1}
+        assert info(series) == {(MIG, job.id, pod.name)}
+    busy_ms, observed_ms = world.measured(job)[MIG]
+    assert busy_ms == pytest.approx(observed_ms / 4, abs=3)
+
+
+def test_strangers_and_ids_that_name_no_gpu_give_no_evidence(world: World) -> None:
+    world.kubelet.pods = [
+        FakePod("default", "notebook", {GPU: [FIRST]}),
+        FakePod(SPACE, "job-x-1-0-abcde", {GPU: ["nvidia0/vgpu1"]}, [("gpu.nvidia.com", "gpu-0")]),
+    ]
+    with world.agent() as agent:
+        series = agent.wait_for(lambda series: unattributed(series, FIRST) > 0.5)
+        assert allocated(series) == {FIRST: 1, SECOND: 0}
+        assert info(series) == {(FIRST, "", "notebook")}
+        assert series["hub_agent_pods_unknown_devices"] == {(GPU,): 1, ("gpu.nvidia.com",): 1}
+        assert series["hub_agent_spool_records"] == {(): 0}
+        assert series["hub_agent_records_sent_total"] == {(): 0}
+
+
+def test_an_agent_that_is_killed_goes_on_without_a_hole_and_without_counting_twice(world: World) -> None:
+    job, _ = world.start(FIRST)
+    observed_s = 0.0
+    for _ in range(3):
+        with world.agent() as agent:
+            before_ms = world.seen_ms(job)
+            series = agent.wait_for(lambda _, before_ms=before_ms: world.seen_ms(job) > before_ms + 800)
+            observed_s = series["hub_gpu_observed_seconds_total"][(FIRST, NODE)]
+            agent.process.send_signal(signal.SIGKILL)
+            agent.process.wait(20)
+    with world.agent() as agent:
+        agent.wait_for(lambda _: world.seen_ms(job) > 1_000 * observed_s)
+        assert agent.end() == 0
+    with world.agent() as agent:
+        series = agent.wait_for(lambda series: "hub_gpu_unattributed_busy_seconds_total" in series)
+        nobodys_s = unattributed(series, FIRST)
+        device_s = series["hub_gpu_observed_seconds_total"][(FIRST, NODE)]
+        assert agent.end() == 0
+    # Everything that was measured was measured under the job, from the first moment on.
+    assert nobodys_s == 0
+    assert device_s * 1000 <= world.seen_ms(job)
+    assert len({row.agent_epoch for row in world.api.hub.rows(evidence, job_id=job.id)}) == 1
