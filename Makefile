@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup up check lint fast test slow controlplane test-kubernetes test-agents bench soak lock clean
+.PHONY: help setup up check lint fast test slow controlplane test-kubernetes test-agents bench soak dashboards lock clean
 
 VENV ?= .venv
 export VENV
@@ -58,6 +58,9 @@ bench: setup ## Measure; ONLY="name …" picks some.
 soak: setup ## Kill the programs 1,000 times (KILLS=n), live through a synthetic day, and let the oracle judge the books.
 	@GPUHUB_CRASH_KILLS=$(KILLS) $(BIN)/python -m pytest -n $(WORKERS) --dist load tests/e2e/test_crash_random.py
 	@$(BIN)/gpuhub up --trace synthetic --hours 24 --nodes 16 $(ARGS)
+
+dashboards: setup ## Write Grafana's dashboards anew from deploy/grafana.
+	@$(BIN)/python -m deploy.grafana
 
 lock: setup ## Resolve requirements.lock anew from pyproject.toml.
 	@for uv in $$(command -v uv || true) $(BIN)/uv build/bootstrap/bin/uv build/uv/bin/uv; do \

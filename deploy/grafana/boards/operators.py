@@ -1,0 +1,213 @@
+"""What operators look at: the queue, fairness between firms, GPUs held and not used, what is out of service."""
+
+from deploy.grafana.boards.expressions import charged_hours, elapsed, grants, rate
+from deploy.grafana.model import (
+    BAD_FROM_ONE,
+    ORANGE,
+    RED,
+    WINDOW,
+    YELLOW,
+    Board,
+    Look,
+    Panel,
+    Query,
+    Section,
+    Unit,
+    Variable,
+    once,
+    or_zero,
+)
+
+_LIMIT = grants("limit_gpu_seconds", "", "organization", "program")
+_USED = grants("used_gpu_seconds", "", "organization", "program")
+_DUE = f"({_LIMIT} * {elapsed('', 'organization', 'program')})"
+_RATIO = f"(sum by (organization) ({_USED}) / (sum by (organization) ({_DUE}) > 0))"
+
+_BUSY = rate("hub_gpu_workload_busy_seconds_total")
+_OBSERVED = rate("hub_gpu_workload_observed_seconds_total")
+_USE_OF_GPU = (
+    f"(sum by (node, gpu_uuid, job_id, attempt) ({_BUSY})"
+    f" / (sum by (node, gpu_uuid, job_id, attempt) ({_OBSERVED}) > 0))"
+)
+_IDLE = f"({_USE_OF_GPU} < $idle_below)"
+
+_QUEUE = (
+    Panel(
+        "Waiting jobs by firm",
+        "Jobs that wait, by firm and by what they lack: *active* jobs lack only room, *blocked* ones need a person or a"
+        " grant, *held* ones a moment in time.",
+        Unit.NUMBER,
+        (
+            Query(
+                once("hub_sched_queue_jobs", "organization", "status"),
+                "{{organization}} {{status}}",
+            ),
+        ),
+        Look.STACK,
+    ),
+    Panel(
+        "GPUs asked for by firm",
+        "GPUs that waiting jobs ask for, by firm.",
+        Unit.NUMBER,
+        (
+            Query(
+                f"sum by (organization) ({once('hub_sched_queue_gpus_requested', 'organization', 'status')})",
+                "{{organization}}",
+            ),
+        ),
+        Look.STACK,
+    ),
+    Panel(
+        "Why jobs wait",
+        "Waiting jobs by the reason that the scheduler gives.",
+        Unit.NUMBER,
+        (Query(once("hub_sched_unschedulable_jobs", "reason"), "{{reason}}"),),
+        Look.STACK,
+    ),
+    Panel(
+        "Longest wait by firm",
+        "How long the job of each firm that waits longest has waited.",
+        Unit.SECONDS,
+        (
+            Query(
+                "time() - min by (organization) (hub_sched_queue_oldest_timestamp_seconds)",
+                "{{organization}}",
+            ),
+        ),
+        Look.BARS,
+        width=12,
+        steps=((3600, YELLOW), (14400, ORANGE), (86400, RED)),
+    ),
+    Panel(
+        "Booked GPUs",
+        "GPUs of bookings that come or are on. *kept*: their room is there. *short*: it will not be free in time.",
+        Unit.NUMBER,
+        (Query(once("hub_sched_booked_gpus", "gpu_class", "state"), "{{gpu_class}} {{state}}"),),
+        width=12,
+    ),
+)
+
+_FAIRNESS = (
+    Panel(
+        "Delivered against due by firm",
+        "Hours that each firm was charged divided by what was due to it by now had its grants been used evenly over"
+        " their terms. Firms far below 1 with jobs that wait are behind; firms far above run ahead.",
+        Unit.NUMBER,
+        (Query(_RATIO, "{{organization}}"),),
+        Look.BARS,
+        width=10,
+    ),
+    Panel(
+        "Jain's index",
+        "How alike those ratios are: 1 if every firm got the same part of what was due to it, 1/n if one of n firms got"
+        " everything.",
+        Unit.NUMBER,
+        (Query(f"sum({_RATIO}) ^ 2 / (count({_RATIO}) * sum({_RATIO} ^ 2) > 0)"),),
+        Look.STAT,
+        width=4,
+        most=1,
+    ),
+    Panel(
+        "GPU hours charged in the window by firm",
+        "What each firm was charged in the window.",
+        Unit.HOURS,
+        (
+            Query(
+                f"sum by (organization) ({charged_hours('', 'organization', 'program')})", "{{organization}}"
+            ),
+        ),
+        Look.BARS,
+        width=10,
+    ),
+)
+
+_HELD_IDLE = (
+    Panel(
+        "GPUs held and idle",
+        "GPUs that a job holds and keeps less busy than the limit chosen above.",
+        Unit.NUMBER,
+        (Query(or_zero(f"count({_IDLE})")),),
+        Look.STAT,
+        width=4,
+        height=8,
+        steps=((1, YELLOW), (8, ORANGE)),
+    ),
+    Panel(
+        "Held and idle now",
+        "Which job holds which GPU without using it, and how busy it is. A job that loads data or waits for a person"
+        " looks like this, too: ask before you stop it.",
+        Unit.RATIO,
+        (Query(_IDLE, "Utilisation"),),
+        Look.TABLE,
+        width=12,
+        labels={"job_id": "Job", "attempt": "Attempt", "node": "Node", "gpu_uuid": "GPU"},
+    ),
+    Panel(
+        "GPUs held but not busy",
+        "Measured time of held GPUs less their busy time: how many GPUs' worth of work is lost at each moment.",
+        Unit.NUMBER,
+        (Query(f"sum({_OBSERVED}) - sum({_BUSY})", "GPUs lost"),),
+    ),
+)
+
+_OUT = (
+    Panel(
+        "GPUs out of service",
+        "GPUs that nobody holds and that get no jobs, because their node is cordoned, not ready or under quarantine.",
+        Unit.NUMBER,
+        (Query(once('hub_sched_gpus{state="quarantined"}', "gpu_class"), "{{gpu_class}}"),),
+        Look.BARS,
+        steps=BAD_FROM_ONE,
+    ),
+    Panel(
+        "GPUs that agents cannot read",
+        "GPUs that were there and cannot be read now, by node.",
+        Unit.NUMBER,
+        (Query("hub_gpu_up == 0", "Up"),),
+        Look.TABLE,
+        labels={"node": "Node", "gpu_uuid": "GPU"},
+    ),
+    Panel(
+        "GPUs with hardware errors",
+        "XIDs of the class *hardware*, with the time of the last one, and what the driver wants done with the GPU: 0"
+        " nothing, 1 reset, 2 reboot, 3 drain, 4 drain and reset.",
+        Unit.NUMBER,
+        (
+            Query(
+                '1000 * max by (node, gpu_uuid, xid) (hub_gpu_last_xid_timestamp_seconds{class="hardware"})',
+                "Last",
+                Unit.DATE,
+            ),
+            Query(
+                '(max by (node, gpu_uuid, xid) (hub_gpu_xid_events_total{class="hardware"}) > bool 0)'
+                " * on (node, gpu_uuid) group_left () max by (node, gpu_uuid) (hub_gpu_recovery_action)",
+                "Wanted",
+            ),
+        ),
+        Look.TABLE,
+        labels={"node": "Node", "gpu_uuid": "GPU", "xid": "XID"},
+    ),
+)
+
+OPERATORS = Board(
+    "gpuhub-operators",
+    "GPU hub: operators",
+    "The queue, fairness between firms, GPUs that are held and not used, and what is out of service.",
+    (
+        Section("Queue", _QUEUE),
+        Section("Fairness", _FAIRNESS),
+        Section("Held and idle", _HELD_IDLE),
+        Section("Out of service", _OUT),
+    ),
+    variables=(
+        WINDOW,
+        Variable(
+            "idle_below",
+            "Idle below",
+            "How busy a GPU may be and still count as idle.",
+            choices=(("5 %", "0.05"), ("1 %", "0.01"), ("10 %", "0.1"), ("25 %", "0.25")),
+        ),
+    ),
+    tags=("operator",),
+    hours=24,
+)

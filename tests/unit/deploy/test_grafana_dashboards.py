@@ -1,0 +1,141 @@
+"""The committed dashboards are what their source makes, and fit for Grafana."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.dashboards import FOLDER, boards, faults_of, labels_of, metrics_of, substituted, variables_of
+
+BOARDS = boards()
+Board = dict[str, Any]
+
+
+def made(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        (sys.executable, "-m", "deploy.grafana", *arguments), capture_output=True, text=True, check=False
+    )
+
+
+def test_committed_files_are_what_the_source_makes() -> None:
+    done = made("--check")
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_file_edited_by_hand_and_one_too_many_are_found_and_mended(tmp_path: Path) -> None:
+    folder = tmp_path / "dashboards"
+    shutil.copytree(FOLDER, folder)
+    edited = folder / "gpuhub-firm.json"
+    edited.write_text(edited.read_text("utf-8").replace("Granted", "Awarded"), "utf-8")
+    (folder / "old.json").write_text("{}")
+    (folder / "gpuhub-trust.json").unlink()
+    done = made("--check", "--folder", str(folder))
+    assert done.returncode == 1
+    assert [line.split()[0] for line in done.stderr.splitlines()] == [
+        "gpuhub-firm.json",
+        "gpuhub-trust.json",
+        "old.json",
+    ]
+    assert made("--folder", str(folder)).returncode == 0
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == {
+        path.name: path.read_bytes() for path in FOLDER.iterdir()
+    }
+
+
+def test_all_the_dashboards_are_there() -> None:
+    assert list(BOARDS) == [
+        f"gpuhub-{name}" for name in ("firm", "nodes", "operators", "overview", "scheduler", "trust")
+    ]
+
+
+@pytest.mark.parametrize("name", BOARDS)
+def test_nothing_is_wrong_with(name: str) -> None:
+    assert faults_of(name, BOARDS[name]) == []
+
+
+def first(board: Board, look: str) -> Board:
+    found: Board = next(panel for panel in board["panels"] if panel["type"] == look)
+    return found
+
+
+def a_second_id(board: Board) -> None:
+    board["panels"][1]["id"] = board["panels"][2]["id"]
+
+
+def an_overlap(board: Board) -> None:
+    board["panels"][2]["gridPos"]["x"] -= 1
+
+
+def beyond_the_grid(board: Board) -> None:
+    board["panels"][-1]["gridPos"] |= {"x": 20, "y": 900, "w": 5}
+
+
+def no_unit(board: Board) -> None:
+    del first(board, "stat")["fieldConfig"]["defaults"]["unit"]
+
+
+def no_description(board: Board) -> None:
+    first(board, "stat")["description"] = "GPUs."
+
+
+def a_fixed_source(board: Board) -> None:
+    first(board, "stat")["targets"][0]["datasource"]["uid"] = "abc"
+
+
+def an_unknown_variable(board: Board) -> None:
+    first(board, "stat")["targets"][0]["expr"] = 'sum(up{job="$nobody"})'
+
+
+def a_variable_for_nothing(board: Board) -> None:
+    board["templating"]["list"].append({"name": "left_over"})
+
+
+def a_hidden_column(board: Board) -> None:
+    transformations = first(board, "table")["transformations"]
+    next(one for one in transformations if one["id"] == "organize")["options"]["renameByName"].pop("Value #A")
+
+
+def another_uid(board: Board) -> None:
+    board["uid"] = "x"
+
+
+def no_links(board: Board) -> None:
+    board["links"] = []
+
+
+PLANTED: dict[Callable[[Board], None], str] = {
+    a_second_id: "panels",
+    an_overlap: "overlap",
+    beyond_the_grid: "not on the grid",
+    no_unit: "has no unit",
+    no_description: "has no description",
+    a_fixed_source: "fixed data source",
+    an_unknown_variable: "$nobody is not defined",
+    a_variable_for_nothing: "$left_over is not used",
+    a_hidden_column: "does not show Value #A",
+    another_uid: "its uid is x",
+    no_links: "no link",
+}
+
+
+@pytest.mark.parametrize("plant", PLANTED, ids=lambda plant: plant.__name__)
+def test_planted_faults_are_found(plant: Callable[[Board], None]) -> None:
+    board = copy.deepcopy(BOARDS["gpuhub-overview"])
+    plant(board)
+    faults = faults_of("gpuhub-overview", board)
+    assert any(PLANTED[plant] in fault for fault in faults), faults
+
+
+def test_expressions_are_read_as_far_as_needed() -> None:
+    expr = 'sum by (a, le) (rate(hub_x_total{b="hub_no{c=",d=~"$n"}[${w}s])) / on (e) group_left () up > $t'
+    assert metrics_of(expr) == {"hub_x_total", "up"}
+    assert labels_of(expr) == {"a", "le", "b", "d", "e"}
+    assert variables_of(expr) == {"n", "w", "t"}
+    assert substituted("$n ${w}s", {"n": "1", "w": "2"}) == "1 2s"
