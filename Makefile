@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup up check lint fast test slow controlplane test-kubernetes test-agents bench soak dashboards lock clean
+.PHONY: help setup up check lint fast test slow controlplane prometheus test-kubernetes test-agents bench soak docs dashboards lock clean
 
 VENV ?= .venv
 export VENV
@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 WORKERS ?= 2
 KILLS ?= 1000
-SLOW_MARKS := postgres or crash or e2e or long or kubernetes
+SLOW_MARKS := postgres or crash or e2e or long or kubernetes or prometheus
 # files in the order of tests/conftest.py, which begins with the longest
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
@@ -39,12 +39,15 @@ fast: setup
 
 test: check slow ## The check and everything else: databases, crashes, real processes.
 
-slow: controlplane
+slow: controlplane prometheus
 	@$(PYTEST) tests/contract tests/integration tests/e2e
 	@$(PYTEST) tests/unit tests/property -m "$(SLOW_MARKS)" || [ $$? -eq 5 ]
 
 controlplane: setup ## Build a Kubernetes control plane from Go modules, once per user.
 	@$(BIN)/gpuhub controlplane build
+
+prometheus: setup ## Build Prometheus and promtool from their Go module, once per user.
+	@$(BIN)/gpuhub prometheus build
 
 test-kubernetes: controlplane ## The tests against a real control plane.
 	@$(PYTEST) tests -m kubernetes
@@ -61,6 +64,9 @@ soak: setup ## Kill the programs 1,000 times (KILLS=n), live through a synthetic
 
 dashboards: setup ## Write Grafana's dashboards anew from deploy/grafana.
 	@$(BIN)/python -m deploy.grafana
+
+docs: setup ## Write what is generated from the code: the contract of metrics.
+	@$(BIN)/python -m deploy.prometheus.contract docs/metrics.md
 
 lock: setup ## Resolve requirements.lock anew from pyproject.toml.
 	@for uv in $$(command -v uv || true) $(BIN)/uv build/bootstrap/bin/uv build/uv/bin/uv; do \

@@ -6,27 +6,26 @@ from collections.abc import Iterator
 
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from agents import families
 from agents.detail import GpuDetail
 from agents.model import NodeReading
 
-_GPU = ("node", "gpu_uuid")
-
 _GAUGES = {
-    "power_limit_watts": "Power limit enforced.",
-    "sm_activity_ratio": "Share of the multiprocessors that were busy in the last cycle.",
-    "compute_processes": "Compute processes on the GPU.",
-    "orphan_memory_bytes": "Memory of processes that no longer exist.",
-    "recovery_action": "What the driver wants done: 0 nothing, 1 GPU reset, 2 reboot, 3 drain, 4 drain and reset.",
-    "row_remap_pending": "1 if a row of memory is to be replaced at the next reset.",
-    "row_remap_failed": "1 if a row could not be replaced: the GPU has to be exchanged.",
-    "lost": "1 if the GPU fell off the bus.",
-    "utilization_supported": "1 if busy time can be measured.",
+    "power_limit_watts": families.POWER_LIMIT,
+    "sm_activity_ratio": families.SM_ACTIVITY,
+    "compute_processes": families.COMPUTE_PROCESSES,
+    "orphan_memory_bytes": families.ORPHAN_MEMORY,
+    "recovery_action": families.RECOVERY_ACTION,
+    "row_remap_pending": families.ROW_REMAP_PENDING,
+    "row_remap_failed": families.ROW_REMAP_FAILED,
+    "lost": families.LOST,
+    "utilization_supported": families.UTILIZATION_SUPPORTED,
 }
-"""`hub_gpu_<name>` by attribute of GpuDetail."""
+"""By attribute of GpuDetail."""
 
 _COUNTERS = {
-    "energy_joules": "Energy used since the agent first saw the GPU.",
-    "pcie_replays": "PCIe replays since the driver was loaded.",
+    "energy_joules": families.ENERGY,
+    "pcie_replays": families.PCIE_REPLAYS,
 }
 
 
@@ -40,13 +39,13 @@ def detail_families(readings: tuple[NodeReading, ...]) -> Iterator[Metric]:
     ]
     if not told:
         return
-    for name, text in _GAUGES.items():
-        gauge = GaugeMetricFamily(f"hub_gpu_{name}", text, labels=_GPU)
+    for name, family in _GAUGES.items():
+        gauge = family.gauge()
         for labels, detail in told:
             _add(gauge, labels, getattr(detail, name))
         yield gauge
-    for name, text in _COUNTERS.items():
-        counter = CounterMetricFamily(f"hub_gpu_{name}", text, labels=_GPU)
+    for name, family in _COUNTERS.items():
+        counter = family.counter()
         for labels, detail in told:
             _add(counter, labels, getattr(detail, name))
         yield counter
@@ -62,25 +61,10 @@ def _add(
 
 
 def _by_kind(told: list[tuple[tuple[str, str], GpuDetail]]) -> Iterator[Metric]:
-    ecc = CounterMetricFamily(
-        "hub_gpu_ecc_errors", "Memory errors since the driver was loaded.", labels=(*_GPU, "type")
-    )
-    ever = GaugeMetricFamily(
-        "hub_gpu_ecc_errors_lifetime", "Memory errors over the GPU's life.", labels=(*_GPU, "type")
-    )
-    rows = GaugeMetricFamily("hub_gpu_remapped_rows", "Rows of memory replaced.", labels=(*_GPU, "type"))
-    reasons = GaugeMetricFamily(
-        "hub_gpu_clocks_event_reason", "1 if this slows the GPU down now.", labels=(*_GPU, "reason")
-    )
-    throttled = CounterMetricFamily(
-        "hub_gpu_throttle_seconds", "Time of being slowed down.", labels=(*_GPU, "reason")
-    )
-    events = CounterMetricFamily(
-        "hub_gpu_events", "Events other than XIDs since the agent started.", labels=(*_GPU, "event")
-    )
-    unsupported = GaugeMetricFamily(
-        "hub_gpu_unsupported", "1 for what this GPU or driver does not have.", labels=(*_GPU, "op")
-    )
+    ecc, ever = families.ECC_ERRORS.counter(), families.ECC_ERRORS_EVER.gauge()
+    rows, reasons = families.REMAPPED_ROWS.gauge(), families.CLOCKS_EVENT_REASON.gauge()
+    throttled, events = families.THROTTLED.counter(), families.EVENTS.counter()
+    unsupported = families.UNSUPPORTED.gauge()
     for labels, detail in told:
         for family, values in (
             (ecc, detail.ecc_errors),
@@ -97,11 +81,7 @@ def _by_kind(told: list[tuple[tuple[str, str], GpuDetail]]) -> Iterator[Metric]:
 
 
 def _xids(told: list[tuple[tuple[str, str], GpuDetail]]) -> Iterator[Metric]:
-    labelled = (*_GPU, "xid", "class")
-    seen = CounterMetricFamily("hub_gpu_xid_events", "XIDs since the agent started.", labels=labelled)
-    last = GaugeMetricFamily(
-        "hub_gpu_last_xid_timestamp_seconds", "When this XID came last (wall time).", labels=labelled
-    )
+    seen, last = families.XID_EVENTS.counter(), families.LAST_XID.gauge()
     for labels, detail in told:
         for xid in detail.xids:
             kind = (*labels, "other" if xid.xid < 0 else str(xid.xid), xid.xid_class)

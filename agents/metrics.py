@@ -10,22 +10,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 
-from prometheus_client.metrics_core import (
-    CounterMetricFamily,
-    GaugeMetricFamily,
-    HistogramMetricFamily,
-    InfoMetricFamily,
-    Metric,
-)
+from prometheus_client.metrics_core import Metric
 
+from agents import families
 from agents.detail_metrics import detail_families
 from agents.model import NS_PER_MS, GpuReading, GpuState, NodeReading
 from agents.outbox import OutboxBroken, OutboxUnwritable, Spool
 
 COLLECT_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-
-_GPU = ("node", "gpu_uuid")
-_WORKLOAD = ("node", "gpu_uuid", "job_id", "attempt")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,16 +83,14 @@ class AgentCollector:
 
 
 def _devices(view: View) -> Iterator[Metric]:
-    info = InfoMetricFamily("hub_gpu_device", "What the GPU is.")
-    up = GaugeMetricFamily("hub_gpu_up", "1 if the last cycle read the GPU, 0 if it did not.", labels=_GPU)
-    devices = GaugeMetricFamily("hub_gpu_devices", "GPUs that the last cycle read.", labels=["node"])
-    ratio = GaugeMetricFamily("hub_gpu_utilization_ratio", "Latest mean utilization.", labels=_GPU)
-    allocated = GaugeMetricFamily("hub_gpu_allocated", "1 if a workload holds the GPU.", labels=_GPU)
+    described: list[dict[str, str]] = []
+    up, devices = families.UP.gauge(), families.DEVICES.gauge()
+    ratio, allocated = families.UTILIZATION.gauge(), families.ALLOCATED.gauge()
     figures = {
-        "memory_total_bytes": _gauge("hub_gpu_memory_total_bytes", "Memory of the GPU."),
-        "memory_used_bytes": _gauge("hub_gpu_memory_used_bytes", "Memory in use."),
-        "power_watts": _gauge("hub_gpu_power_watts", "Power drawn."),
-        "temperature_celsius": _gauge("hub_gpu_temperature_celsius", "Temperature of the GPU."),
+        "memory_total_bytes": families.MEMORY_TOTAL.gauge(),
+        "memory_used_bytes": families.MEMORY_USED.gauge(),
+        "power_watts": families.POWER.gauge(),
+        "temperature_celsius": families.TEMPERATURE.gauge(),
     }
     seen = set()
     for reading in view.readings:
@@ -109,7 +99,7 @@ def _devices(view: View) -> Iterator[Metric]:
         for gpu in reading.gpus:
             seen.add(gpu.gpu_uuid)
             labels = (reading.node, gpu.gpu_uuid)
-            info.add_metric(labels, _described(reading, gpu))
+            described.append(_described(reading, gpu))
             up.add_metric(labels, gpu.up)
             if reading.workloads_known:
                 allocated.add_metric(labels, gpu.workload is not None)
@@ -123,7 +113,8 @@ def _devices(view: View) -> Iterator[Metric]:
         # A MIG device that is gone was taken apart on purpose; one that cannot be read is in its reading.
         if state.gpu_uuid not in seen and not state.gpu_uuid.startswith("MIG-"):
             up.add_metric((state.node, state.gpu_uuid), 0)
-    yield from (info, up, devices, ratio, allocated, *figures.values())
+    yield families.DEVICE.info(*described)
+    yield from (up, devices, ratio, allocated, *figures.values())
 
 
 def _described(reading: NodeReading, gpu: GpuReading) -> dict[str, str]:
@@ -140,8 +131,7 @@ def _described(reading: NodeReading, gpu: GpuReading) -> dict[str, str]:
 
 
 def _measured(view: View) -> Iterator[Metric]:
-    busy = CounterMetricFamily("hub_gpu_busy_seconds", "Time of full use, whoever held it.", labels=_GPU)
-    observed = CounterMetricFamily("hub_gpu_observed_seconds", "Time that was measured at all.", labels=_GPU)
+    busy, observed = families.BUSY.counter(), families.OBSERVED.counter()
     for state in view.states.values():
         labels = (state.node, state.gpu_uuid)
         busy.add_metric(labels, _busy_s(state.device.busy_ns))
@@ -150,12 +140,7 @@ def _measured(view: View) -> Iterator[Metric]:
 
 
 def _workloads(view: View) -> Iterator[Metric]:
-    busy = CounterMetricFamily(
-        "hub_gpu_workload_busy_seconds", "Time of full use under the workload.", labels=_WORKLOAD
-    )
-    observed = CounterMetricFamily(
-        "hub_gpu_workload_observed_seconds", "Measured time under the workload.", labels=_WORKLOAD
-    )
+    busy, observed = families.WORKLOAD_BUSY.counter(), families.WORKLOAD_OBSERVED.counter()
     for reading in view.readings:
         for gpu in reading.gpus:
             state = view.states.get(gpu.gpu_uuid)
@@ -168,37 +153,21 @@ def _workloads(view: View) -> Iterator[Metric]:
 
 
 def _agent(counts: Counts) -> Iterator[Metric]:
-    yield InfoMetricFamily("hub_agent_build", "The agent's version.", {"version": version("gpuhub")})
-    yield GaugeMetricFamily("hub_agent_collect_success", "1 if the last cycle read.", counts.collect_success)
+    yield families.BUILD.info({"version": version("gpuhub")})
+    yield families.COLLECT_SUCCESS.gauge(counts.collect_success)
     yield _collect_durations(counts)
     if counts.collected_at_wall_ms is not None:
-        yield GaugeMetricFamily(
-            "hub_agent_last_collect_timestamp_seconds",
-            "When GPUs were last read.",
-            counts.collected_at_wall_ms / 1000,
-        )
-    for name, text, value in (
-        ("collect_failures", "Cycles, or nodes in them, that could not be read.", counts.collect_failures),
-        (
-            "store_failures",
-            "Cycles that the disk did not take; they are kept in memory.",
-            counts.store_failures,
-        ),
-        ("reports_sent", "Deliveries that the quota service answered.", counts.reports_sent),
-        ("reports_failed", "Deliveries that failed; their rows are sent again.", counts.reports_failed),
-        ("records_sent", "Evidence rows delivered.", counts.records_sent),
-        (
-            "records_unknown",
-            "Delivered rows whose attempt the service does not know.",
-            counts.records_unknown,
-        ),
-        (
-            "records_refused",
-            "Single rows that the service refused; they stay to be sent.",
-            counts.records_refused,
-        ),
+        yield families.LAST_COLLECT.gauge(counts.collected_at_wall_ms / 1000)
+    for family, value in (
+        (families.COLLECT_FAILURES, counts.collect_failures),
+        (families.STORE_FAILURES, counts.store_failures),
+        (families.REPORTS_SENT, counts.reports_sent),
+        (families.REPORTS_FAILED, counts.reports_failed),
+        (families.RECORDS_SENT, counts.records_sent),
+        (families.RECORDS_UNKNOWN, counts.records_unknown),
+        (families.RECORDS_REFUSED, counts.records_refused),
     ):
-        yield CounterMetricFamily(f"hub_agent_{name}", text, value)
+        yield family.counter(value)
 
 
 def _collect_durations(counts: Counts) -> Metric:
@@ -208,23 +177,15 @@ def _collect_durations(counts: Counts) -> Metric:
     for bound, number in zip(bounds, counts.collect_durations, strict=True):
         total += number
         buckets.append((bound, float(total)))
-    return HistogramMetricFamily(
-        "hub_agent_collect_duration_seconds", "How long a cycle took.", buckets, counts.collect_duration_sum_s
-    )
+    made = families.COLLECT_DURATION.histogram()
+    made.add_metric((), buckets, counts.collect_duration_sum_s)
+    return made
 
 
 def _spooled(spool: Spool) -> Iterator[Metric]:
-    yield GaugeMetricFamily("hub_agent_spool_records", "Evidence rows still to be sent.", spool.records)
+    yield families.SPOOL_RECORDS.gauge(spool.records)
     if spool.oldest_wall_ms is not None:
-        yield GaugeMetricFamily(
-            "hub_agent_spool_oldest_timestamp_seconds",
-            "Since when the oldest of them waits.",
-            spool.oldest_wall_ms / 1000,
-        )
-
-
-def _gauge(name: str, text: str) -> GaugeMetricFamily:
-    return GaugeMetricFamily(name, text, labels=_GPU)
+        yield families.SPOOL_OLDEST.gauge(spool.oldest_wall_ms / 1000)
 
 
 def _busy_s(busy_ns: int) -> float:

@@ -42,6 +42,7 @@ PROGRAMS = {
     "replay": ("deploy.replay", "Play a trace, or a saved state, through the scheduler in virtual time."),
     "whatif": ("deploy.whatif", "What would become of queue and grants under other numbers."),
     "controlplane": ("deploy.controlplane.cli", "A real Kubernetes control plane with simulated nodes."),
+    "prometheus": ("deploy.prometheus.cli", "A Prometheus that knows the hub's rules and alerts."),
 }
 """Each pulls in a web server, a database or numpy, which would make `gpuhub jobs` slow to start."""
 

@@ -8,11 +8,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import urlsplit
 
 import typer
 
@@ -26,6 +27,8 @@ from deploy.demo import MEMBER, seed
 from deploy.hub import Hub, running
 from deploy.programs import Kubernetes, Wish
 from deploy.progress import Progress
+from deploy.prometheus.programs import Programs, ready_prometheus
+from deploy.prometheus.server import Server, ServerWish, running_prometheus
 from deploy.session import Exit, UsageTrouble, refusal_lines
 from deploy.supervisor import StartFailed
 from deploy.trace import TraceWish, live_through
@@ -73,10 +76,15 @@ def up(
     kubeconfig: Annotated[
         Path | None, typer.Option(help="A Kubernetes cluster that is there; its administrator's kubeconfig.")
     ] = None,
+    prometheus: Annotated[
+        bool, typer.Option("--prometheus", help="A Prometheus beside it, with the hub's rules and alerts.")
+    ] = False,
 ) -> None:
     """Start the whole hub on this machine: API, ledger, scheduler, a simulated GPU cluster and its agent."""
     cluster = ClusterWish(kubernetes, kubeconfig)
     wrong = _contradiction(checking, trace, data_dir, clock_speed, cluster)
+    if not wrong and prometheus and (checking or trace is not None):
+        wrong = "--prometheus watches a hub that stays up: leave out --check and --trace"
     if wrong:
         raise typer.Exit(_fail(Exit.USAGE, wrong))
     if checking:
@@ -84,7 +92,9 @@ def up(
         raise typer.Exit(_check(port, speed, timeout, cluster))
     if trace is None:
         home = DataDir(data_dir or (HOME / "kubernetes" if cluster.is_kubernetes else HOME))
-        raise typer.Exit(guarded(lambda progress: _stay_up(home, port, clock_speed, cluster, progress)))
+        raise typer.Exit(
+            guarded(lambda progress: _stay_up(home, port, clock_speed, cluster, progress, prometheus))
+        )
     played = TraceWish(trace, hours, start_day, nodes, gpus_per_node, seed, clock_speed or 120)
     data = DataDir(data_dir or HOME / f"trace-{time.strftime('%Y%m%d-%H%M%S')}")
     interrupted = Ending(Exit.REFUSED, f"interrupted; what was lived through is in {data.path}")
@@ -148,7 +158,9 @@ class Ending:
     line: str = "stopped; the next start goes on from here"
 
 
-def guarded(run: Callable[[Progress], int], interrupted: Ending = Ending()) -> int:
+def guarded(
+    run: Callable[[Progress], int], interrupted: Ending = Ending(), command: str = "gpuhub up"
+) -> int:
     """Run until the end or a signal; what a user can cause becomes one or two lines and an exit code."""
     progress = Progress()
     # SIGTERM and a closed terminal stop the hub as cleanly as Ctrl-C does.
@@ -162,22 +174,28 @@ def guarded(run: Callable[[Progress], int], interrupted: Ending = Ending()) -> i
         progress.say(interrupted.line)
         return int(interrupted.code)
     except (DataDirTrouble, BadTrace, UsageTrouble) as trouble:
-        return _fail(Exit.USAGE, str(trouble))
+        return _fail(Exit.USAGE, str(trouble), command=command)
     except ToolchainTrouble as trouble:
-        return _fail(Exit.USAGE, str(trouble))
+        return _fail(Exit.USAGE, str(trouble), command=command)
     except (BuildFailed, NodeTrouble) as failed:
-        return _fail(Exit.REFUSED, str(failed))
+        return _fail(Exit.REFUSED, str(failed), command=command)
     except StartFailed as failed:
-        return _fail(Exit.REFUSED, str(failed), *(f"  | {line}" for line in failed.lines))
+        return _fail(Exit.REFUSED, str(failed), *(f"  | {line}" for line in failed.lines), command=command)
     except ServiceProblem as problem:
-        return _fail(Exit.REFUSED, *refusal_lines(problem))
+        return _fail(Exit.REFUSED, *refusal_lines(problem), command=command)
     except (ServiceUnavailable, TimeoutError) as error:
-        return _fail(Exit.UNAVAILABLE, str(error))
+        return _fail(Exit.UNAVAILABLE, str(error), command=command)
 
 
 def _stay_up(
-    data: DataDir, port: int | None, clock_speed: int | None, cluster: ClusterWish, progress: Progress
+    data: DataDir,
+    port: int | None,
+    clock_speed: int | None,
+    cluster: ClusterWish,
+    progress: Progress,
+    prometheus: bool,
 ) -> int:
+    programs = ready_prometheus(progress) if prometheus else None
     # A database keeps the speed it was begun with, so the next start need not name it again.
     speed = clock_speed or int(data.read("state.json").get("clock_speed", "1"))
     with (
@@ -187,9 +205,30 @@ def _stay_up(
         with progress.step("seeding the demo programme", "the demo programme is there"):
             # its jobs name images that are nowhere, which only played nodes can run
             seed(hub, with_jobs=cluster.kubeconfig is None)
-        _welcome(hub, progress)
-        while True:
-            time.sleep(3600)
+        with _watched(hub, programs, progress) as server:
+            _welcome(hub, server, progress)
+            while True:
+                time.sleep(3600)
+
+
+@contextmanager
+def _watched(hub: Hub, programs: Programs | None, progress: Progress) -> Iterator[Server | None]:
+    """A Prometheus that reads the hub, as long as the block, if there are programs for it."""
+    if programs is None:
+        yield None
+        return
+    measured = [name for name in _MEASURED if name in hub.wish.names]
+    wish = ServerWish(
+        {name: [urlsplit(hub.url(name)).netloc] for name in measured}, token=hub.tokens["operator"]
+    )
+    with ExitStack() as stack:
+        with progress.step("starting prometheus", "prometheus is up"):
+            server = stack.enter_context(
+                running_prometheus(
+                    hub.data.path / "prometheus", programs, wish, lambda line: progress.say(line, "yellow")
+                )
+            )
+        yield server
 
 
 def _check(port: int | None, clock_speed: int, timeout_s: float, cluster: ClusterWish) -> int:
@@ -220,20 +259,22 @@ def _tails(data: DataDir) -> list[str]:
     return lines
 
 
-def _fail(code: Exit, *lines: str) -> int:
+def _fail(code: Exit, *lines: str, command: str = "gpuhub up") -> int:
     for line in lines:
         # A program's own line names the program already.
         is_first = line is lines[0] and not line.startswith("gpuhub ")
-        typer.echo(f"gpuhub up: {line}" if is_first else line, err=True)
+        typer.echo(f"{command}: {line}" if is_first else line, err=True)
     return int(code)
 
 
-def _welcome(hub: Hub, progress: Progress) -> None:
+def _welcome(hub: Hub, server: Server | None, progress: Progress) -> None:
     api = hub.url("quota")
+    watched = () if server is None else (f"prometheus {server.url}/api/v1/alerts  (no web pages)",)
     lines = (
         "",
         f"API        {api}      docs {api}/docs",
         f"metrics    {'  '.join(hub.url(name) + '/metrics' for name in _MEASURED if name in hub.wish.names)}",
+        *watched,
         f"cluster    {_cluster_line(hub)}",
         f"data       {hub.data.path}  (logs in {hub.data.logs})",
         f"member     {hub.tokens[MEMBER]}  (of {MEMBER})",

@@ -3,20 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from importlib.metadata import version
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 from sqlalchemy import Connection, func, select
 
-from quota.audit.tables import findings
+from quota import families
+from quota.audit.tables import findings, seals
 from quota.clock import Clock
 from quota.db import Database, head
-from quota.fleet.tables import clusters, node_capacity
-from quota.jobs.tables import jobs
+from quota.dispatch.tables import scheduler_lease
+from quota.fleet.tables import clusters, node_capacity, nodes
+from quota.jobs.tables import attempts, jobs
 from quota.ledger.tables import accounts, holds
 from quota.programs.tables import grants
 
 REFERENCE_SECOND_GPU_US = 1_000_000
+UNENDED = ("queued", "starting", "running", "stopping")
+KNOWN_FINDINGS = (
+    "balance_differs_from_transfers",
+    "capacity_lowered",
+    "cluster_behind",
+    "day_not_settled",
+    "evidence_beyond_run",
+    "evidence_of_unknown_attempt",
+    "freed_before_its_end",
+    "impossible_time",
+    "ledger_differs_from_cluster",
+    "name_conflict",
+    "object_vanished",
+    "statement_changed",
+    "unknown_attempt",
+    "unknown_object",
+    "unobserved_time",
+)
+"""They have a series before there is any: Prometheus sees no increase in one that appears with a first finding."""
 
 
 class HubCollector(Collector):
@@ -28,17 +50,14 @@ class HubCollector(Collector):
 
     def collect(self) -> Iterable[Metric]:
         """All families of the service."""
+        yield families.BUILD.info({"version": version("gpuhub")})
         with self._database.read() as connection:
+            now_ms = self._clock.now_ms()
+            yield families.BUSINESS_TIME.gauge(now_ms / 1000)
             yield from _grant_families(connection)
             yield from _job_families(connection)
-            yield from _fleet_families(connection, self._clock.now_ms())
-            yield GaugeMetricFamily(
-                "hub_quota_feed_head", "Sequence of the last transaction in the feed.", head(connection)
-            )
-            count = connection.execute(select(func.count()).select_from(findings)).scalar_one()
-            yield CounterMetricFamily(
-                "hub_quota_findings", "Things that should not be, ever recorded.", count
-            )
+            yield from _fleet_families(connection, now_ms)
+            yield from _service_families(connection)
 
     def describe(self) -> Iterable[Metric]:
         """Nothing: families are made at scrape time."""
@@ -46,24 +65,16 @@ class HubCollector(Collector):
 
 
 def _grant_families(connection: Connection) -> Iterable[Metric]:
-    labels = ["organization", "program", "grant_id"]
-    families = {
-        "granted": GaugeMetricFamily(
-            "hub_quota_grant_limit_gpu_seconds", "Reference GPU seconds granted.", labels=labels
-        ),
-        "held": GaugeMetricFamily(
-            "hub_quota_grant_held_gpu_seconds", "Reference GPU seconds held now.", labels=labels
-        ),
-        "used": GaugeMetricFamily(
-            "hub_quota_grant_used_gpu_seconds", "Reference GPU seconds used.", labels=labels
-        ),
-        "start": GaugeMetricFamily(
-            "hub_quota_grant_start_timestamp_seconds", "Start of the grant's term.", labels=labels
-        ),
-        "end": GaugeMetricFamily(
-            "hub_quota_grant_end_timestamp_seconds", "End of the grant's term.", labels=labels
-        ),
-    }
+    granted, held, used = (
+        families.GRANT_LIMIT.gauge(),
+        families.GRANT_HELD.gauge(),
+        families.GRANT_USED.gauge(),
+    )
+    start, end, lag = (
+        families.GRANT_START.gauge(),
+        families.GRANT_END.gauge(),
+        families.GRANT_PACE_LAG.gauge(),
+    )
     rows = connection.execute(
         select(grants, accounts.c.granted_gpu_us, accounts.c.held_gpu_us, accounts.c.used_gpu_us).join(
             accounts, accounts.c.id == grants.c.account_id
@@ -71,47 +82,57 @@ def _grant_families(connection: Connection) -> Iterable[Metric]:
     )
     for row in rows:
         names = [row.organization_id, row.program_id, row.id]
-        families["granted"].add_metric(names, row.granted_gpu_us / REFERENCE_SECOND_GPU_US)
-        families["held"].add_metric(names, row.held_gpu_us / REFERENCE_SECOND_GPU_US)
-        families["used"].add_metric(names, row.used_gpu_us / REFERENCE_SECOND_GPU_US)
-        families["start"].add_metric(names, row.starts_at_ms / 1000)
-        families["end"].add_metric(names, row.ends_at_ms / 1000)
-    yield from families.values()
+        granted.add_metric(names, row.granted_gpu_us / REFERENCE_SECOND_GPU_US)
+        held.add_metric(names, row.held_gpu_us / REFERENCE_SECOND_GPU_US)
+        used.add_metric(names, row.used_gpu_us / REFERENCE_SECOND_GPU_US)
+        start.add_metric(names, row.starts_at_ms / 1000)
+        end.add_metric(names, row.ends_at_ms / 1000)
+        if row.pace_lag_ms is not None:
+            lag.add_metric(names, row.pace_lag_ms / 1000)
+    yield from (granted, held, used, start, end, lag)
     platform = connection.execute(
         select(accounts.c.used_gpu_us).where(accounts.c.kind == "platform")
     ).scalars()
-    yield CounterMetricFamily(
-        "hub_quota_platform_gpu_seconds",
-        "Reference GPU seconds that no grant pays.",
-        sum(platform) / REFERENCE_SECOND_GPU_US,
-    )
+    yield families.PLATFORM.counter(sum(platform) / REFERENCE_SECOND_GPU_US)
 
 
 def _job_families(connection: Connection) -> Iterable[Metric]:
-    family = GaugeMetricFamily(
-        "hub_quota_jobs", "Jobs by organization and state.", labels=["organization", "state"]
-    )
+    family = families.JOBS.gauge()
+    # those that have ended are most of the table, and the index by state spares them
     rows = connection.execute(
-        select(jobs.c.organization_id, jobs.c.state, func.count().label("jobs")).group_by(
-            jobs.c.organization_id, jobs.c.state
-        )
+        select(jobs.c.organization_id, jobs.c.state, func.count().label("jobs"))
+        .where(jobs.c.state.in_(UNENDED))
+        .group_by(jobs.c.organization_id, jobs.c.state)
     )
     for row in rows:
         family.add_metric([row.organization_id, row.state], row.jobs)
     yield family
+    oldest = families.QUEUE_OLDEST.gauge()
+    queued = connection.execute(
+        select(jobs.c.organization_id, func.min(jobs.c.submitted_at_ms).label("oldest_ms"))
+        .where(jobs.c.state == "queued")
+        .group_by(jobs.c.organization_id)
+    )
+    for row in queued:
+        oldest.add_metric([row.organization_id], row.oldest_ms / 1000)
+    yield oldest
     unresolved = connection.execute(
         select(func.count()).select_from(holds).where(holds.c.resolved.is_(False))
     ).scalar_one()
-    yield GaugeMetricFamily(
-        "hub_quota_holds_unresolved", "Holds that are neither settled nor released.", unresolved
+    yield families.HOLDS_UNRESOLVED.gauge(unresolved)
+    unsettled = families.ATTEMPTS_UNSETTLED.gauge()
+    waiting = connection.execute(
+        select(attempts.c.cluster, func.count().label("attempts"))
+        .where(attempts.c.settled.is_(False))
+        .group_by(attempts.c.cluster)
     )
+    for row in waiting:
+        unsettled.add_metric([row.cluster], row.attempts)
+    yield unsettled
 
 
 def _fleet_families(connection: Connection, now_ms: int) -> Iterable[Metric]:
-    labels = ["cluster", "gpu_class", "state"]
-    family = GaugeMetricFamily(
-        "hub_quota_gpus", "GPUs by class: total, used by the hub, used by others.", labels=labels
-    )
+    family = families.GPUS.gauge()
     rows = connection.execute(
         select(
             node_capacity.c.cluster,
@@ -125,9 +146,29 @@ def _fleet_families(connection: Connection, now_ms: int) -> Iterable[Metric]:
         for state, value in (("total", row.total), ("used", row.used), ("foreign", row.other)):
             family.add_metric([row.cluster, row.gpu_class, state], int(value))
     yield family
-    lag = GaugeMetricFamily(
-        "hub_quota_ledger_lag_seconds", "Business time since the cluster's watermark.", labels=["cluster"]
-    )
+    count = func.count().label("nodes")
+    held = (nodes.c.cluster, nodes.c.schedulable, nodes.c.cordoned)
+    counted: dict[tuple[str, ...], float] = {}
+    for row in connection.execute(select(*held, count).group_by(*held)):
+        state = "cordoned" if row.cordoned else "open" if row.schedulable else "closed"
+        counted[row.cluster, state] = counted.get((row.cluster, state), 0) + row.nodes
+    yield families.NODES.gauge_of(counted)
+    lag = families.LEDGER_LAG.gauge()
     for row in connection.execute(select(clusters).where(clusters.c.observed_through_ms.is_not(None))):
         lag.add_metric([row.id], max(0, now_ms - row.observed_through_ms) / 1000)
     yield lag
+
+
+def _service_families(connection: Connection) -> Iterable[Metric]:
+    yield families.FEED_HEAD.gauge(head(connection))
+    expires_ms = connection.execute(select(scheduler_lease.c.expires_wall_ms)).scalar()
+    if expires_ms is not None:
+        yield families.LEASE_EXPIRES.gauge(expires_ms / 1000)
+    sealed_ms = connection.execute(select(seals.c.at_ms).order_by(seals.c.number.desc()).limit(1)).scalar()
+    if sealed_ms is not None:
+        yield families.SEAL.gauge(sealed_ms / 1000)
+    found = connection.execute(
+        select(findings.c.code, func.count().label("findings")).group_by(findings.c.code)
+    )
+    counted = dict.fromkeys(KNOWN_FINDINGS, 0) | {row.code: int(row.findings) for row in found}
+    yield families.FINDINGS.counter_of({(code,): count for code, count in counted.items()})

@@ -94,6 +94,11 @@ class Cache:
         """All nodes with what the hub has given on them."""
         return [item.node for item in self._items["node"].values() if item.node is not None]
 
+    def rates(self) -> dict[str, int]:
+        """The present rate of every GPU class, in thousandths."""
+        found = (item.gpu_class for item in self._items["gpu_class"].values())
+        return {one.id: one.rate_thousandths for one in found if one is not None}
+
     def booking(self, ident: str) -> BookingObject | None:
         """One time of a booking; None if it was cancelled."""
         item = self._items["booking"].get(ident)

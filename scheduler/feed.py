@@ -31,6 +31,8 @@ class FeedRead:
     """What changed since the page before."""
 
     epoch: int
+    cursor: int
+    """Up to here it was read."""
     items: tuple[FeedItem, ...]
 
 
@@ -60,8 +62,8 @@ class FeedFollower:
             log.info("cursor_expired", cursor=self._cursor)
             self._cursor = None
             return
-        if page.items:
-            self._tell(FeedRead(self._epoch, page.items))
+        if page.cursor != self._cursor:
+            self._tell(FeedRead(self._epoch, page.cursor, page.items))
         self._cursor = page.cursor
 
     def _take_snapshot(self) -> int:

@@ -7,12 +7,14 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from quota.schemas.scheduling import StopReason
+from scheduler import families
 
 CYCLE_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 FORECAST_BUCKETS_S = (0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 60.0, 120.0, 300.0)
@@ -29,13 +31,25 @@ class QueueKey:
 
 
 @dataclass(frozen=True, slots=True)
+class Shares:
+    """What organizations keep of the hub now, and what they should; each by organization."""
+
+    gpus: Mapping[str, int] = field(default_factory=dict)
+    """GPUs that its jobs keep."""
+    fair: Mapping[str, float] = field(default_factory=dict)
+    """The pace of its running grants, of that of all (0-1); their sum is 1."""
+    used: Mapping[str, float] = field(default_factory=dict)
+    """What is kept on its grants, of what is kept on all (0-1); their sum is 1 while anything runs, else 0."""
+
+
+@dataclass(frozen=True, slots=True)
 class Picture:
     """The hub as the leader sees it at one moment."""
 
     jobs: Mapping[QueueKey, int] = field(default_factory=dict)
     gpus_requested: Mapping[QueueKey, int] = field(default_factory=dict)
-    oldest_ms: Mapping[str, int] = field(default_factory=dict)
-    """Submission of the job that waits longest, by organization."""
+    oldest_ms: Mapping[QueueKey, int] = field(default_factory=dict)
+    """Submission of the job that waits longest."""
     reasons: Mapping[str, int] = field(default_factory=dict)
     gpus: Mapping[tuple[str, str], int] = field(default_factory=dict)
     """By (gpu_class, state)."""
@@ -43,6 +57,7 @@ class Picture:
     """GPUs booked within the horizon, by (gpu_class, `kept` or `short`)."""
     seen_ms: Mapping[str, int] = field(default_factory=dict)
     """When each cluster last answered."""
+    shares: Shares = field(default_factory=Shares)
 
 
 class Tally:
@@ -82,6 +97,7 @@ class Metrics(Collector):
         self._forecasts = Tally(FORECAST_BUCKETS_S)
         self._forecast_errors = 0
         self._foretold_ms: int | None = None
+        self._feed_seq: int | None = None
         self._cycles = Tally(CYCLE_BUCKETS_S)
         self._waits: dict[str, Tally] = {}
         self._registry = CollectorRegistry()
@@ -97,12 +113,18 @@ class Metrics(Collector):
             if not leader:
                 self._picture = Picture()
                 self._foretold_ms = None
+                self._feed_seq = None
             self._leader = leader
 
     def show(self, picture: Picture) -> None:
         """The hub as it is now."""
         with self._lock:
             self._picture = picture
+
+    def fed(self, seq: int) -> None:
+        """The feed of the quota service was read up to here."""
+        with self._lock:
+            self._feed_seq = seq
 
     def cycle(self, duration_s: float) -> None:
         """One cycle of the loop took this long."""
@@ -149,117 +171,53 @@ class Metrics(Collector):
     def collect(self) -> Iterator[Metric]:
         """Fresh families: a label value that is no more leaves no series behind."""
         with self._lock:
-            families = [*self._counters(), *self._histograms(), *self._gauges()]
-        return iter(families)
+            made = [*self._counters(), *self._histograms(), *self._gauges()]
+        return iter(made)
 
     def _counters(self) -> Iterator[Metric]:
-        decisions = CounterMetricFamily(
-            "hub_sched_decisions", "Decisions answered by the quota service.", labels=["outcome"]
-        )
-        for outcome in ("started", "stopped", "unchanged", "refused"):
-            decisions.add_metric([outcome], self._decisions[outcome])
-        yield decisions
-        stops = CounterMetricFamily(
-            "hub_sched_stops", "Stops recorded by the quota service.", labels=["reason"]
-        )
-        for reason in StopReason:
-            stops.add_metric([reason.value], self._stops[reason.value])
-        yield stops
-        yield CounterMetricFamily("hub_sched_admitted_jobs", "Jobs started.", value=self._admitted)
-        actions = CounterMetricFamily(
-            "hub_sched_cluster_actions",
-            "Starts, stops and deletions on clusters.",
-            labels=["verb", "outcome"],
-        )
-        for (verb, outcome), count in sorted(self._actions.items()):
-            actions.add_metric([verb, outcome], count)
-        yield actions
-        yield CounterMetricFamily(
-            "hub_sched_quota_errors", "Calls that the quota service did not answer.", value=self._quota_errors
-        )
-
-        yield CounterMetricFamily(
-            "hub_sched_forecast_failures", "Forecasts that came to nothing.", value=self._forecast_errors
-        )
+        outcomes = ("started", "stopped", "unchanged", "refused")
+        yield families.DECISIONS.counter_of({(outcome,): self._decisions[outcome] for outcome in outcomes})
+        yield families.STOPS.counter_of({(reason.value,): self._stops[reason.value] for reason in StopReason})
+        yield families.ADMITTED.counter(self._admitted)
+        yield families.ACTIONS.counter_of(self._actions)
+        yield families.QUOTA_ERRORS.counter(self._quota_errors)
+        yield families.FORECAST_FAILURES.counter(self._forecast_errors)
 
     def _histograms(self) -> Iterator[Metric]:
-        buckets, total = self._cycles.buckets()
-        yield HistogramMetricFamily(
-            "hub_sched_cycle_duration_seconds", "Wall time of one cycle.", buckets=buckets, sum_value=total
-        )
-        waits = HistogramMetricFamily(
-            "hub_sched_queue_wait_seconds",
-            "From submission to the start's decision (business time).",
-            labels=["gpu_class"],
-        )
+        cycles = families.CYCLE_DURATION.histogram()
+        cycles.add_metric((), *self._cycles.buckets())
+        waits = families.QUEUE_WAIT.histogram()
         for gpu_class, tally in sorted(self._waits.items()):
-            buckets, total = tally.buckets()
-            waits.add_metric([gpu_class], buckets, total)
-        yield waits
-        buckets, total = self._forecasts.buckets()
-        yield HistogramMetricFamily(
-            "hub_sched_forecast_duration_seconds",
-            "Wall time of a forecast, from the question to its publication.",
-            buckets=buckets,
-            sum_value=total,
-        )
+            waits.add_metric([gpu_class], *tally.buckets())
+        forecasts = families.FORECAST_DURATION.histogram()
+        forecasts.add_metric((), *self._forecasts.buckets())
+        yield from (cycles, waits, forecasts)
 
     def _gauges(self) -> Iterator[Metric]:
         picture = self._picture
-        yield GaugeMetricFamily(
-            "hub_sched_leader", "1 if this process holds the scheduler lease.", value=float(self._leader)
-        )
-        yield _by_queue("hub_sched_queue_jobs", "Waiting jobs.", picture.jobs)
-        yield _by_queue("hub_sched_queue_gpus_requested", "GPUs asked for.", picture.gpus_requested)
-        yield _by(
-            "hub_sched_queue_oldest_timestamp_seconds",
-            "Submission of the job that waits longest.",
-            ["organization"],
-            {(organization,): at_ms / 1000 for organization, at_ms in picture.oldest_ms.items()},
-        )
-        yield _by(
-            "hub_sched_unschedulable_jobs",
-            "Waiting jobs by what keeps them waiting.",
-            ["reason"],
-            {(reason,): count for reason, count in picture.reasons.items()},
-        )
-        yield _by("hub_sched_gpus", "GPUs by what they do.", ["gpu_class", "state"], picture.gpus)
+        yield families.BUILD.info({"version": version("gpuhub")})
+        yield families.LEADER.gauge(float(self._leader))
+        if self._feed_seq is not None:
+            yield families.FEED_SEQ.gauge(self._feed_seq)
+        yield families.QUEUE_JOBS.gauge_of(_by_queue(picture.jobs))
+        yield families.QUEUE_GPUS.gauge_of(_by_queue(picture.gpus_requested))
+        oldest_s = {key: at_ms / 1000 for key, at_ms in picture.oldest_ms.items()}
+        yield families.QUEUE_OLDEST.gauge_of(_by_queue(oldest_s))
+        yield families.UNSCHEDULABLE.gauge_of(_by_one(picture.reasons))
+        yield families.GPUS.gauge_of(picture.gpus)
+        yield families.ORGANIZATION_GPUS.gauge_of(_by_one(picture.shares.gpus))
+        yield families.FAIR_SHARE.gauge_of(_by_one(picture.shares.fair))
+        yield families.USAGE.gauge_of(_by_one(picture.shares.used))
         if self._foretold_ms is not None:
-            yield GaugeMetricFamily(
-                "hub_sched_forecast_timestamp_seconds",
-                "The moment that the last published forecast was made for (business time): its age is now less this.",
-                value=self._foretold_ms / 1000,
-            )
-        yield _by(
-            "hub_sched_booked_gpus",
-            "GPUs of bookings that come or are on: whose room is kept, and that will not be free in time.",
-            ["gpu_class", "state"],
-            picture.booked,
-        )
-        yield _by(
-            "hub_sched_cluster_seen_timestamp_seconds",
-            "When the cluster last answered (business time).",
-            ["cluster"],
-            {(cluster,): at_ms / 1000 for cluster, at_ms in picture.seen_ms.items()},
-        )
+            yield families.FORECAST_AT.gauge(self._foretold_ms / 1000)
+        yield families.BOOKED.gauge_of(picture.booked)
+        seen_s = {cluster: at_ms / 1000 for cluster, at_ms in picture.seen_ms.items()}
+        yield families.CLUSTER_SEEN.gauge_of(_by_one(seen_s))
 
 
-def _by_queue(name: str, text: str, values: Mapping[QueueKey, int]) -> GaugeMetricFamily:
-    return _by(
-        name,
-        text,
-        ["organization", "status"],
-        {(key.organization, key.status): count for key, count in values.items()},
-    )
+def _by_queue(values: Mapping[QueueKey, float]) -> dict[tuple[str, ...], float]:
+    return {(key.organization, key.status): value for key, value in values.items()}
 
 
-def _by(
-    name: str,
-    text: str,
-    labels: Sequence[str],
-    values: Mapping[tuple[str, str], float] | Mapping[tuple[str], float],
-) -> GaugeMetricFamily:
-    family = GaugeMetricFamily(name, text, labels=labels)
-    for label_values, value in sorted(values.items()):
-        family.add_metric(label_values, value)
-    return family
+def _by_one(values: Mapping[str, float]) -> dict[tuple[str, ...], float]:
+    return {(key,): value for key, value in values.items()}

@@ -31,7 +31,7 @@ from scheduler.forecasting import Standpoint
 from scheduler.gateway import Gateway, Quota
 from scheduler.lease import Lease
 from scheduler.metrics import Metrics
-from scheduler.picture import picture_of
+from scheduler.picture import picture_of, shares_of
 from scheduler.planner import Planner
 from scheduler.ranking import RankingPublisher, Standing
 from scheduler.reconciler import Limits, Reconciler, due_of
@@ -109,8 +109,9 @@ class Term:
                 if not self._cache.loaded:  # later ones know less of what is promised than this term
                     self._planner.begin_with(reservations, booked)
                 self._cache.replace(cursor, items)
-            case FeedRead(items=items):
+            case FeedRead(cursor=cursor, items=items):
                 self._cache.apply(items)
+        self._around.metrics.fed(cursor)
 
     def take_done(self, done: Done) -> None:
         """An action on a cluster has been carried out, or not."""
@@ -303,7 +304,10 @@ class Term:
         }
         rooms = ((self._cache.booking(room.booking_id), room) for room in self.standing.booked)
         booked = [(booking, room) for booking, room in rooms if booking is not None]
-        self._around.metrics.show(picture_of(waiting, self._cache.nodes(), seen_ms, booked))
+        shares = shares_of(
+            self._cache.grants(), self._cache.attempts(), self._cache.rates(), self._around.clock.now_ms()
+        )
+        self._around.metrics.show(picture_of(waiting, self._cache.nodes(), seen_ms, booked, shares))
 
     def _holds(self) -> bool:
         return self._around.holds(self.epoch)

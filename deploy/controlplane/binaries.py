@@ -1,4 +1,4 @@
-"""The programs of the control plane, built once per user from the Go modules beside this file.
+"""The programs of the control plane, and others, built once per user from the Go modules beside this file.
 
 A finished program appears under its name in one step, so what is there is whole; two builders wait for each other.
 """
@@ -14,7 +14,7 @@ import subprocess
 import sysconfig
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +27,13 @@ KEY_LENGTH = 16
 TICK_S = 1.0
 
 _KUBERNETES = re.compile(r"^\s*k8s\.io/kubernetes v((\d+)\.(\d+)\.\S+)", re.MULTILINE)
+_PROMETHEUS = re.compile(
+    r"^\s*(?:require )?github\.com/prometheus/prometheus v0\.(\d)(\d+)\.(\d+)", re.MULTILINE
+)
+
+PROMETHEUS_TAGS = "netgo,remove_all_sd,enable_kubernetes_sd"
+"""Of the ways in which Prometheus can find its targets only files, HTTP and Kubernetes: the clouds' would be most of
+the program, and of the time that it takes to build."""
 
 
 class BuildFailed(Exception):
@@ -83,21 +90,38 @@ Told = Callable[[Building], None]
 def find_binaries(
     told: Told = lambda building: None, environment: Mapping[str, str] = os.environ
 ) -> Binaries:
-    """All programs; what is missing is built. Raises BuildFailed or ToolchainTrouble."""
-    paths = _paths(environment)
-    if not all(path.exists() for path in paths.values()):
-        with _locked(cache_folder(environment)):
-            # Whoever held the lock before may have built them.
-            wanted = [source for source in SOURCES if not paths[source.name].exists()]
-            for number, source in enumerate(wanted, 1):
-                _build(source, paths[source.name], told, number, len(wanted))
-    return _named(paths)
+    """All programs of the control plane; what is missing is built. Raises BuildFailed or ToolchainTrouble."""
+    return _named(find_programs(SOURCES, told, environment))
 
 
 def built_binaries(environment: Mapping[str, str] = os.environ) -> Binaries | None:
-    """All programs if they are there; nothing is built."""
-    paths = _paths(environment)
-    return _named(paths) if all(path.exists() for path in paths.values()) else None
+    """All programs of the control plane if they are there; nothing is built."""
+    found = built_programs(SOURCES, environment)
+    return None if found is None else _named(found)
+
+
+def find_programs(
+    sources: Sequence[Source],
+    told: Told = lambda building: None,
+    environment: Mapping[str, str] = os.environ,
+) -> dict[str, Path]:
+    """These programs by name; what is missing is built. Raises BuildFailed or ToolchainTrouble."""
+    paths = _paths(sources, environment)
+    if not all(path.exists() for path in paths.values()):
+        with _locked(cache_folder(environment)):
+            # Whoever held the lock before may have built them.
+            wanted = [source for source in sources if not paths[source.name].exists()]
+            for number, source in enumerate(wanted, 1):
+                _build(source, paths[source.name], told, number, len(wanted))
+    return paths
+
+
+def built_programs(
+    sources: Sequence[Source], environment: Mapping[str, str] = os.environ
+) -> dict[str, Path] | None:
+    """These programs by name if all are there; nothing is built."""
+    paths = _paths(sources, environment)
+    return paths if all(path.exists() for path in paths.values()) else None
 
 
 def cache_folder(environment: Mapping[str, str]) -> Path:
@@ -115,18 +139,24 @@ def cache_key(go_mod: bytes, go_sum: bytes, platform: str, flags: tuple[str, ...
 
 
 def build_flags(go_mod: str) -> tuple[str, ...]:
-    """How to build; kubectl and others compare the version that the linker writes in."""
+    """How to build; kubectl and others compare the version that the linker writes in, Prometheus shows it."""
     version = _KUBERNETES.search(go_mod)
     linker = "-s -w"
+    more: tuple[str, ...] = ()
     if version is not None:
         known = {"gitVersion": f"v{version[1]}", "gitMajor": version[2], "gitMinor": version[3]}
         linker += "".join(f" -X k8s.io/component-base/version.{name}={text}" for name, text in known.items())
-    return ("-trimpath", "-buildvcs=false", "-mod=readonly", "-ldflags", linker)
+    elif (numbered := _PROMETHEUS.search(go_mod)) is not None:
+        # the module of Prometheus 3.13.5 is called v0.313.5
+        text = f"{numbered[1]}.{int(numbered[2])}.{numbered[3]}"
+        linker += f" -X github.com/prometheus/common/version.Version={text}"
+        more = ("-tags", PROMETHEUS_TAGS)
+    return ("-trimpath", "-buildvcs=false", "-mod=readonly", *more, "-ldflags", linker)
 
 
-def _paths(environment: Mapping[str, str]) -> dict[str, Path]:
+def _paths(sources: Sequence[Source], environment: Mapping[str, str]) -> dict[str, Path]:
     given = _given(environment)
-    return {source.name: given.get(source.name, _built_path(source, environment)) for source in SOURCES}
+    return {source.name: given.get(source.name, _built_path(source, environment)) for source in sources}
 
 
 def _named(paths: Mapping[str, Path]) -> Binaries:

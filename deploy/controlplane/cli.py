@@ -10,7 +10,8 @@ from typing import Annotated
 
 import typer
 
-from deploy.controlplane.binaries import Binaries, BuildFailed, Building, find_binaries
+from deploy.controlplane.binaries import Binaries, BuildFailed, find_binaries
+from deploy.controlplane.building import told_to
 from deploy.controlplane.nodes import NodeTrouble, read_nodes
 from deploy.controlplane.plane import ControlPlane, running_plane
 from deploy.controlplane.programs import AUDIT_RULES, PlaneWish
@@ -85,18 +86,8 @@ def _welcome(plane: ControlPlane, binaries: Binaries, progress: Progress) -> Non
 
 
 def ready_binaries(progress: Progress) -> Binaries:
-    """Find or build the programs: a running clock on a terminal, a line at each start and end in a file."""
-    with progress.out.status("looking for the control plane's programs") as shown:
-
-        def told(building: Building) -> None:
-            where = f"{building.name} ({building.number} of {building.of})"
-            if building.is_done:
-                progress.say(f"✓ {where} is built ({building.elapsed_s:.1f} s)")
-            elif progress.out.is_terminal:
-                shown.update(f"building {where}, {building.elapsed_s:.0f} s")
-            elif building.is_first:
-                progress.say(f"building {where}; the first time it takes minutes")
-
+    """Find or build the programs, and tell how far it is."""
+    with told_to(progress, "looking for the control plane's programs") as told:
         return find_binaries(told)
 
 

@@ -28,7 +28,7 @@ import yaml  # type: ignore[import-untyped]
 
 from deploy.child import child_environment, held
 from deploy.controlplane import binaries
-from deploy.controlplane.binaries import Building, Source, built_binaries
+from deploy.controlplane.binaries import Building, Source, built_binaries, find_programs
 from deploy.controlplane.programs import API_SERVER, CONTROLLER_MANAGER, KWOK, SCHEDULER
 from deploy.controlplane.toolchain import find_go, needed_version
 from quota.schemas.fair_share import FairShare, FairSharePut
@@ -285,13 +285,7 @@ def _module_folder() -> Path:
 
 def _program(source: Source) -> Path:
     """Built as the control plane's programs are, and kept beside them."""
-    # proposed: binaries.find(sources), so that this needs nothing private
-    target = binaries._built_path(source, os.environ)
-    if not target.exists():
-        with binaries._locked(binaries.cache_folder(os.environ)):
-            if not target.exists():
-                binaries._build(source, target, _tell, 1, 1)
-    return target
+    return find_programs((source,), _tell)[source.name]
 
 
 def _tell(building: Building) -> None:

@@ -15,12 +15,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import structlog
-from prometheus_client.metrics_core import (
-    CounterMetricFamily,
-    GaugeMetricFamily,
-    Metric,
-)
+from prometheus_client.metrics_core import Metric
 
+from agents import families
 from agents.gpus.nvml import wire
 from agents.gpus.nvml.classes import gpu_class
 from agents.gpus.nvml.codes import XIDS, name_of, xid_class
@@ -109,30 +106,14 @@ class NvmlReader:
         with self._turn:
             errors, expected, events_error = dict(self._errors), self._expected, self._events_error
             fresh = self._fresh(self._heard_s)
-        state = GaugeMetricFamily("hub_agent_nvml_state", "1 for how the collector is.", labels=["state"])
-        state.add_metric([self._supervisor.state], 1)
-        yield state
-        restarts = CounterMetricFamily(
-            "hub_agent_nvml_restarts", "Collector processes that were replaced.", labels=["reason"]
-        )
-        for reason, number in dict(self._supervisor.restarts).items():
-            restarts.add_metric([reason], number)
-        refused = CounterMetricFamily(
-            "hub_agent_nvml_errors", "Calls that the driver refused.", labels=["op", "code"]
-        )
-        for labels, number in errors.items():
-            refused.add_metric(labels, number)
-        yield from (restarts, refused)
+        yield families.NVML_STATE.gauge_of({(self._supervisor.state,): 1})
+        restarts = dict(self._supervisor.restarts)
+        yield families.NVML_RESTARTS.counter_of({(reason,): count for reason, count in restarts.items()})
+        yield families.NVML_ERRORS.counter_of(errors)
         if fresh:
-            yield GaugeMetricFamily(
-                "hub_agent_nvml_events_up", "1 if events can be waited for.", float(events_error is None)
-            )
+            yield families.NVML_EVENTS_UP.gauge(float(events_error is None))
             if expected is not None:
-                expectation = GaugeMetricFamily(
-                    "hub_gpu_devices_expected", "GPUs that the driver counts.", labels=["node"]
-                )
-                expectation.add_metric([self.node], expected)
-                yield expectation
+                yield families.DEVICES_EXPECTED.gauge_of({(self.node,): expected})
 
     def _take(self, cycle: wire.Cycle) -> None:
         """One line of the collector's; called in the supervisor's thread."""

@@ -19,6 +19,7 @@ from deploy.controlplane.binaries import (
     find_binaries,
 )
 from deploy.controlplane.toolchain import ToolchainTrouble, choose_go, needed_version
+from deploy.prometheus.programs import built_prometheus, find_prometheus
 
 NAMES = [source.name for source in SOURCES]
 NEW_GO = Path("/new/go")
@@ -63,6 +64,14 @@ def test_linker_writes_the_version_of_the_module() -> None:
     assert build_flags("require sigs.k8s.io/kwok v0.8.0\n")[-1] == "-s -w"
 
 
+def test_prometheus_is_built_with_its_version_and_without_the_clouds() -> None:
+    flags = build_flags("module a\n\nrequire github.com/prometheus/prometheus v0.313.5\n")
+    assert "version.Version=3.13.5" in flags[-1]
+    assert flags[flags.index("-tags") + 1] == "netgo,remove_all_sd,enable_kubernetes_sd"
+    assert "version.Version=3.5.0" in build_flags("\tgithub.com/prometheus/prometheus v0.305.0\n")[-1]
+    assert "-tags" not in build_flags("require github.com/prometheus/client_golang v0.313.5\n")
+
+
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -102,6 +111,21 @@ def test_missing_programs_are_built_once(cache: Path, fake_go: Path) -> None:
     calls = (fake_go / "calls").read_text().splitlines()
     assert len(calls) == 6
     assert calls[0].startswith("0 local ")
+
+
+def test_prometheus_is_built_alone(cache: Path, fake_go: Path) -> None:
+    told: list[Building] = []
+    assert built_prometheus() is None
+    found = find_prometheus(told.append)
+    assert built_prometheus() == found
+    assert [(each.name, each.number, each.of) for each in told if each.is_done] == [
+        ("prometheus", 1, 2),
+        ("promtool", 2, 2),
+    ]
+    assert found.promtool.read_text() == "github.com/prometheus/prometheus/cmd/promtool\n"
+    assert built_binaries() is None
+    assert len((fake_go / "calls").read_text().splitlines()) == 2
+    assert found.prometheus.is_relative_to(cache)
 
 
 def test_left_over_of_a_killed_build_is_not_taken_for_a_program(cache: Path, fake_go: Path) -> None:

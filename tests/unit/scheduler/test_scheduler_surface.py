@@ -14,6 +14,7 @@ from quota.schemas.scheduling import (
     BookedRoom,
     NodeCapacityObject,
     NodeObject,
+    PodPlacement,
     StopReason,
     Waiting,
     WaitReason,
@@ -23,8 +24,8 @@ from scheduler.crash import POINTS, CrashPlan
 from scheduler.door import Door, PortTaken, Readiness, Windows
 from scheduler.explain import explain
 from scheduler.metrics import Metrics, Tally
-from scheduler.picture import picture_of, status_of
-from tests.unit.scheduler.quota_objects import a_booking, a_job
+from scheduler.picture import picture_of, shares_of, status_of
+from tests.unit.scheduler.quota_objects import a_booking, a_grant, a_job, an_attempt
 
 
 @pytest.mark.parametrize("code", list(WaitReason))
@@ -118,6 +119,9 @@ def test_gauges_come_from_the_last_picture_and_leave_nothing_behind() -> None:
     assert seen["hub_sched_queue_jobs", "alpha", "active"] == 1
     assert seen["hub_sched_queue_gpus_requested", "alpha", "active"] == 8
     assert seen["hub_sched_queue_jobs", "alpha", "blocked"] == 1
+    assert (
+        seen["hub_sched_queue_oldest_timestamp_seconds", "alpha", "active"] == jobs[0][0].submitted_at / 1000
+    )
     assert seen["hub_sched_unschedulable_jobs", "organization_frozen"] == 1
     assert [seen["hub_sched_gpus", "h100", state] for state in ("allocated", "foreign", "free", "quarantined")] == [
         8, 2, 3, 3
@@ -128,6 +132,49 @@ def test_gauges_come_from_the_last_picture_and_leave_nothing_behind() -> None:
     seen = samples(metrics)
     assert seen["hub_sched_leader",] == 0
     assert not any(name == "hub_sched_queue_jobs" for name, *_ in seen)
+
+
+def test_shares_are_those_of_who_holds_the_grants() -> None:
+    day_ms = 86_400_000
+    grants = [
+        a_grant(0, id="g-alpha", organization_id="alpha", starts_at=0, ends_at=10 * day_ms),
+        a_grant(0, id="g-beta", organization_id="beta", starts_at=0, ends_at=5 * day_ms),
+        a_grant(0, id="g-late", organization_id="gamma", starts_at=5 * day_ms, ends_at=9 * day_ms),
+    ]
+    pods = (PodPlacement(index=0, node="n0", gpu_class="a100", count=5),)
+    attempts = [
+        an_attempt("job-1", organization_id="alpha", grant_id="g-alpha"),
+        an_attempt("job-2", organization_id="guest", grant_id="g-beta", pods=pods),
+        an_attempt("job-3", organization_id="alpha", grant_id="g-alpha", capacity_held=False),
+        an_attempt("job-4", organization_id="alpha", grant_id="g-ended"),
+    ]
+    shares = shares_of(grants, attempts, {"h100": 1000, "a100": 400}, day_ms)
+    alone = attempts[0].pods[0].count
+    assert shares.gpus == {"alpha": 2 * alone, "guest": 5}
+    assert shares.fair == pytest.approx({"alpha": 1 / 3, "beta": 2 / 3, "gamma": 0.0})
+    assert shares.used == pytest.approx({"alpha": alone / (alone + 2), "beta": 2 / (alone + 2), "gamma": 0.0})
+    metrics = Metrics()
+    metrics.show(picture_of((), (), {}, (), shares))
+    seen = samples(metrics)
+    assert seen["hub_sched_organization_gpus_allocated", "guest"] == 5
+    assert seen["hub_sched_organization_fair_share_ratio", "beta"] == pytest.approx(2 / 3)
+    assert seen["hub_sched_organization_usage_ratio", "gamma"] == 0
+
+
+def test_nobody_has_a_part_of_nothing() -> None:
+    shares = shares_of([a_grant(0, starts_at=10, ends_at=20)], [], {}, 5)
+    assert set(shares.fair.values()) == set(shares.used.values()) == {0.0}
+
+
+def test_feed_is_shown_by_who_leads() -> None:
+    metrics = Metrics()
+    assert ("hub_sched_feed_seq",) not in samples(metrics)
+    metrics.lead(True)
+    metrics.fed(41)
+    metrics.fed(42)
+    assert samples(metrics)["hub_sched_feed_seq",] == 42
+    metrics.lead(False)
+    assert ("hub_sched_feed_seq",) not in samples(metrics)
 
 
 def test_counters_and_histograms() -> None:

@@ -1,0 +1,58 @@
+"""Every family of series that the quota service serves at `/metrics`.
+
+They are made from the database's state when they are asked for, so every replica serves the same: take the greatest.
+Times of grants, jobs and clusters are business time; `hub_quota_business_timestamp_seconds` is its now.
+"""
+
+from quota.exposition import counter, declared, gauge, info
+
+_GRANT = ("organization", "program", "grant_id")
+
+BUILD = info("hub_quota_build_info", "The quota service's version.", "version")
+BUSINESS_TIME = gauge(
+    "hub_quota_business_timestamp_seconds",
+    "The hub's business time: the wall's, unless its clock runs faster.",
+)
+GRANT_LIMIT = gauge("hub_quota_grant_limit_gpu_seconds", "Reference GPU seconds granted.", *_GRANT)
+GRANT_HELD = gauge("hub_quota_grant_held_gpu_seconds", "Reference GPU seconds held now.", *_GRANT)
+GRANT_USED = gauge("hub_quota_grant_used_gpu_seconds", "Reference GPU seconds used.", *_GRANT)
+GRANT_START = gauge("hub_quota_grant_start_timestamp_seconds", "Start of the grant's term.", *_GRANT)
+GRANT_END = gauge("hub_quota_grant_end_timestamp_seconds", "End of the grant's term.", *_GRANT)
+GRANT_PACE_LAG = gauge(
+    "hub_quota_grant_pace_lag_seconds",
+    "How far the grant is behind the pace that it needs, as the scheduler last told; negative: ahead.",
+    *_GRANT,
+)
+PLATFORM = counter("hub_quota_platform_gpu_seconds_total", "Reference GPU seconds that no grant pays.")
+JOBS = gauge(
+    "hub_quota_jobs", "Jobs that have not ended, by organization and state.", "organization", "state"
+)
+QUEUE_OLDEST = gauge(
+    "hub_quota_queue_oldest_timestamp_seconds",
+    "Submission of the queued job that is the oldest, whatever it waits for.",
+    "organization",
+)
+HOLDS_UNRESOLVED = gauge("hub_quota_holds_unresolved", "Holds that are neither settled nor released.")
+ATTEMPTS_UNSETTLED = gauge(
+    "hub_quota_attempts_unsettled", "Attempts whose use is not settled to its end.", "cluster"
+)
+GPUS = gauge(
+    "hub_quota_gpus",
+    "GPUs by class: total, used by the hub, used by others.",
+    *("cluster", "gpu_class", "state"),
+)
+NODES = gauge(
+    "hub_quota_nodes",
+    "Nodes: open to new jobs, cordoned by operators of the hub, closed by their cluster.",
+    *("cluster", "state"),
+)
+LEDGER_LAG = gauge("hub_quota_ledger_lag_seconds", "Business time since the cluster's watermark.", "cluster")
+FEED_HEAD = gauge("hub_quota_feed_head", "Sequence of the last transaction in the feed.")
+LEASE_EXPIRES = gauge(
+    "hub_quota_scheduler_lease_expires_timestamp_seconds",
+    "Until when the scheduler's lease was last taken or renewed (wall time).",
+)
+SEAL = gauge("hub_quota_seal_timestamp_seconds", "When the audit trail was last sealed.")
+FINDINGS = counter("hub_quota_findings_total", "Things that should not be, ever recorded, by kind.", "code")
+
+FAMILIES = declared(globals())
