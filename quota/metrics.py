@@ -15,6 +15,7 @@ from quota.clock import Clock
 from quota.db import Database, head
 from quota.dispatch.tables import scheduler_lease
 from quota.fleet.tables import clusters, node_capacity, nodes
+from quota.holding_metrics import holding_families
 from quota.jobs.tables import attempts, jobs
 from quota.ledger.tables import accounts, holds
 from quota.programs.tables import grants
@@ -58,6 +59,7 @@ class HubCollector(Collector):
             yield from _job_families(connection)
             yield from _fleet_families(connection, now_ms)
             yield from _service_families(connection)
+            yield from holding_families(connection)
 
     def describe(self) -> Iterable[Metric]:
         """Nothing: families are made at scrape time."""
