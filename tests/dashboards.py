@@ -85,6 +85,7 @@ def labels_of(expr: str) -> set[str]:
     """The labels that an expression matches, groups or joins by."""
     bare = _STRING.sub('""', expr)
     lists = re.findall(r"\b(?:by|on|ignoring|without|group_left|group_right)\s*\(([^)]*)\)", bare)
+    lists += re.findall(r"^label_values\(.*,\s*(\w+)\)$", bare)
     matchers = re.findall(r"\{([^}]*)\}", bare)
     named = {label.strip() for text in lists for label in text.split(",") if label.strip()}
     return named | {found for text in matchers for found in re.findall(r"(\w+)\s*(?:=~|!~|!=|=)", text)}
@@ -179,3 +180,31 @@ def _tables(name: str, board: Mapping[str, Any]) -> Iterator[str]:
         for target in panel["targets"]:
             if target.get("format") != "table":
                 yield f"{panel['title']} asks {target['refId']} not as a table"
+
+
+def undeclared(board: Mapping[str, Any], declared: Mapping[str, set[str]]) -> list[str]:
+    """Series and labels in a dashboard that nobody serves; `declared` has the labels of each series."""
+    wrong = []
+    queries = [(variable["name"], variable["definition"]) for variable in _asking(board)]
+    for name, text in [
+        *queries,
+        *((target.name, target.expr + _by(target.legend)) for target in targets(board)),
+    ]:
+        metrics = metrics_of(text)
+        wrong += [f"{name}: {metric} is not served" for metric in sorted(metrics - set(declared))]
+        known = {"le", "job", "instance"}.union(*(declared.get(metric, set()) for metric in metrics))
+        wrong += [f"{name}: no series has the label {label}" for label in sorted(labels_of(text) - known)]
+        if not metrics:
+            wrong.append(f"{name}: asks for no series")
+    return wrong
+
+
+def _asking(board: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    for variable in board["templating"]["list"]:
+        if variable["type"] == "query":
+            yield variable
+
+
+def _by(legend: str) -> str:
+    labels = re.findall(r"\{\{\s*(\w+)\s*\}\}", legend)
+    return f" by ({', '.join(labels)})" if labels else ""

@@ -2,6 +2,8 @@
 
 Every replica of the quota service tells the same database, so its series are taken once (`once`) before they are
 added up. An agent tells of its own GPUs only, so theirs are added up as they are.
+
+Grants, jobs and clusters live in business time, which is the wall's unless the hub's clock was made to run faster.
 """
 
 from __future__ import annotations
@@ -11,6 +13,10 @@ from deploy.grafana.model import once
 RANGE = "$__rate_interval"
 
 SECONDS_PER_HOUR = 3600
+
+NOW = "scalar(max(hub_quota_business_timestamp_seconds))"
+SPEED = f"scalar(max(deriv(hub_quota_business_timestamp_seconds[{RANGE}])))"
+"""Business seconds per second."""
 
 
 def rate(metric: str, where: str = "") -> str:
@@ -26,8 +32,9 @@ def grants(name: str, where: str = "", *labels: str) -> str:
 def pace(where: str, *labels: str) -> str:
     """Reference GPUs that each grant was charged for, on the mean of the window (or of its life, if shorter)."""
     used = once(f"delta(hub_quota_grant_used_gpu_seconds{where}[${{window}}s])", *labels, "grant_id")
-    age = f"clamp_max(time() - {grants('start_timestamp_seconds', where, *labels)}, $window)"
-    return f"({used} / {age})"
+    passed = "scalar(max(delta(hub_quota_business_timestamp_seconds[${window}s])))"
+    age = f"{NOW} - {grants('start_timestamp_seconds', where, *labels)}"
+    return f"({used} / clamp_max({age}, {passed}))"
 
 
 def charged_hours(where: str, *labels: str) -> str:
@@ -40,7 +47,7 @@ def elapsed(where: str, *labels: str) -> str:
     """Which part of each grant's term is over, 0-1."""
     start = grants("start_timestamp_seconds", where, *labels)
     end = grants("end_timestamp_seconds", where, *labels)
-    return f"clamp((time() - {start}) / ({end} - {start}), 0, 1)"
+    return f"clamp(({NOW} - {start}) / ({end} - {start}), 0, 1)"
 
 
 def utilization(where: str = "", by: str = "") -> str:
@@ -66,4 +73,14 @@ def waited(quantile: str) -> str:
     )
 
 
-OLDEST_WAIT = "time() - min(hub_sched_queue_oldest_timestamp_seconds)"
+def of_firm(expr: str, where: str = "", *labels: str) -> str:
+    """What agents tell of jobs, with the firm (and more) that each job belongs to; only firms that `where` takes."""
+    wanted = ", ".join(("organization", *labels))
+    holder = once(f"hub_quota_attempt_gpus{where}", "job_id", "attempt", "organization", *labels)
+    return f"{expr} * on (job_id, attempt) group_left ({wanted}) ({holder} > bool 0)"
+
+
+def oldest_wait(where: str = "", by: str = "") -> str:
+    """How long the job waits that has waited longest."""
+    grouped = f"min by ({by})" if by else "min"
+    return f"{NOW} - {grouped} (hub_quota_queue_oldest_timestamp_seconds{where})"

@@ -1,6 +1,16 @@
 """One firm: what its grants have left and until when, what waits, how it uses what it holds, what it was charged."""
 
-from deploy.grafana.boards.expressions import charged_hours, elapsed, grants, pace, waited
+from deploy.grafana.boards.expressions import (
+    NOW,
+    charged_hours,
+    elapsed,
+    grants,
+    of_firm,
+    oldest_wait,
+    pace,
+    rate,
+    waited,
+)
 from deploy.grafana.model import (
     ORANGE,
     RED,
@@ -17,6 +27,7 @@ from deploy.grafana.model import (
     or_zero,
 )
 
+_ATTEMPT = ("job_id", "attempt", "program", "grant_id", "gpu_class")
 _GRANTS = '{organization="$organization",program=~"$program"}'
 _FIRM = '{organization="$organization"}'
 
@@ -26,7 +37,10 @@ _HELD = grants("held_gpu_seconds", _GRANTS, "program")
 _END = grants("end_timestamp_seconds", _GRANTS, "program")
 _LEFT = f"({_LIMIT} - {_USED})"
 _PACE = pace(_GRANTS, "program")
-_RUNS_OUT = f"(time() + {_LEFT} / ({_PACE} > 0))"
+_LAG = once(f"hub_quota_grant_pace_lag_seconds{_GRANTS}", "program", "grant_id")
+_BUSY = of_firm(rate("hub_gpu_workload_busy_seconds_total"), _GRANTS)
+_OBSERVED = of_firm(rate("hub_gpu_workload_observed_seconds_total"), _GRANTS)
+_RUNS_OUT = f"({NOW} + {_LEFT} / ({_PACE} > 0))"
 
 
 def _stat(
@@ -96,6 +110,7 @@ _BALANCE = (
             Query(f"1000 * {_RUNS_OUT}", "Used up on"),
             Query(f"1000 * {_END}", "Grant ends on"),
             Query(f"({_END} - {_RUNS_OUT}) / 86400", "Days too early", Unit.NUMBER),
+            Query(_LAG, "Behind its pace", Unit.SECONDS),
         ),
         Look.TABLE,
         width=10,
@@ -122,12 +137,61 @@ _CHARGES = (
     ),
 )
 
+_USE = (
+    Panel(
+        "GPUs that the firm holds",
+        "GPUs that the firm's jobs hold now, by class. Compare with how busy they are.",
+        Unit.NUMBER,
+        (
+            Query(
+                f"sum by (gpu_class) ({once(f'hub_quota_attempt_gpus{_GRANTS}', *_ATTEMPT)})", "{{gpu_class}}"
+            ),
+        ),
+        Look.STACK,
+    ),
+    Panel(
+        "Utilisation of the firm",
+        "Busy time in measured time of the GPUs that the firm's jobs hold. The firm pays for the time it holds them,"
+        " busy or not.",
+        Unit.RATIO,
+        (Query(f"sum({_BUSY}) / (sum({_OBSERVED}) > 0)", "utilisation"),),
+        most=1,
+    ),
+    Panel(
+        "Utilisation by job",
+        "The same for each job that runs.",
+        Unit.RATIO,
+        (
+            Query(
+                f"sum by (job_id, attempt) ({_BUSY}) / (sum by (job_id, attempt) ({_OBSERVED}) > 0)",
+                "{{job_id}} {{attempt}}",
+            ),
+        ),
+        most=1,
+    ),
+    Panel(
+        "Jobs that hold GPUs",
+        "The firm's jobs that hold GPUs now, and how many.",
+        Unit.NUMBER,
+        (Query(once(f"hub_quota_attempt_gpus{_GRANTS}", *_ATTEMPT), "GPUs"),),
+        Look.TABLE,
+        width=24,
+        labels={
+            "job_id": "Job",
+            "attempt": "Attempt",
+            "program": "Programme",
+            "grant_id": "Grant",
+            "gpu_class": "Class",
+        },
+    ),
+)
+
 _WAITS = (
     _stat(
         "Longest wait of the firm",
         "How long the firm's job that waits longest has waited.",
         Unit.SECONDS,
-        or_zero(f"time() - min(hub_sched_queue_oldest_timestamp_seconds{_FIRM})"),
+        or_zero(oldest_wait(_FIRM)),
         ((3600, YELLOW), (14400, ORANGE), (86400, RED)),
     ),
     Panel(
@@ -153,6 +217,19 @@ _WAITS = (
         width=10,
     ),
     Panel(
+        "Mean wait of the firm's jobs",
+        "How long the firm's jobs that started in the window had waited, on the mean.",
+        Unit.SECONDS,
+        (
+            Query(
+                f"sum(increase(hub_sched_organization_wait_seconds_total{_FIRM}[${{window}}s]))"
+                f" / (sum(increase(hub_sched_organization_starts_total{_FIRM}[${{window}}s])) > 0)"
+            ),
+        ),
+        Look.STAT,
+        width=6,
+    ),
+    Panel(
         "Waits in the whole hub",
         "How long jobs of each class waited that started in the window, of all firms: half of them no longer than p50,"
         " 95 of 100 no longer than p95. To compare with the firm's own jobs.",
@@ -161,7 +238,7 @@ _WAITS = (
             Query(waited("0.5"), "{{gpu_class}} p50"),
             Query(waited("0.95"), "{{gpu_class}} p95"),
         ),
-        width=24,
+        width=18,
     ),
 )
 
@@ -173,6 +250,7 @@ FIRM = Board(
         Section("Grants", _BALANCE),
         Section("Charges", _CHARGES),
         Section("Waits", _WAITS),
+        Section("Utilisation", _USE),
     ),
     variables=(
         Variable(

@@ -15,11 +15,17 @@ from deploy.grafana.model import (
     Section,
     Unit,
     Variable,
+    once,
 )
 
 _CHOSEN = '{node=~"$node",gpu_uuid=~"$gpu"}'
 _NODES = '{node=~"$node"}'
 _GPU = "{{node}} {{gpu_uuid}}"
+
+
+def _counted(state: str) -> str:
+    return once(f'hub_quota_node_gpus{{node=~"$node",state="{state}"}}', "cluster", "node", "gpu_class")
+
 
 _USE = (
     Panel(
@@ -111,6 +117,19 @@ _USE = (
         Look.TABLE,
         width=12,
         labels={"node": "Node", "gpu_uuid": "GPU", "job_id": "Job", "attempt": "Attempt"},
+    ),
+    Panel(
+        "GPUs as the hub counts them",
+        "GPUs of each node: all, held by the hub's jobs, and used by others.",
+        Unit.NUMBER,
+        (
+            Query(_counted("total"), "All"),
+            Query(_counted("used"), "Held by jobs"),
+            Query(_counted("foreign"), "Used by others"),
+        ),
+        Look.TABLE,
+        width=12,
+        labels={"cluster": "Cluster", "node": "Node", "gpu_class": "Class"},
     ),
     Panel(
         "GPUs there are",

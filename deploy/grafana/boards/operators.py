@@ -1,6 +1,14 @@
 """What operators look at: the queue, fairness between firms, GPUs held and not used, what is out of service."""
 
-from deploy.grafana.boards.expressions import charged_hours, elapsed, grants, rate
+from deploy.grafana.boards.expressions import (
+    SPEED,
+    charged_hours,
+    elapsed,
+    grants,
+    of_firm,
+    oldest_wait,
+    rate,
+)
 from deploy.grafana.model import (
     BAD_FROM_ONE,
     ORANGE,
@@ -30,6 +38,8 @@ _USE_OF_GPU = (
     f" / (sum by (node, gpu_uuid, job_id, attempt) ({_OBSERVED}) > 0))"
 )
 _IDLE = f"({_USE_OF_GPU} < $idle_below)"
+
+_ON_NODES = once('hub_quota_node_gpus{state="used"}', "cluster", "node", "gpu_class")
 
 _QUEUE = (
     Panel(
@@ -70,7 +80,7 @@ _QUEUE = (
         Unit.SECONDS,
         (
             Query(
-                "time() - min by (organization) (hub_sched_queue_oldest_timestamp_seconds)",
+                oldest_wait(by="organization"),
                 "{{organization}}",
             ),
         ),
@@ -121,6 +131,57 @@ _FAIRNESS = (
     ),
 )
 
+_SHARES = (
+    Panel(
+        "GPUs held by firm",
+        "GPUs that each firm's jobs keep now.",
+        Unit.NUMBER,
+        (Query(once("hub_sched_organization_gpus_allocated", "organization"), "{{organization}}"),),
+        Look.STACK,
+    ),
+    Panel(
+        "Share used against fair share",
+        "What each firm keeps now of all that is kept, and its fair share: what was granted to it per day of its"
+        " grants' terms, of what was granted to all.",
+        Unit.RATIO,
+        (
+            Query(once("hub_sched_organization_usage_ratio", "organization"), "{{organization}} used"),
+            Query(
+                once("hub_sched_organization_fair_share_ratio", "organization"), "{{organization}} fair share"
+            ),
+        ),
+        Look.BARS,
+        most=1,
+    ),
+    Panel(
+        "Behind the pace",
+        "How far each grant is behind the pace that it needs to be usable before it ends, as the scheduler counts it;"
+        " negative: ahead. Who is far behind goes first.",
+        Unit.SECONDS,
+        (
+            Query(
+                once("hub_quota_grant_pace_lag_seconds", "organization", "program", "grant_id"),
+                "{{organization}} {{program}} {{grant_id}}",
+            ),
+        ),
+        Look.BARS,
+    ),
+    Panel(
+        "Mean wait by firm",
+        "How long the jobs that started in the window had waited, on the mean of each firm.",
+        Unit.SECONDS,
+        (
+            Query(
+                "sum by (organization) (increase(hub_sched_organization_wait_seconds_total[${window}s]))"
+                " / (sum by (organization) (increase(hub_sched_organization_starts_total[${window}s])) > 0)",
+                "{{organization}}",
+            ),
+        ),
+        Look.BARS,
+        width=24,
+    ),
+)
+
 _HELD_IDLE = (
     Panel(
         "GPUs held and idle",
@@ -134,19 +195,25 @@ _HELD_IDLE = (
     ),
     Panel(
         "Held and idle now",
-        "Which job holds which GPU without using it, and how busy it is. A job that loads data or waits for a person"
-        " looks like this, too: ask before you stop it.",
+        "Which firm's job holds which GPU without using it, and how busy it is. A job that loads data or waits for a"
+        " person looks like this, too: ask before you stop it.",
         Unit.RATIO,
-        (Query(_IDLE, "Utilisation"),),
+        (Query(of_firm(_IDLE), "Utilisation"),),
         Look.TABLE,
         width=12,
-        labels={"job_id": "Job", "attempt": "Attempt", "node": "Node", "gpu_uuid": "GPU"},
+        labels={
+            "organization": "Firm",
+            "job_id": "Job",
+            "attempt": "Attempt",
+            "node": "Node",
+            "gpu_uuid": "GPU",
+        },
     ),
     Panel(
         "GPUs held but not busy",
         "Measured time of held GPUs less their busy time: how many GPUs' worth of work is lost at each moment.",
         Unit.NUMBER,
-        (Query(f"sum({_OBSERVED}) - sum({_BUSY})", "GPUs lost"),),
+        (Query(f"(sum({_OBSERVED}) - sum({_BUSY})) / {SPEED}", "GPUs lost"),),
     ),
 )
 
@@ -158,6 +225,27 @@ _OUT = (
         (Query(once('hub_sched_gpus{state="quarantined"}', "gpu_class"), "{{gpu_class}}"),),
         Look.BARS,
         steps=BAD_FROM_ONE,
+    ),
+    Panel(
+        "Nodes closed to new jobs",
+        "Nodes that get no new jobs, because operators cordoned them or their cluster closed them, with the GPUs on"
+        " them that jobs still hold.",
+        Unit.NUMBER,
+        (
+            Query(
+                f"{_ON_NODES} and on (cluster, node) ({once('hub_quota_node_open', 'cluster', 'node')} == 0)",
+                "GPUs held",
+            ),
+        ),
+        Look.TABLE,
+        labels={"cluster": "Cluster", "node": "Node", "gpu_class": "Class"},
+    ),
+    Panel(
+        "Nodes by state",
+        "Nodes that are open to new jobs, cordoned by operators of the hub, or closed by their cluster.",
+        Unit.NUMBER,
+        (Query(once("hub_quota_nodes", "cluster", "state"), "{{cluster}} {{state}}"),),
+        Look.STACK,
     ),
     Panel(
         "GPUs that agents cannot read",
@@ -195,7 +283,7 @@ OPERATORS = Board(
     "The queue, fairness between firms, GPUs that are held and not used, and what is out of service.",
     (
         Section("Queue", _QUEUE),
-        Section("Fairness", _FAIRNESS),
+        Section("Fairness", (*_FAIRNESS, *_SHARES)),
         Section("Held and idle", _HELD_IDLE),
         Section("Out of service", _OUT),
     ),

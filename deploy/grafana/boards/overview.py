@@ -1,8 +1,9 @@
 """The hub at a glance: what is there, what is taken, who waits, what was spent."""
 
-from deploy.grafana.boards.expressions import OLDEST_WAIT, described, grants, rate, utilization
+from deploy.grafana.boards.expressions import described, grants, oldest_wait, rate, utilization
 from deploy.grafana.model import (
     BAD_FROM_ONE,
+    GREEN,
     ORANGE,
     RED,
     YELLOW,
@@ -100,7 +101,7 @@ _NOW = (
         "How long the job that waits longest has waited. A mean of waits sees only jobs that have started; this one"
         " sees who has not.",
         Unit.SECONDS,
-        (Query(or_zero(OLDEST_WAIT)),),
+        (Query(or_zero(oldest_wait())),),
         Look.STAT,
         width=3,
         height=4,
@@ -110,7 +111,7 @@ _NOW = (
         "Findings",
         "Things that should not be and were recorded: cluster, agents and ledger do not agree.",
         Unit.NUMBER,
-        (Query(once("hub_quota_findings_total")),),
+        (Query(f"sum({once('hub_quota_findings_total', 'code')})"),),
         Look.STAT,
         width=3,
         height=4,
@@ -208,6 +209,18 @@ _QUEUE = (
     ),
 )
 
+_PROGRAMS_UP = (
+    Panel(
+        "Programs that answer",
+        "Whether Prometheus could read each program of the hub.",
+        Unit.NUMBER,
+        (Query('up{job=~"quota|scheduler|agent"}', "{{job}} {{instance}}"),),
+        Look.TIMELINE,
+        width=24,
+        texts={0: ("down", RED), 1: ("up", GREEN)},
+    ),
+)
+
 OVERVIEW = Board(
     "gpuhub-overview",
     "GPU hub: overview",
@@ -217,6 +230,7 @@ OVERVIEW = Board(
         Section("GPUs", _GPUS),
         Section("Programmes", _PROGRAMS),
         Section("Queue", _QUEUE),
+        Section("Programs of the hub", _PROGRAMS_UP),
     ),
     hours=24,
 )

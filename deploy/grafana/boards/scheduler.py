@@ -1,6 +1,6 @@
 """Inside the scheduler: who leads, how fast it decides, what it decided, how clusters and quota answer."""
 
-from deploy.grafana.boards.expressions import rate, waited
+from deploy.grafana.boards.expressions import NOW, rate, waited
 from deploy.grafana.model import (
     BAD_FROM_ONE,
     ORANGE,
@@ -52,7 +52,7 @@ _STATE = (
         "Age of the forecast",
         "How old the moment is that the last published forecast of starts was made for.",
         Unit.SECONDS,
-        "time() - max(hub_sched_forecast_timestamp_seconds)",
+        f"{NOW} - max(hub_sched_forecast_timestamp_seconds)",
         ((600, YELLOW), (1800, ORANGE)),
     ),
     _stat(
@@ -68,6 +68,25 @@ _STATE = (
         Unit.NUMBER,
         "sum(increase(hub_sched_quota_errors_total[${window}s]))",
         BAD_FROM_ONE,
+    ),
+)
+
+_FEED = (
+    Panel(
+        "Changes not yet read",
+        "Changes in the quota service's feed that the leader has not read yet. A few are normal; a growing number means"
+        " that it decides on an old picture.",
+        Unit.NUMBER,
+        (Query("max(hub_quota_feed_head) - max(hub_sched_feed_seq)", "changes"),),
+        width=12,
+        steps=((1000, YELLOW), (10000, RED)),
+    ),
+    Panel(
+        "Lease",
+        "How long the scheduler's lease still holds. Below 0 nobody leads.",
+        Unit.SECONDS,
+        (Query("max(hub_quota_scheduler_lease_expires_timestamp_seconds) - time()", "left"),),
+        width=12,
     ),
 )
 
@@ -160,7 +179,7 @@ _CLUSTERS = (
         "Cluster last answered",
         "How long ago each cluster answered. A cluster that was not seen for 60 seconds gets no jobs.",
         Unit.SECONDS,
-        (Query("time() - max by (cluster) (hub_sched_cluster_seen_timestamp_seconds)", "{{cluster}}"),),
+        (Query(f"{NOW} - max by (cluster) (hub_sched_cluster_seen_timestamp_seconds)", "{{cluster}}"),),
         width=12,
         steps=((30, YELLOW), (60, RED)),
     ),
@@ -171,7 +190,7 @@ SCHEDULER = Board(
     "GPU hub: scheduler",
     "Who leads, how fast it decides, what it decided, and how clusters and the quota service answer.",
     (
-        Section("State", _STATE),
+        Section("State", (*_STATE, *_FEED)),
         Section("Cycle and forecast", _CYCLE),
         Section("What it decides", _DECISIONS),
         Section("Clusters", _CLUSTERS),

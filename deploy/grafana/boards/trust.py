@@ -1,6 +1,6 @@
 """Whether the figures can be believed: what nobody measured, what belongs to nobody, where two sources disagree."""
 
-from deploy.grafana.boards.expressions import rate
+from deploy.grafana.boards.expressions import NOW, SPEED, rate
 from deploy.grafana.model import (
     BAD_FROM_ONE,
     GREEN,
@@ -32,7 +32,7 @@ _UNOBSERVED = (
         Unit.NUMBER,
         (
             Query(
-                f"sum by (node) (hub_gpu_up) - sum by (node) ({_OBSERVED})",
+                f"sum by (node) (hub_gpu_up) - sum by (node) ({_OBSERVED}) / {SPEED}",
                 "{{node}}",
             ),
         ),
@@ -43,7 +43,7 @@ _UNOBSERVED = (
         "Share of held time measured",
         "Of the time in which GPUs were held by jobs, the share that agents measured.",
         Unit.RATIO,
-        (Query(f"sum({_WORK_OBSERVED}) / (sum(hub_gpu_allocated) > 0)", "measured"),),
+        (Query(f"sum({_WORK_OBSERVED}) / {SPEED} / (sum(hub_gpu_allocated) > 0)", "measured"),),
         width=8,
         most=1,
     ),
@@ -61,7 +61,7 @@ _UNATTRIBUTED = (
         "Busy and of nobody",
         "Busy time that belongs to no job of the hub, in GPUs: work that nobody booked and nobody is charged for.",
         Unit.NUMBER,
-        (Query(f"sum({_BUSY}) - (sum({_WORK_BUSY}) or vector(0))", "GPUs"),),
+        (Query(f"(sum({_BUSY}) - (sum({_WORK_BUSY}) or vector(0))) / {SPEED}", "GPUs"),),
         width=8,
         steps=((0.5, YELLOW), (1, ORANGE)),
     ),
@@ -107,10 +107,10 @@ _RECONCILED = (
     ),
     Panel(
         "Findings",
-        "Things that should not be and were recorded.",
+        "Things that should not be and were recorded, by kind. `gpuhub findings` says what each of them is.",
         Unit.NUMBER,
-        (Query(once("hub_quota_findings_total")),),
-        Look.STAT,
+        (Query(f"{once('hub_quota_findings_total', 'code')} > 0", "{{code}}"),),
+        Look.BARS,
         width=4,
         steps=BAD_FROM_ONE,
     ),
@@ -147,11 +147,58 @@ _RECONCILED = (
         steps=((60, YELLOW), (600, RED)),
     ),
     Panel(
+        "Attempts not settled",
+        "Attempts whose use is not charged to its end yet: those that run, and those that have just ended.",
+        Unit.NUMBER,
+        (Query(once("hub_quota_attempts_unsettled", "cluster"), "{{cluster}}"),),
+    ),
+    Panel(
+        "Last seal",
+        "How long ago the audit trail was last sealed. It is sealed every minute.",
+        Unit.SECONDS,
+        (Query(f"{NOW} - {once('hub_quota_seal_timestamp_seconds')}", "age"),),
+        steps=((300, YELLOW), (900, RED)),
+    ),
+    Panel(
         "Transactions",
         "How fast the feed of changes grows.",
         Unit.PER_SECOND,
         (Query(once("deriv(hub_quota_feed_head[$__rate_interval])"), "transactions"),),
+    ),
+)
+
+_DAY = (
+    Panel(
+        "Last day compared",
+        "GPU hours of the last day whose books, cluster times and measurements were compared: charged by the ledger,"
+        " occupied by the cluster's times, looked at by agents, busy.",
+        Unit.HOURS,
+        (
+            Query(
+                f"{once('hub_quota_reconciled_gpu_seconds', 'cluster', 'source')} / 3600",
+                "{{cluster}} {{source}}",
+            ),
+        ),
+        Look.BARS,
         width=12,
+    ),
+    Panel(
+        "Day compared",
+        "Which day that is. The day before today is compared each night.",
+        Unit.DATE,
+        (Query(f"1000 * {once('hub_quota_reconciled_day_timestamp_seconds', 'cluster')}", "Day"),),
+        Look.TABLE,
+        width=6,
+        labels={"cluster": "Cluster"},
+    ),
+    Panel(
+        "Differences that day",
+        "Attempts of that day whose figures differ. Each is a finding.",
+        Unit.NUMBER,
+        (Query(f"sum({once('hub_quota_reconciliation_differences', 'cluster')})"),),
+        Look.STAT,
+        width=6,
+        steps=BAD_FROM_ONE,
     ),
 )
 
@@ -226,7 +273,7 @@ _AGENTS = (
         "GPUs missing",
         "GPUs that the driver counts less those that can be read.",
         Unit.NUMBER,
-        (Query(or_zero("sum(hub_gpu_devices_expected) - sum(hub_gpu_devices)")),),
+        (Query(or_zero("sum(max by (node) (hub_gpu_devices_expected) - max by (node) (hub_gpu_devices))")),),
         Look.STAT,
         steps=BAD_FROM_ONE,
     ),
@@ -239,7 +286,7 @@ TRUST = Board(
     (
         Section("Unobserved", _UNOBSERVED),
         Section("Unattributed", _UNATTRIBUTED),
-        Section("Reconciliation", _RECONCILED),
+        Section("Reconciliation", (*_RECONCILED, *_DAY)),
         Section("Agents", _AGENTS),
     ),
     variables=(WINDOW,),

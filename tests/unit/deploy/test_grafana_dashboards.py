@@ -12,9 +12,25 @@ from typing import Any
 
 import pytest
 
-from tests.dashboards import FOLDER, boards, faults_of, labels_of, metrics_of, substituted, variables_of
+from deploy.prometheus.contract import CONTRACTS
+from tests.dashboards import (
+    FOLDER,
+    boards,
+    faults_of,
+    labels_of,
+    metrics_of,
+    substituted,
+    undeclared,
+    variables_of,
+)
 
 BOARDS = boards()
+SERVED = {
+    series: {*family.labels, *family.optional}
+    for contract in CONTRACTS
+    for family in contract.families
+    for series in family.series
+} | {"up": set()}
 Board = dict[str, Any]
 
 
@@ -58,6 +74,35 @@ def test_all_the_dashboards_are_there() -> None:
 @pytest.mark.parametrize("name", BOARDS)
 def test_nothing_is_wrong_with(name: str) -> None:
     assert faults_of(name, BOARDS[name]) == []
+
+
+@pytest.mark.parametrize("name", BOARDS)
+def test_everything_asked_for_is_served(name: str) -> None:
+    assert undeclared(BOARDS[name], SERVED) == []
+
+
+@pytest.mark.parametrize(
+    ("expr", "legend", "fault"),
+    [
+        ("sum(hub_quota_gpu)", "", "hub_quota_gpu is not served"),
+        ("sum by (firm) (hub_quota_jobs)", "", "no series has the label firm"),
+        ('sum(hub_quota_jobs{node="a"})', "", "no series has the label node"),
+        ("hub_quota_jobs", "{{grant_id}}", "no series has the label grant_id"),
+        ("vector(1)", "", "asks for no series"),
+    ],
+)
+def test_what_nobody_serves_is_found(expr: str, legend: str, fault: str) -> None:
+    board = copy.deepcopy(BOARDS["gpuhub-overview"])
+    target = first(board, "stat")["targets"][0]
+    target |= {"expr": expr, "legendFormat": legend}
+    assert any(fault in line for line in undeclared(board, SERVED)), undeclared(board, SERVED)
+
+
+def test_a_variable_that_asks_for_nothing_served_is_found() -> None:
+    board = copy.deepcopy(BOARDS["gpuhub-firm"])
+    chosen = next(one for one in board["templating"]["list"] if one["name"] == "organization")
+    chosen["definition"] = "label_values(hub_quota_grant_limit_gpu_seconds, firm)"
+    assert undeclared(board, SERVED) == ["organization: no series has the label firm"]
 
 
 def first(board: Board, look: str) -> Board:
