@@ -248,7 +248,7 @@ def charged_by(lived: Lived, value: Callable[[float], object]) -> list[Series]:
 
 FIRM: Expected = {
     "Granted": lambda lived: one(exactly(lived.granted("alpha"))),
-    "Charged": lambda lived: one(exactly(lived.used("alpha"))),
+    "Charged": lambda lived: one(exactly(lived.stated("alpha"))),
     "Held for running jobs": lambda lived: one(exactly(lived.held("alpha"))),
     "Free": lambda lived: one(exactly(lived.granted("alpha") - lived.used("alpha") - lived.held("alpha"))),
     "Share charged": lambda lived: one(exactly(lived.used("alpha") / lived.granted("alpha"))),

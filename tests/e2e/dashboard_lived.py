@@ -75,6 +75,8 @@ class Lived:
     """Business time of the first scrape."""
     jobs: Mapping[str, JobDetail]
     grants: Mapping[tuple[str, str], Grant]
+    statements: Mapping[tuple[str, str], int]
+    """GPU-microseconds charged by each grant's statement, added up from its lines."""
     findings: Mapping[str, int]
     gpus: tuple[Gpu, ...]
     """Of the simulated cluster."""
@@ -95,6 +97,11 @@ class Lived:
     def used(self, organization: str = "", program: str = "") -> float:
         """GPU hours charged."""
         return sum(int(one.used_gpu_us) for one in self._of(organization, program)) / GPU_US_PER_HOUR
+
+    def stated(self, organization: str) -> float:
+        """GPU hours charged by the lines of the organization's statements."""
+        lines = [used for (held_by, _), used in self.statements.items() if held_by == organization]
+        return sum(lines) / GPU_US_PER_HOUR
 
     def held(self, organization: str = "", program: str = "") -> float:
         """GPU hours held."""
@@ -176,9 +183,15 @@ def look(world: World, at_s: float) -> Lived:
         world.prometheus.value(first, at_s),
         {name: world.job(name) for name in world.job_ids},
         world.grants(),
+        {pair: _stated(world, grant_id) for pair, grant_id in world.grant_ids.items()},
         Counter(finding.code for finding in every(world.operator.list_findings)),
         _gpus(world),
     )
+
+
+def _stated(world: World, grant_id: str) -> int:
+    """What the lines of a grant's statement come to."""
+    return sum(int(line.used_gpu_us) for line in world.operator.read_statement(grant_id).lines)
 
 
 def _gpus(world: World) -> tuple[Gpu, ...]:

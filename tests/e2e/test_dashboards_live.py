@@ -13,7 +13,7 @@ import pytest
 from dashboard_expected import RATE_S, VALUES
 from dashboard_expected_inside import EXPECTED
 from dashboard_lived import Between, Lived, Loosely, Perhaps, look
-from dashboard_world import STEADY_S, World, a_world
+from dashboard_world import LAB, LAB_GPUS, NODES_OF_CLUSTER, STEADY_S, World, a_world
 
 from tests.dashboards import boards, panels, substituted
 from tests.prometheus_server import Labels, Prometheus
@@ -84,6 +84,32 @@ def test_a_wrong_expression_shows_something_else(
     name: str, title: str, right: str, wrong: str, lived: Lived
 ) -> None:
     assert wrong_in(name, title, lived, lambda expr: expr.replace(right, wrong)) != []
+
+
+OFFERED = {
+    "organization": {"alpha", "beta", "gamma", "delta"},
+    "program": {"ai-seoul", "campus"},
+    "node": {*NODES_OF_CLUSTER, LAB},
+}
+"""What a reader can choose."""
+
+
+def test_variables_offer_what_there_is(lived: Lived) -> None:
+    offered = {}
+    for board in BOARDS.values():
+        for variable in board["templating"]["list"]:
+            if variable["type"] == "query":
+                offered[variable["name"]] = choices(variable["definition"], lived)
+    uuids = {gpu.uuid for gpu in lived.gpus}
+    assert offered == OFFERED | {"gpu": uuids | set(LAB_GPUS)}
+
+
+def choices(definition: str, lived: Lived) -> set[str]:
+    """The values that Grafana finds for `label_values(SELECTOR, LABEL)`."""
+    asked = re.fullmatch(r"label_values\((.*), (\w+)\)", substituted(definition, VALUES))
+    assert asked, definition
+    found = lived.world.prometheus.series(asked[1])
+    return {labels[asked[2]] for labels in found}
 
 
 def test_differences_are_seen() -> None:

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml  # type: ignore[import-untyped]
 
 from deploy.prometheus.contract import CONTRACTS
+from deploy.prometheus.server import HERE as PROMETHEUS
 from tests.dashboards import (
     FOLDER,
     boards,
@@ -176,6 +178,24 @@ def test_planted_faults_are_found(plant: Callable[[Board], None]) -> None:
     plant(board)
     faults = faults_of("gpuhub-overview", board)
     assert any(PLANTED[plant] in fault for fault in faults), faults
+
+
+def test_a_grafana_pointed_at_the_folder_finds_dashboards_and_source() -> None:
+    folder = FOLDER.parent / "provisioning"
+    (provider,) = yaml.safe_load((folder / "dashboards/gpuhub.yaml").read_text())["providers"]
+    assert provider["type"] == "file"
+    assert provider["options"]["path"].replace("${GPUHUB_GRAFANA}", str(FOLDER.parent)) == str(FOLDER)
+    (source,) = yaml.safe_load((folder / "datasources/gpuhub.yaml").read_text())["datasources"]
+    assert (source["type"], source["url"]) == ("prometheus", "${GPUHUB_PROMETHEUS_URL}")
+    # rates are taken over four scrapes at least, so Grafana has to know how far they lie apart
+    scraped = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())["global"]["scrape_interval"]
+    assert source["jsonData"]["timeInterval"] == scraped
+
+
+def test_programs_are_called_as_prometheus_calls_them() -> None:
+    configured = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())["scrape_configs"]
+    asked = next(iter(first(BOARDS["gpuhub-overview"], "state-timeline")["targets"]))["expr"]
+    assert {one["job_name"] for one in configured} == set(asked.split('"')[1].split("|"))
 
 
 def test_expressions_are_read_as_far_as_needed() -> None:
