@@ -13,7 +13,7 @@ from typing import Any
 
 FOLDER = Path(__file__).parents[1] / "deploy" / "grafana" / "dashboards"
 GRID_WIDTH = 24
-BUILT_IN = {"__rate_interval", "__range", "__interval", "__all"}
+BUILT_IN = {"__rate_interval", "__range", "__interval", "__all", "__url_time_range"}
 """Variables that Grafana itself sets."""
 
 _VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))")

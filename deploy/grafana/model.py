@@ -65,6 +65,28 @@ class Query:
 
 
 @dataclass(frozen=True, slots=True)
+class Lead:
+    """A link to another dashboard that takes what was clicked on along."""
+
+    title: str
+    uid: str
+    variable: str
+    """What is set there."""
+    taken: str
+    """From where, in Grafana's words."""
+
+    @property
+    def url(self) -> str:
+        """As Grafana fills it in; the time range goes along."""
+        return f"/d/{self.uid}?var-{self.variable}={self.taken}&${{__url_time_range}}"
+
+
+TO_FIRM = Lead("The firm", "gpuhub-firm", "organization", "${__field.labels.organization}")
+TO_FIRM_OF_ROW = Lead("The firm", "gpuhub-firm", "organization", "${__data.fields.Firm}")
+TO_NODE_OF_ROW = Lead("The node", "gpuhub-nodes", "node", "${__data.fields.Node}")
+
+
+@dataclass(frozen=True, slots=True)
 class Panel:
     """One picture with its questions. Titles are unique in a dashboard: links and tests know a panel by it."""
 
@@ -83,6 +105,8 @@ class Panel:
     """Of a table: the labels that are columns, in order, with their headings; all others are left out."""
     most: float | None = None
     """The scale's end, if it has one."""
+    leads_to: Lead | None = None
+    """Where a click on a series or a row leads."""
 
     @property
     def id(self) -> int:

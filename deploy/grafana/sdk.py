@@ -25,6 +25,8 @@ from deploy.grafana.model import GREEN, TAG, Board, Cell, Look, Panel, Query, Se
 
 DATASOURCE = common_model.DataSourceRef(type_val="prometheus", uid="${datasource}")
 REF_IDS = "ABCDEFGH"
+IN_SIGHT = ""
+"""Where a link stands: beside the variables, instead of in the menu that is the SDK's choice."""
 
 _Picture = TypeVar("_Picture", stat.Panel, timeseries.Panel, bargauge.Panel, statetimeline.Panel, table.Panel)
 
@@ -102,6 +104,7 @@ def _to_the_others() -> Builder[model.DashboardLink]:
         .as_dropdown(True)
         .include_vars(True)
         .keep_time(True)
+        .placement(IN_SIGHT)
     )
 
 
@@ -140,6 +143,9 @@ def _framed(picture: _Picture, panel: Panel, cell: Cell) -> _Picture:
             ]
         )
     )
+    if panel.leads_to is not None:
+        link = dashboard.DashboardLink(panel.leads_to.title).url(panel.leads_to.url).placement(IN_SIGHT)
+        picture = picture.data_links([link])
     if panel.most is not None:
         picture = picture.min(0).max(panel.most)
     if panel.texts:

@@ -194,6 +194,9 @@ OVERVIEW: Expected = {
     "Share of the grants charged": lambda lived: counted(
         (name, exactly(lived.used("", name) / lived.granted("", name))) for name in PROGRAMS
     ),
+    "GPU hours charged in the last week": lambda lived: counted(
+        (name, about(lived.used("", name))) for name in PROGRAMS
+    ),
     "GPU hours that no grant pays": lambda lived: one(exactly(lived.platform_hours())),
     "Jobs by state": lambda _: [Loosely({"running": len(RUNNING), "queued": 2})],
     "What jobs wait for": by_reason,

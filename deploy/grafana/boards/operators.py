@@ -13,6 +13,9 @@ from deploy.grafana.model import (
     BAD_FROM_ONE,
     ORANGE,
     RED,
+    TO_FIRM,
+    TO_FIRM_OF_ROW,
+    TO_NODE_OF_ROW,
     WINDOW,
     YELLOW,
     Board,
@@ -54,6 +57,7 @@ _QUEUE = (
             ),
         ),
         Look.STACK,
+        leads_to=TO_FIRM,
     ),
     Panel(
         "GPUs asked for by firm",
@@ -66,6 +70,7 @@ _QUEUE = (
             ),
         ),
         Look.STACK,
+        leads_to=TO_FIRM,
     ),
     Panel(
         "Why jobs wait",
@@ -87,6 +92,7 @@ _QUEUE = (
         Look.BARS,
         width=12,
         steps=((3600, YELLOW), (14400, ORANGE), (86400, RED)),
+        leads_to=TO_FIRM,
     ),
     Panel(
         "Booked GPUs",
@@ -106,6 +112,7 @@ _FAIRNESS = (
         (Query(_RATIO, "{{organization}}"),),
         Look.BARS,
         width=10,
+        leads_to=TO_FIRM,
     ),
     Panel(
         "Jain's index",
@@ -128,6 +135,7 @@ _FAIRNESS = (
         ),
         Look.BARS,
         width=10,
+        leads_to=TO_FIRM,
     ),
 )
 
@@ -138,6 +146,7 @@ _SHARES = (
         Unit.NUMBER,
         (Query(once("hub_sched_organization_gpus_allocated", "organization"), "{{organization}}"),),
         Look.STACK,
+        leads_to=TO_FIRM,
     ),
     Panel(
         "Share used against fair share",
@@ -165,6 +174,7 @@ _SHARES = (
             ),
         ),
         Look.BARS,
+        leads_to=TO_FIRM,
     ),
     Panel(
         "Mean wait by firm",
@@ -179,6 +189,7 @@ _SHARES = (
         ),
         Look.BARS,
         width=24,
+        leads_to=TO_FIRM,
     ),
 )
 
@@ -208,6 +219,7 @@ _HELD_IDLE = (
             "node": "Node",
             "gpu_uuid": "GPU",
         },
+        leads_to=TO_FIRM_OF_ROW,
     ),
     Panel(
         "GPUs held but not busy",
@@ -239,6 +251,7 @@ _OUT = (
         ),
         Look.TABLE,
         labels={"cluster": "Cluster", "node": "Node", "gpu_class": "Class"},
+        leads_to=TO_NODE_OF_ROW,
     ),
     Panel(
         "Nodes by state",
@@ -254,6 +267,7 @@ _OUT = (
         (Query("hub_gpu_up == 0", "Up"),),
         Look.TABLE,
         labels={"node": "Node", "gpu_uuid": "GPU"},
+        leads_to=TO_NODE_OF_ROW,
     ),
     Panel(
         "GPUs with hardware errors",
@@ -274,6 +288,7 @@ _OUT = (
         ),
         Look.TABLE,
         labels={"node": "Node", "gpu_uuid": "GPU", "xid": "XID"},
+        leads_to=TO_NODE_OF_ROW,
     ),
 )
 

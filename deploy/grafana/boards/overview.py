@@ -33,6 +33,7 @@ def _hours(what: str) -> str:
 
 
 _OPEN_JOBS = once('hub_quota_jobs{state!="ended"}', "organization", "state")
+_WEEK = once("delta(hub_quota_grant_used_gpu_seconds[7d])", "program", "grant_id")
 _ASKED = once("hub_sched_queue_gpus_requested", "organization", "status")
 _BUSY = described(rate("hub_gpu_busy_seconds_total"), "gpu_class")
 _OBSERVED = described(rate("hub_gpu_observed_seconds_total"), "gpu_class")
@@ -170,8 +171,17 @@ _PROGRAMS = (
         Unit.RATIO,
         (Query(f"{_hours('used')} / ({_hours('limit')} > 0)", "{{program}}"),),
         Look.BARS,
-        width=6,
+        width=12,
         most=1,
+    ),
+    Panel(
+        "GPU hours charged in the last week",
+        "Hours of the reference GPU that each programme's grants were charged in the last seven days.",
+        Unit.HOURS,
+        (Query(f"sum by (program) ({_WEEK}) / 3600", "{{program}}"),),
+        Look.BARS,
+        width=12,
+        height=6,
     ),
     Panel(
         "GPU hours that no grant pays",
@@ -179,7 +189,8 @@ _PROGRAMS = (
         Unit.HOURS,
         (Query(f"{once('hub_quota_platform_gpu_seconds_total')} / 3600"),),
         Look.STAT,
-        width=6,
+        width=12,
+        height=6,
     ),
 )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import shutil
 import subprocess
 import sys
@@ -98,6 +99,26 @@ def test_what_nobody_serves_is_found(expr: str, legend: str, fault: str) -> None
     target = first(board, "stat")["targets"][0]
     target |= {"expr": expr, "legendFormat": legend}
     assert any(fault in line for line in undeclared(board, SERVED)), undeclared(board, SERVED)
+
+
+def test_links_lead_to_what_is_there_and_take_what_is_shown() -> None:
+    leads = [
+        (panel, link["url"])
+        for board in BOARDS.values()
+        for panel in board["panels"]
+        for link in panel.get("fieldConfig", {}).get("defaults", {}).get("links", ())
+    ]
+    assert leads
+    for panel, url in leads:
+        found = re.fullmatch(r"/d/([\w-]+)\?var-(\w+)=\$\{__(field\.labels|data\.fields)\.(\w+)\}&.*", url)
+        assert found, url
+        uid, variable, kind, taken = found.groups()
+        assert variable in {one["name"] for one in BOARDS[uid]["templating"]["list"]}
+        if kind == "data.fields":
+            organize = next(one for one in panel["transformations"] if one["id"] == "organize")
+            assert taken in organize["options"]["renameByName"].values(), (panel["title"], taken)
+        else:
+            assert all(f"{{{{{taken}}}}}" in one["legendFormat"] for one in panel["targets"]), panel["title"]
 
 
 def test_a_variable_that_asks_for_nothing_served_is_found() -> None:
