@@ -155,11 +155,12 @@ def programs() -> Programs:
 
 
 def promtool(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Run promtool; its exit status says whether all was well."""
+    """Run promtool; its exit status says whether all was well, `stdout` has all that it wrote."""
     return subprocess.run(
         (str(programs().promtool), *map(str, arguments)),
         cwd=cwd,
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
         timeout=60,
         check=False,

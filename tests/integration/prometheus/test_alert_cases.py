@@ -25,11 +25,11 @@ def alerts() -> list[Alert]:
     return [rule for group in found["groups"] for rule in group["rules"]]
 
 
-def failing(cases: Path) -> set[str]:
-    """The alerts whose cases fail."""
-    said = promtool("test", "rules", *sorted(cases.glob("*.yml")))
-    found = re.findall(r"(\w+)\.yml\n  (SUCCESS|FAILED)", said.stdout + said.stderr)
-    assert len(found) == len(list(cases.glob("*.yml"))), said.stdout + said.stderr
+def failing(cases: Path, alerts: set[str]) -> set[str]:
+    """Of these alerts, those whose cases fail."""
+    said = promtool("test", "rules", *(cases / f"{alert}.yml" for alert in sorted(alerts)))
+    found = re.findall(r"(\w+)\.yml\s+(SUCCESS|FAILED)", said.stdout)
+    assert {name for name, _ in found} == alerts, said.stdout
     failed = {name for name, outcome in found if outcome == "FAILED"}
     assert (said.returncode != 0) == bool(failed)
     return failed
@@ -43,12 +43,13 @@ def failing_after(folder: Path, change: Callable[[Alert], bool]) -> tuple[set[st
     rules = [rule for group in document["groups"] for rule in group["rules"]]
     changed = {rule["alert"] for rule in rules if change(rule)}
     (folder / "rules/alerts.yml").write_text(yaml.safe_dump(document))
-    return changed, failing(folder / "cases")
+    return changed, failing(folder / "cases", changed)
 
 
 def test_each_alert_has_a_case_that_holds() -> None:
-    assert {rule["alert"] for rule in alerts()} == {path.stem for path in (HERE / "cases").glob("*.yml")}
-    assert failing(HERE / "cases") == set()
+    names = {rule["alert"] for rule in alerts()}
+    assert names == {path.stem for path in (HERE / "cases").glob("*.yml")}
+    assert failing(HERE / "cases", names) == set()
 
 
 def test_each_case_fires_stays_silent_and_recovers() -> None:
@@ -71,11 +72,6 @@ def severity(rule: Alert) -> bool:
     return True
 
 
-def summary(rule: Alert) -> bool:
-    rule["annotations"]["summary"] += "!"
-    return True
-
-
 def longer(rule: Alert) -> bool:
     rule["for"] = "9h"
     return True
@@ -85,7 +81,7 @@ def at_once(rule: Alert) -> bool:
     return rule.pop("for", None) is not None
 
 
-@pytest.mark.parametrize("change", [severity, summary, longer, at_once], ids=lambda one: one.__name__)
+@pytest.mark.parametrize("change", [severity, longer, at_once], ids=lambda one: one.__name__)
 def test_an_alert_that_tells_otherwise_fails_its_case(
     tmp_path: Path, change: Callable[[Alert], bool]
 ) -> None:
