@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup up check lint fast test slow controlplane prometheus test-kubernetes test-agents bench soak docs lock clean
+.PHONY: help setup up check lint fast test slow controlplane prometheus test-kubernetes test-agents bench soak docs dashboards lock clean
 
 VENV ?= .venv
 export VENV
@@ -61,6 +61,9 @@ bench: setup ## Measure; ONLY="name …" picks some.
 soak: setup ## Kill the programs 1,000 times (KILLS=n), live through a synthetic day, and let the oracle judge the books.
 	@GPUHUB_CRASH_KILLS=$(KILLS) $(BIN)/python -m pytest -n $(WORKERS) --dist load tests/e2e/test_crash_random.py
 	@$(BIN)/gpuhub up --trace synthetic --hours 24 --nodes 16 $(ARGS)
+
+dashboards: setup ## Write Grafana's dashboards anew from deploy/grafana.
+	@$(BIN)/python -m deploy.grafana
 
 docs: setup ## Write what is generated from the code: the contract of metrics.
 	@$(BIN)/python -m deploy.prometheus.contract docs/metrics.md

@@ -75,5 +75,28 @@ LEASE_EXPIRES = gauge(
 )
 SEAL = gauge("hub_quota_seal_timestamp_seconds", "When the audit trail was last sealed.")
 FINDINGS = counter("hub_quota_findings_total", "Things that should not be, ever recorded, by kind.", "code")
+ATTEMPT_GPUS = gauge(
+    "hub_quota_attempt_gpus",
+    "GPUs that an attempt keeps; the series ends with the attempt. Joins what agents tell of jobs to their firm.",
+    *("job_id", "attempt", "organization", "program", "grant_id", "gpu_class"),
+)
+NODE_GPUS = gauge(
+    "hub_quota_node_gpus",
+    "GPUs of a node: total, used by the hub, used by others.",
+    *("cluster", "node", "gpu_class", "state"),
+)
+NODE_OPEN = gauge("hub_quota_node_open", "1 if the node takes new jobs.", "cluster", "node")
+RECONCILED = gauge(
+    "hub_quota_reconciled_gpu_seconds",
+    "GPU seconds (of any class) of the last day that was compared: by the ledger, by the cluster's times, as agents"
+    " observed them, and of those busy.",
+    *("cluster", "source"),
+)
+RECONCILED_DAY = gauge(
+    "hub_quota_reconciled_day_timestamp_seconds", "When that day began (in Seoul).", "cluster"
+)
+RECONCILIATION_DIFFERENCES = gauge(
+    "hub_quota_reconciliation_differences", "Attempts of that day whose figures differ.", "cluster"
+)
 
 FAMILIES = declared(globals())

@@ -16,6 +16,7 @@ from quota.db import Database, head
 from quota.dispatch.tables import scheduler_lease
 from quota.fleet.gpu_metrics import gpu_families
 from quota.fleet.tables import clusters, node_capacity, nodes
+from quota.holding_metrics import holding_families
 from quota.idle.tables import found as idle_found
 from quota.idle.tables import warnings as idle_warnings
 from quota.jobs.tables import attempts, jobs
@@ -73,6 +74,7 @@ class HubCollector(Collector):
             yield from gpu_families(connection, now_ms, self._clock.speed)
             yield from _idle_families(connection)
             yield from _service_families(connection)
+            yield from holding_families(connection)
 
     def describe(self) -> Iterable[Metric]:
         """Nothing: families are made at scrape time."""

@@ -34,6 +34,14 @@ QUEUE_OLDEST = gauge(
 )
 UNSCHEDULABLE = gauge("hub_sched_unschedulable_jobs", "Waiting jobs by what keeps them waiting.", "reason")
 GPUS = gauge("hub_sched_gpus", "GPUs by what they do.", "gpu_class", "state")
+ORGANIZATION_STARTS = counter(
+    "hub_sched_organization_starts_total", "Jobs of an organization that were started.", "organization"
+)
+ORGANIZATION_WAIT = counter(
+    "hub_sched_organization_wait_seconds_total",
+    "How long those had waited, added up (business time): divided by the starts it is their mean wait.",
+    "organization",
+)
 ORGANIZATION_GPUS = gauge(
     "hub_sched_organization_gpus_allocated", "GPUs that an organization's jobs keep now.", "organization"
 )

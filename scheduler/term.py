@@ -281,7 +281,7 @@ class Term:
         job = self._cache.job(result.job_id)
         if job is not None:
             waited_ms = max(0, self._around.clock.now_ms() - job.submitted_at)
-            metrics.admitted(item.pods[0].gpu_class, waited_ms / 1000)
+            metrics.admitted(job.organization_id, item.pods[0].gpu_class, waited_ms / 1000)
 
     def _rank(self) -> None:
         if not self._publisher.due() or self._plan is None:

@@ -30,8 +30,8 @@ CONTRACTS = (
         "Quota service",
         "`hub_quota_…`, made from the database's state at each scrape: every replica serves the same, so take the\n"
         "greatest (`max without (instance)`). Times of grants, jobs and clusters are business time, whose now is\n"
-        "`hub_quota_business_timestamp_seconds`. From another machine `/metrics` wants a token of role auditor or\n"
-        "operator.",
+        "`hub_quota_business_timestamp_seconds`. `hub_quota_attempt_gpus` says whose job is whose, for what agents\n"
+        "tell, and ends with the attempt. From another machine `/metrics` wants a token of role auditor or operator.",
         quota_families.FAMILIES,
     ),
     Contract(

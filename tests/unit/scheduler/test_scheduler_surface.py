@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import fields
 from http.client import HTTPConnection
+from itertools import product
+from types import SimpleNamespace
+from typing import get_args
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -19,11 +23,12 @@ from quota.schemas.scheduling import (
     Waiting,
     WaitReason,
 )
+from scheduler.actions import Action
 from scheduler.cli import app
 from scheduler.crash import POINTS, CrashPlan
 from scheduler.door import Door, PortTaken, Readiness, Windows
 from scheduler.explain import explain
-from scheduler.metrics import Metrics, Tally
+from scheduler.metrics import Metrics, Picture, Shares, Tally
 from scheduler.picture import picture_of, shares_of, status_of
 from tests.unit.scheduler.quota_objects import a_booking, a_grant, a_job, an_attempt
 
@@ -181,7 +186,7 @@ def test_counters_and_histograms() -> None:
     metrics = Metrics()
     metrics.decided("started")
     metrics.stopped("requeued")
-    metrics.admitted("h100", 45)
+    metrics.admitted("alpha", "h100", 45)
     metrics.acted("start", "done")
     metrics.cycle(0.003)
     metrics.quota_failed()
@@ -192,6 +197,8 @@ def test_counters_and_histograms() -> None:
         labels[0]: count for (name, *labels), count in seen.items() if name == "hub_sched_stops_total"
     } == {reason.value: int(reason is StopReason.REQUEUED) for reason in StopReason}
     assert seen["hub_sched_admitted_jobs_total",] == 1
+    assert seen["hub_sched_organization_starts_total", "alpha"] == 1
+    assert seen["hub_sched_organization_wait_seconds_total", "alpha"] == 45
     assert seen["hub_sched_cluster_actions_total", "done", "start"] == 1
     assert seen["hub_sched_quota_errors_total",] == 1
     assert [seen["hub_sched_queue_wait_seconds_bucket", "h100", bound] for bound in ("30", "60", "+Inf")] == [
@@ -199,6 +206,22 @@ def test_counters_and_histograms() -> None:
     ]  # fmt: skip
     assert seen["hub_sched_cycle_duration_seconds_count",] == 1
     assert not any("_created" in name for name, *_ in seen)
+
+
+def test_what_may_happen_has_a_series_before_it_does() -> None:
+    metrics = Metrics()
+    metrics.show(Picture(gpus={("h100", "free"): 8}, shares=Shares(fair={"alpha": 1.0})))
+    seen = samples(metrics)
+    verbs = {
+        kind(**{part.name: SimpleNamespace(name="job-1") for part in fields(kind)}).key[2]
+        for kind in get_args(Action)
+    }
+    assert {tuple(labels) for (name, *labels) in seen if name == "hub_sched_cluster_actions_total"} == set(
+        product(("done", "failed"), verbs)
+    )
+    assert seen["hub_sched_organization_starts_total", "alpha"] == 0
+    assert seen["hub_sched_organization_wait_seconds_total", "alpha"] == 0
+    assert seen["hub_sched_queue_wait_seconds_count", "h100"] == 0
 
 
 def test_value_on_a_bound_falls_under_it() -> None:
