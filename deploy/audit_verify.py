@@ -171,7 +171,8 @@ _FORMS = {
     "rate": _form(t="kind id gpu_class", n="rate_thousandths price_krw valid_from_ms"),
     "program": _form(t="kind id name account_id policy_id", n="created_at_ms"),
     "grant": _form(
-        t="kind id program_id organization_id account_id policy",
+        t="kind id program_id account_id policy",
+        tn="organization_id",
         n="starts_at_ms ends_at_ms created_at_ms",
         nn="expired_at_ms max_gpus",
     ),
@@ -575,7 +576,7 @@ class Replay:
             self._report.wrong("grant_owner", grant_id, "no award in the trail", "an audit row grant.award")
 
     def _awarded(
-        self, grant_id: str, organization_id: str, account: dict[str, Any], award: dict[str, Any]
+        self, grant_id: str, organization_id: str | None, account: dict[str, Any], award: dict[str, Any]
     ) -> None:
         self._report.same("grant_owner", grant_id, organization_id, award.get("organization_id"))
         policy = award.get("policy")
@@ -1056,7 +1057,7 @@ def _read_csv(content: bytes) -> dict[str, Any]:
         "format": "csv",
         "language": "en" if rows[0][1] == "Time" else "ko",
         "grant_id": grant_id,
-        "organization_id": organization_id,
+        "organization_id": organization_id or None,
         "program_id": program_id,
         "account_id": account_id,
         "as_of": as_of,

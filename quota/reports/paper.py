@@ -197,7 +197,7 @@ def _facts(document: dict[str, Any], language: StatementLanguage) -> list[tuple[
     )
     return [
         ("grant", document["grant_id"]),
-        ("organization", document["organization_id"] or "-"),
+        ("organization", document["organization_id"] or ""),
         ("program", document["program_id"]),
         ("account", document["account_id"]),
         ("since", start),

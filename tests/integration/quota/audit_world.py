@@ -47,13 +47,13 @@ def a_busy_hub(url: str) -> World:
     consortium = hub.award("alpha", "40")
     staged = hub.award("gamma", "30")
     over = hub.award("beta", "4", ends_at=hub.now + DAY_MS)
-    _seal(hub)
+    seal(hub)
     _plain_work(hub, plain)
     _consortium_work(hub, consortium)
     _staged_work(hub, staged)
     _overdrawn_work(hub, over)
     _moves(hub, plain, consortium)
-    _seal(hub)
+    seal(hub)
     hub.clock.set(max(hub.now, over.ends_at) + MINUTE_MS)
     endings.expire_due(hub.database)
     unused = hub.award("beta", "7", ends_at=hub.now + HOUR_MS)
@@ -61,7 +61,7 @@ def a_busy_hub(url: str) -> World:
     endings.expire_due(hub.database)
     carry_over(hub, unused, plain, "3")
     _plain_work(hub, plain)
-    _seal(hub)
+    seal(hub)
     return World(hub, plain, consortium, staged, unused)
 
 
@@ -97,7 +97,8 @@ def all_seals(hub: Hub) -> tuple[Seal, ...]:
         return seals.list_seals(connection, 0, 1000).items
 
 
-def _seal(hub: Hub) -> None:
+def seal(hub: Hub) -> None:
+    """Seal what was written."""
     assert seals.seal_due(hub.database) >= 1
     hub.clock.advance(MINUTE_MS)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -53,6 +54,8 @@ from tests.builders import (
     lost,
     started,
 )
+from tests.integration.quota.audit_forgery import rules_broken
+from tests.integration.quota.audit_world import ledger_of, seal
 from tests.integration.quota.grants_builders import a_judged_hub, balance, of_type
 
 HOUR_MS = 3_600_000
@@ -144,6 +147,33 @@ def statement(hub: Hub, of: Fund | Grant) -> bytes:
         form=StatementFormat.JSON,
         language=StatementLanguage.EN,
     ).content
+
+
+def test_an_auditor_finds_nothing_wrong_with_a_programmes_own_account(hub: Hub, tmp_path: Path) -> None:
+    hub.award()
+    fund = put_fund(hub)
+    put_fund(hub, gpu_hours="700", ends_at=fund.ends_at)
+    spare = hub.submit(opportunistic=True)
+    cycle(hub)
+    hub.report(started(spare, hub.now, hub.now))
+    hub.clock.advance(HOUR_MS // 2)
+    hub.finish(spare)
+    seal(hub)
+    assert rules_broken(tmp_path, ledger_of(hub)) == []
+    for form in StatementFormat:
+        written = read_statement(
+            hub.database,
+            AUDITOR,
+            fund.grant_id,
+            as_of_ms=hub.now,
+            since_ms=None,
+            form=form,
+            language=StatementLanguage.KO,
+        )
+        assert spare.id.encode() in written.content
+        assert b"None" not in written.content
+        if form is not StatementFormat.HTML:
+            assert rules_broken(tmp_path, ledger_of(hub), (f"statement.{form.value}", written.content)) == []
 
 
 def test_its_usage_takes_no_turn_from_the_others(hub: Hub) -> None:
