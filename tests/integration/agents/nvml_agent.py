@@ -19,6 +19,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.fakenvml.build import FakeDriver
 from tests.integration.agents.agent_stubs import ROOT
 
+START_S = 90.0
+"""A Python process that starts on a machine where twenty others want to run takes its time."""
+
 Series = dict[str, dict[tuple[str, ...], float]]
 """Values by name, then by the label values in order of label name."""
 
@@ -73,13 +76,14 @@ class NvmlAgent:
         """The collector's state."""
         return next((labels[0] for labels in self.series()["hub_agent_nvml_state"]), "")
 
-    def wait_for(self, condition: Callable[[Series], bool], timeout_s: float = 20) -> Series:
-        """The first /metrics that fits."""
-        until_s = time.monotonic() + timeout_s
+    def wait_for(self, condition: Callable[[Series], bool], timeout_s: float = 45) -> Series:
+        """The first /metrics that fits, once the process has started."""
+        until_s = time.monotonic() + START_S
         while not self.logged("agent_started"):
             assert self.process.poll() is None, self._log
             time.sleep(0.02)
             assert time.monotonic() < until_s, "the agent does not start"
+        until_s = time.monotonic() + timeout_s
         while True:
             series = self.series()
             if condition(series):

@@ -28,7 +28,7 @@ NODE, SPACE, GPU = "n0", "hub-alpha", "nvidia.com/gpu"
 RING = 3_000
 """Samples that the driver remembers: a minute, so that an agent that was killed can read them again."""
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
 
 @dataclass
