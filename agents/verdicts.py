@@ -8,7 +8,7 @@ stands alone: a verdict that the service will never take is dropped with an erro
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -54,6 +54,15 @@ class HealthCounts:
     refused: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """A GPU as it was last read and judged."""
+
+    reading: NodeReading
+    gpu: GpuReading
+    found: Judgement
+
+
 class Verdicts:
     """Judges every reading; thread-safe between the one who observes and the one who delivers."""
 
@@ -72,31 +81,35 @@ class Verdicts:
         known = file.read()
         self._memories = dict(known.memories)
         self._unsent = list(known.unsent)
-        self._rows: dict[str, GpuRow] = {}
+        self._seen: dict[str, _Seen] = {}
         self._number = 0
         self._named: dict[tuple[str, str], set[tuple[str, int]]] = {}
         self._unwritten = False
         self._note_unsent()
 
-    def observe(self, readings: Iterable[NodeReading]) -> None:
+    def observe(self, readings: Sequence[NodeReading]) -> None:
         """Judge one cycle's readings, keep what changed on disk, then show it to the one who delivers."""
         with self._turn:
             changed = self._unwritten
+            self._forget(readings)
             for reading in readings:
-                self._forget_rows(reading)
                 for gpu in reading.gpus:
                     if gpu.detail is not None and not gpu.detail.parent_uuid:
                         changed = self._judge(reading, gpu) or changed
             if changed:
                 self._write()
-            self._counts.health = {(row.node, row.gpu_uuid): row.health for row in self._rows.values()}
+            self._counts.health = {
+                (seen.reading.node, gpu_uuid): seen.found.memory.health
+                for gpu_uuid, seen in self._seen.items()
+            }
             self._note_unsent()
 
     def to_send(self) -> tuple[tuple[GpuRow, ...], tuple[GpuVerdict, ...]]:
         """The newest row of every GPU, and the verdicts that wait, oldest first."""
         with self._turn:
             self.news.clear()
-            return tuple(self._rows.values()), tuple(self._unsent)
+            # made here and not with every reading: on a fast clock there are many more of those
+            return tuple(map(_row, self._seen.values())), tuple(self._unsent)
 
     def sent(self, verdicts: Iterable[GpuVerdict]) -> None:
         """The service has them."""
@@ -108,13 +121,15 @@ class Verdicts:
             self._write()
             self._note_unsent()
 
-    def _forget_rows(self, reading: NodeReading) -> None:
+    def _forget(self, readings: Sequence[NodeReading]) -> None:
         """A GPU that is no longer there is told of no more: the service sees that it is missing."""
-        there = {gpu.gpu_uuid for gpu in reading.gpus}
-        gone = [row.gpu_uuid for row in self._rows.values() if row.node == reading.node]
-        for gpu_uuid in gone:
-            if gpu_uuid not in there:
-                del self._rows[gpu_uuid]
+        read = {reading.node for reading in readings}
+        there = {gpu.gpu_uuid for reading in readings for gpu in reading.gpus}
+        self._seen = {
+            gpu_uuid: seen
+            for gpu_uuid, seen in self._seen.items()
+            if gpu_uuid in there or seen.reading.node not in read
+        }
 
     def _judge(self, reading: NodeReading, gpu: GpuReading) -> bool:
         before = self._memories.get(gpu.gpu_uuid, Memory())
@@ -123,7 +138,7 @@ class Verdicts:
         made = list(self._verdicts(reading, gpu, before, found))
         self._unsent += made
         self._counts.verdicts += len(made)
-        self._rows[gpu.gpu_uuid] = _row(reading, gpu, found)
+        self._seen[gpu.gpu_uuid] = _Seen(reading, gpu, found)
         return bool(made) or _lasting_part(before) != _lasting_part(found.memory)
 
     def _signs(self, reading: NodeReading, gpu: GpuReading) -> Signs:
@@ -303,7 +318,8 @@ def _halves(report: GpuReport) -> list[GpuReport]:
     ]
 
 
-def _row(reading: NodeReading, gpu: GpuReading, found: Judgement) -> GpuRow:
+def _row(seen: _Seen) -> GpuRow:
+    reading, gpu, found = seen.reading, seen.gpu, seen.found
     detail = gpu.detail
     assert detail is not None
     return GpuRow(
