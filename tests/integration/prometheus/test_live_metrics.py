@@ -168,7 +168,7 @@ def test_fleet_and_queue_are_what_was_scripted(watched: Watched) -> None:
         assert oldest_s * 1000 == client.read_job(watched.jobs["whole-node"]).submitted_at
     waits = prometheus.value('hub_sched_queue_wait_seconds_count{gpu_class="h100"}')
     assert waits == 2
-    assert prometheus.value('hub_sched_queue_wait_seconds_bucket{gpu_class="h100",le="604800"}') == 2
+    assert prometheus.value('hub_sched_queue_wait_seconds_bucket{gpu_class="h100",le="604800.0"}') == 2
 
 
 def test_shares_are_those_of_grants_and_jobs(watched: Watched) -> None:
