@@ -14,7 +14,7 @@ import yaml  # type: ignore[import-untyped]
 from deploy.prometheus.server import HERE
 from tests.prometheus_server import promtool
 
-pytestmark = pytest.mark.prometheus
+pytestmark = [pytest.mark.prometheus, pytest.mark.timeout(300)]
 
 Alert = dict[str, Any]
 _COMPARED = re.compile(r"(>|<|==) (\d+(?:\.\d+)?)")

@@ -28,7 +28,7 @@ from tests.kubernetes_plane import until
 from tests.metric_contract import breaches, served_families
 from tests.prometheus_server import Prometheus, a_prometheus, labels_of, programs
 
-pytestmark = [pytest.mark.prometheus, pytest.mark.e2e]
+pytestmark = [pytest.mark.prometheus, pytest.mark.e2e, pytest.mark.timeout(300)]
 
 ALPHA, BETA, GAMMA = (organization.id for organization, _ in ORGANIZATIONS)
 GPU_HOURS = {organization.id: hours for organization, hours in ORGANIZATIONS}
