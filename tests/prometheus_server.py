@@ -162,7 +162,6 @@ def promtool(*arguments: str | Path, cwd: Path | None = None) -> subprocess.Comp
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=60,
         check=False,
     )
 

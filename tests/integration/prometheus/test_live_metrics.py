@@ -28,7 +28,7 @@ from tests.kubernetes_plane import until
 from tests.metric_contract import breaches, served_families
 from tests.prometheus_server import Prometheus, a_prometheus, labels_of, programs
 
-pytestmark = [pytest.mark.prometheus, pytest.mark.e2e]
+pytestmark = [pytest.mark.prometheus, pytest.mark.e2e, pytest.mark.timeout(300)]
 
 ALPHA, BETA, GAMMA = (organization.id for organization, _ in ORGANIZATIONS)
 GPU_HOURS = {organization.id: hours for organization, hours in ORGANIZATIONS}
@@ -168,7 +168,7 @@ def test_fleet_and_queue_are_what_was_scripted(watched: Watched) -> None:
         assert oldest_s * 1000 == client.read_job(watched.jobs["whole-node"]).submitted_at
     waits = prometheus.value('hub_sched_queue_wait_seconds_count{gpu_class="h100"}')
     assert waits == 2
-    assert prometheus.value('hub_sched_queue_wait_seconds_bucket{gpu_class="h100",le="604800"}') == 2
+    assert prometheus.value('hub_sched_queue_wait_seconds_bucket{gpu_class="h100",le="604800.0"}') == 2
 
 
 def test_shares_are_those_of_grants_and_jobs(watched: Watched) -> None:
