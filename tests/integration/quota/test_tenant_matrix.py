@@ -33,7 +33,11 @@ STRANGERS = {"no token": None, "garbage": "ghub_" + "x" * 43, "expired": "expire
 # what each operation that a member may call names of anybody's: place -> kind of object
 NAMED: dict[str, dict[str, str]] = {
     "read_caller": {},
-    "submit_job": {"body.organization_id": "organization", "body.grant_id": "grant"},
+    "submit_job": {
+        "body.organization_id": "organization",
+        "body.grant_id": "grant",
+        "body.program_id": "program",  # whose grants it has none of: test_opportunistic_jobs
+    },
     "list_jobs": {"query.organization_id": "organization", "query.grant_id": "grant"},
     "read_job": {"path.job_id": "job"},
     "read_job_logs": {"path.job_id": "job"},

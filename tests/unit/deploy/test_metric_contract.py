@@ -37,7 +37,7 @@ def test_labels_are_those_that_are_bounded() -> None:
             labels = {*family.labels, *family.optional}
             assert not labels & {"job", "instance", "pod", "namespace", "team", "user", "image"}, family.name
             if "job_id" in labels:
-                is_join = family.name == "hub_quota_attempt_gpus"
+                is_join = family.name in ("hub_quota_attempt_gpus", "hub_gpu_allocation_info")
                 assert is_join or family.name.startswith("hub_gpu_workload_"), family.name
             if family.kind is Kind.HISTOGRAM:
                 assert "organization" not in labels, family.name
