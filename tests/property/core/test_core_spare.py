@@ -56,7 +56,7 @@ def test_going_on_with_opportunistic_jobs_equals_beginning_anew_in_any_order(
 def test_there_was_something_opportunistic() -> None:
     """The worlds above are not empty: this much happens in a few of them."""
     seen: Counter[str] = Counter()
-    for seed in range(30):
+    for seed in range(40):
         hub = a_spare_hub(Random(seed))
         for plan, _ in live(hub, cycles=8):
             seen += events(hub, plan)
