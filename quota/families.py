@@ -43,7 +43,7 @@ GPUS = gauge(
 )
 NODES = gauge(
     "hub_quota_nodes",
-    "Nodes: open to new jobs, cordoned by operators of the hub, closed by their cluster.",
+    "Nodes: open to new jobs, cordoned by operators of the hub, held back for a bad GPU, closed by their cluster.",
     *("cluster", "state"),
 )
 LEDGER_LAG = gauge("hub_quota_ledger_lag_seconds", "Business time since the cluster's watermark.", "cluster")

@@ -67,7 +67,9 @@ def _nodes(connection: Connection) -> Iterable[Metric]:
         for state, value in (("total", row.total), ("used", row.used), ("foreign", row.foreign_used)):
             gpus.add_metric((row.cluster, row.node, row.gpu_class, state), value)
     for row in connection.execute(select(nodes)):
-        is_open.add_metric((row.cluster, row.node), float(row.schedulable and not row.cordoned))
+        is_open.add_metric(
+            (row.cluster, row.node), float(row.schedulable and not (row.cordoned or row.held_back))
+        )
     yield from (gpus, is_open)
 
 

@@ -164,10 +164,11 @@ def _fleet_families(connection: Connection, now_ms: int) -> Iterable[Metric]:
             family.add_metric([row.cluster, row.gpu_class, state], int(value))
     yield family
     count = func.count().label("nodes")
-    held = (nodes.c.cluster, nodes.c.schedulable, nodes.c.cordoned)
+    held = (nodes.c.cluster, nodes.c.schedulable, nodes.c.cordoned, nodes.c.held_back)
     counted: dict[tuple[str, ...], float] = {}
     for row in connection.execute(select(*held, count).group_by(*held)):
-        state = "cordoned" if row.cordoned else "open" if row.schedulable else "closed"
+        state = "open" if row.schedulable else "closed"
+        state = "cordoned" if row.cordoned else "held_back" if row.held_back else state
         counted[row.cluster, state] = counted.get((row.cluster, state), 0) + row.nodes
     yield families.NODES.gauge_of(counted)
     lag = families.LEDGER_LAG.gauge()

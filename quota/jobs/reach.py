@@ -144,6 +144,7 @@ def _totals(cluster: str, node: str | None) -> Any:
             nodes.c.schedulable.is_(True),
             clusters.c.paused.is_(False) | (at_cluster if node is None else false()),
             nodes.c.cordoned.is_(False) | at_node,
+            nodes.c.held_back.is_(False) | at_node,
         )
     )
 

@@ -61,6 +61,9 @@ def test_nodes_tell_what_is_used_and_whether_they_take_jobs(hub: Hub) -> None:
         connection.execute(text("UPDATE nodes SET cordoned = true WHERE node = 'n0'"))
     after = series(hub)["hub_quota_node_open"]
     assert {node for (_, node), value in after.items() if not value} == {"n0"}
+    with hub.database.engine.begin() as connection:
+        connection.execute(text("UPDATE nodes SET cordoned = false, held_back = true WHERE node = 'n0'"))
+    assert series(hub)["hub_quota_node_open"] == after
 
 
 def test_the_last_day_compared_is_told_as_the_comparison_says(hub: Hub) -> None:

@@ -91,11 +91,13 @@ def test_nodes_are_counted_by_who_closed_them(hub: Hub) -> None:
     every = sum(value for (name, *_), value in collected(hub).items() if name == "hub_quota_nodes")
     cordon = update(nodes).where(nodes.c.node == "n0").values(cordoned=True)
     close = update(nodes).where(nodes.c.node.in_(["n0", "n1"])).values(schedulable=False)
-    for statement in (cordon, close):
+    hold_back = update(nodes).where(nodes.c.node.in_(["n0", "a0"])).values(held_back=True)
+    for statement in (cordon, close, hold_back):
         hub.database.write(lambda tx, statement=statement: tx.connection.execute(statement) and None)
     seen = collected(hub)
     assert seen["hub_quota_nodes", "sim", "cordoned"] == 1, "what an operator did is told first"
     assert seen["hub_quota_nodes", "sim", "closed"] == 1
+    assert seen["hub_quota_nodes", "sim", "held_back"] == 1
     assert sum(value for (name, *_), value in seen.items() if name == "hub_quota_nodes") == every
 
 
