@@ -6,6 +6,8 @@ import json
 import re
 import signal
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlencode
 from urllib.request import urlopen
@@ -26,6 +28,22 @@ def asked(url: str, query: str) -> list[dict[str, object]]:
         return found
 
 
+def scraped(url: str) -> list[str]:
+    with urlopen(f"{url}/api/v1/targets", timeout=10) as answer:
+        return [one["scrapeUrl"] for one in json.load(answer)["data"]["activeTargets"]]
+
+
+@contextmanager
+def running(*arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """A command of ours; one that a failed test leaves running is ended."""
+    command = gpuhub(*arguments)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
 def url_told(process: subprocess.Popen[str], pattern: str) -> str:
     """The address in the first line that fits."""
     assert process.stdout is not None
@@ -38,12 +56,11 @@ def url_told(process: subprocess.Popen[str], pattern: str) -> str:
 
 
 def test_run_scrapes_what_it_is_told_and_ends_cleanly(tmp_path: Path) -> None:
-    command = gpuhub("prometheus", "run", "--folder", str(tmp_path / "p"), "--target", "quota=127.0.0.1:1")
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+    words = ("prometheus", "run", "--folder", str(tmp_path / "p"), "--target", "quota=127.0.0.1:1")
+    with running(*words) as process:
         url = url_told(process, r"Prometheus answers at (http://127\.0\.0\.1:\d+)")
-        with urlopen(f"{url}/api/v1/targets", timeout=10) as answer:
-            targets = json.load(answer)["data"]["activeTargets"]
-        assert [one["scrapeUrl"] for one in targets] == ["http://127.0.0.1:1/metrics"]
+        targets = until(lambda: scraped(url), bool)
+        assert targets == ["http://127.0.0.1:1/metrics"]
         assert asked(url, "vector(1)")
         process.send_signal(signal.SIGTERM)
         assert process.stdout is not None
@@ -72,8 +89,7 @@ def test_wrong_words_are_told(tmp_path: Path, arguments: tuple[str, ...], compla
 
 
 def test_up_brings_a_prometheus_that_reads_every_program(tmp_path: Path) -> None:
-    command = gpuhub("up", "--data-dir", str(tmp_path / "data"), "--prometheus")
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+    with running("up", "--data-dir", str(tmp_path / "data"), "--prometheus") as process:
         url = url_told(process, r"prometheus (http://127\.0\.0\.1:\d+)")
         url_told(process, "(Ctrl-C stops it)")
         until(lambda: len(asked(url, "up == 1")), lambda count: count == 3)

@@ -71,10 +71,12 @@ def test_killed_starter_leaves_no_process(tmp_path: Path) -> None:
     folder = tmp_path / "watched"
     command = (sys.executable, "-m", "tests.integration.prometheus.prometheus_starter", str(folder))
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as starter:
-        assert starter.stdout is not None
-        assert starter.stdout.readline()
-        assert len(processes_of(folder)) == 2
-        starter.kill()
+        try:
+            assert starter.stdout is not None
+            assert starter.stdout.readline()
+            assert len(processes_of(folder)) == 2
+        finally:
+            starter.kill()
     deadline = time.monotonic() + 20
     while left := processes_of(folder):
         assert time.monotonic() < deadline, left
