@@ -197,7 +197,7 @@ class Picks:
             self._return(kept, shape.kept_for)
         bounds = self.horizon.bounds(shape, clusters) if self.horizon.is_booked else None
         room = choose_room(shape, topology, fleet, clusters, self._limits(shape, clusters) or bounds)
-        # in the lane it may take reserved room where there is no other
+        # in the lane, or with some room kept, it may take reserved room where there is no other
         room = room or choose_room(shape, topology, fleet, clusters, bounds)
         assert room, f"{shape} fitted a moment ago"
         fleet.take(room.gpu_class, room.cluster, room.gpus_by_node)
@@ -231,9 +231,17 @@ class Picks:
         self.horizon.pick(kept.gpu_class, kept.cluster, kept.gpus_by_node, walltime_ms)
 
     def _limits(self, shape: Shape, clusters: Iterable[str]) -> Mapping[str, Mapping[str, int]] | None:
-        if not self.horizon.seats or self._has_kept_room(shape):
+        """What reservations leave to it, and the room that is kept for it while others stop, whatever lies over that.
+
+        It may start elsewhere, too, but not in the way of a reservation.
+        """
+        if not self.horizon.seats:
             return None
-        return self.horizon.limits(shape, clusters)
+        limits, kept = self.horizon.limits(shape, clusters), self.keeps.get(shape.kept_for)
+        if kept and kept.gpu_class == shape.gpu_class and kept.cluster in limits:
+            most = limits[kept.cluster]
+            limits[kept.cluster] = {node: max(most[node], kept.gpus_by_node.get(node, 0)) for node in most}
+        return limits
 
     def _has_kept_room(self, shape: Shape) -> bool:
         """Whether room of this class is kept for it while others stop."""

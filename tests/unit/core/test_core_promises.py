@@ -34,6 +34,7 @@ from tests.unit.core.core_world import (
     a_grant,
     a_job,
     a_node,
+    a_stopping_attempt,
     a_world,
     an_organization,
     nodes_of,
@@ -227,6 +228,21 @@ def test_reservations_on_a_node_that_is_lost_hide_no_other_node() -> None:
         Reservations((a_reservation("one", 9, {"n1": 8}), a_reservation("two", 9, {"n1": 8, "n2": 8}, 1))),
     ]  # fmt: skip
     assert reserved(plan_of(*world)) == [("one", 1, {"n3": 8}), ("two", 5, {"n2": 8, "n3": 8})]
+
+
+def test_who_has_room_kept_starts_in_it_and_not_in_the_way_of_a_promise() -> None:
+    """Others were stopped for `mine` on k; p, which it would fill exactly, is promised to `big` in an hour."""
+    world = [
+        a_node("k", gpus=5), a_stopping_attempt("victim", "mine", {"k": 4}, held=False),
+        a_node("p", gpus=4), a_node("q", gpus=4, used=4), *running("a", 4, "q", left_h=1),
+        a_job("mine", gpus=4, hours=8), a_job("big", gpus=4, pods=2, submitted=NOW_MS - 9 * HOUR_MS),
+        a_grant(lag_ms=DAY_MS),
+    ]  # fmt: skip
+    promise = Reservations((a_reservation("big", 1, {"p": 4, "q": 4}),))
+    assert nodes_of(plan_of(EASY, *world[:-3], world[-1], world[-3]), "mine") == ["p"]
+    plan = plan_of(EASY, *world, promise)
+    assert nodes_of(plan, "mine") == ["k"]
+    assert reserved(plan) == [("big", 1, {"p": 4, "q": 4})]
 
 
 # --- preemption -------------------------------------------------------------------------------------
