@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 import pytest
 from dashboard_lived import Between, Gpu, Lived, Loosely, Series, within_buckets
+from dashboard_trouble import RESET, UNKNOWN_GPUS
 from dashboard_world import (
     BOOKED_GPUS,
     FIRST,
@@ -302,6 +303,13 @@ def idle_gpus(lived: Lived) -> list[Series]:
     return [{f"beta {job} 1 {gpu.node} {gpu.uuid}": 0 for gpu in lived.gpus_of("idle")}]
 
 
+def hardware_errors(lived: Lived) -> list[Series]:
+    """When the last one came, and what the driver wants done; the lab's lost GPU says nothing any more."""
+    broken = [f"{key}" for key, kind in lived.world.broken.xids().items() if kind == "hardware"]
+    lately = Between(1000 * (lived.at_s - 300), 1000 * lived.at_s)
+    return [dict.fromkeys((f"{LAB} {LAB_GPUS[2]} {XID_LOST}", *broken), lately), dict.fromkeys(broken, RESET)]
+
+
 OPERATORS: Expected = {
     "Waiting jobs by firm": lambda _: [{"gamma active": 1, "alpha blocked": 1}],
     "GPUs asked for by firm": lambda _: [{"gamma": 16, "alpha": 8}],
@@ -330,12 +338,19 @@ OPERATORS: Expected = {
     "GPUs held and idle": lambda _: one(JOBS["idle"].gpus),
     "Held and idle now": idle_gpus,
     "GPUs held but not busy": lambda _: [{"GPUs lost": about(HELD - BUSY, 0.15)}],
+    "Idle by the rules": lambda _: [Loosely({"warned": JOBS["idle"].gpus})],
+    "Idle warnings in the window": lambda _: [{"warning 1": about(1), "warning 2": 0}],
+    "Stopped for idleness": lambda _: one(0),
     "GPUs out of service": lambda _: [Loosely({"a100": A100 - HELD_A100})],
     "Nodes closed to new jobs": lambda _: [{"sim sim-2 a100": HELD_A100}],
     "Nodes by state": lambda _: [Loosely({"sim open": 2, "sim cordoned": 1})],
     "GPUs that agents cannot read": lambda _: [{f"{LAB} {LAB_GPUS[2]}": 0}],
-    "GPUs with hardware errors": lambda lived: [
-        {f"{LAB} {LAB_GPUS[2]} {XID_LOST}": Between(1000 * (lived.at_s - 300), 1000 * lived.at_s)},
-        {},
+    "GPUs with hardware errors": hardware_errors,
+    "GPUs by health": lambda _: [{"healthy": ALL_GPUS - 3, "degraded": 1, "unhealthy": 2, "lost": 0}],
+    "GPUs in quarantine": lambda _: [{"by agent": 1, "by operator": 1}],
+    "Circuit breaker": lambda _: [{"most": ALL_GPUS // 10}, {"taken": A100}],
+    "Quarantine withheld": lambda _: one(1),
+    "GPUs in the inventory": lambda _: [
+        {"expected": ALL_GPUS - UNKNOWN_GPUS, "unknown": UNKNOWN_GPUS, "vanished": 1, "gone": 1}
     ],
 }

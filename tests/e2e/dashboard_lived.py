@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-import httpx2
 from dashboard_world import JOBS, RUNNING, WAITING, World
 
 from quota.client.paging import every
@@ -195,13 +194,10 @@ def _stated(world: World, grant_id: str) -> int:
 
 
 def _gpus(world: World) -> tuple[Gpu, ...]:
-    token = {"Authorization": f"Bearer {world.hub.tokens['cluster']}"}
-    url = f"{world.hub.url('cluster')}/v1/gpus"
-    nodes = httpx2.get(url, params={"after_ms": world.clock.now_ms()}, headers=token, trust_env=False).json()
     return tuple(
         Gpu(
             gpu["gpu_uuid"],
-            node["node"],
+            node,
             gpu["gpu_class"],
             gpu["model"],
             gpu["power_watts"],
@@ -209,8 +205,7 @@ def _gpus(world: World) -> tuple[Gpu, ...]:
             gpu["memory_used_bytes"] / gpu["memory_total_bytes"],
             gpu["workload"]["job_id"] if gpu["workload"] else "",
         )
-        for node in nodes["nodes"]
-        for gpu in node["gpus"]
+        for node, gpu in world.gpus_shown()
     )
 
 

@@ -13,8 +13,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx2
+from dashboard_trouble import IDLE_RULES, Broken, break_some, register_most
 from rich.console import Console
 
 from deploy.commands.follow import is_settled
@@ -28,11 +30,13 @@ from quota.clock import HOUR_MS, Clock
 from quota.schemas.bookings import NewBooking
 from quota.schemas.fleet import NewGpuClass, NodeChange
 from quota.schemas.identity import NewOrganization, Role
+from quota.schemas.idle import IdlePolicyPut, IdleState
 from quota.schemas.jobs import JobDetail, JobSubmission
 from quota.schemas.programs import Award, Grant, NewProgram
 from quota.schemas.scheduling import JobState, WaitReason
 from quota.schemas.switches import PlacementChange
 from quota.schemas.usage import EvidenceBatch, EvidenceRow
+from tests.fakekubelet.kubelet import FakeKubelet
 from tests.fakenvml.build import FakeDriver, an_h100, build
 from tests.integration.agents.nvml_agent import NvmlAgent, an_nvml_agent
 from tests.prometheus_server import Prometheus, a_prometheus
@@ -57,6 +61,12 @@ MODEL = "NVIDIA H100 80GB HBM3"
 LAB_CLASS = "h100-lab"
 LAB_GPUS = tuple(str(an_h100(number)["uuid"]) for number in range(3))
 """Of a fake driver: half busy; busy, hot, slowed down and with a memory error; off the bus."""
+PODS_S = 0.2
+"""How often the lab's agent asks its kubelet."""
+SAMPLES_KEPT, PATIENT_S = 3000, 5.0
+"""The lab's buffer of samples and its agent's deadlines bear a machine that is busy with other things."""
+SILENT_S = 1.0
+"""How long the lab's kubelet is away at least."""
 JOULES, THROTTLED_S, REPLAYS = 250, 3.0, 40
 XID_LOST, XID_OF_JOB = 79, 13
 STEADY_S = 15.0
@@ -126,6 +136,7 @@ class World:
         self.clock = Clock.from_text(f"{told.business_at},{told.wall_at},{told.speed}")
         self.job_ids: dict[str, str] = {}
         self.grant_ids: dict[tuple[str, str], str] = {}
+        self.broken: Broken
 
     def job(self, name: str) -> JobDetail:
         """A job of the script as the API shows it now."""
@@ -162,6 +173,7 @@ class World:
             )
             made = client.award_grant(award, f"grant-{organization}-{program}")
             self.grant_ids[organization, program] = made.id
+        client.put_idle_policy(IdlePolicyPut(policy=IDLE_RULES, reason="test"))
         wait_for_nodes(client, {name for name, _, _ in CLASSES})
 
     def submit(self, *names: str) -> None:
@@ -201,17 +213,16 @@ class World:
         self._until("the cancelled job is settled", lambda: is_settled(self.job("stopped")))
         self.submit(*WAITING)
         self._disturb()
+        self._break()
         self._until("waiting jobs say why", lambda: all(self._waits_for(name) for name in WAITING))
         self.lab.disturb()
+        self._until("the idle job is warned", lambda: self._found_idle("idle") is IdleState.WARNED)
 
     def _disturb(self) -> None:
         """What operators, others and accidents do."""
         client, now_ms = self.operator, self.clock.now_ms()
         client.change_node("sim", "sim-2", NodeChange(cordoned=True, reason="a fan is loud"))
-        fault = {"fault": "foreign", "node": "sim-1", "gpu_class": "h100", "count": FOREIGN_GPUS}
-        token = {"Authorization": f"Bearer {self.hub.tokens['cluster']}"}
-        url = f"{self.hub.url('cluster')}/v1/faults"
-        httpx2.post(url, json=fault, headers=token, trust_env=False).raise_for_status()
+        self._plant(fault="foreign", node="sim-1", gpu_class="h100", count=FOREIGN_GPUS)
         booking = NewBooking(
             organization_id="gamma",
             name="demonstration",
@@ -246,6 +257,33 @@ class World:
             )
         connection.close()
 
+    def gpus_shown(self) -> list[tuple[str, dict[str, Any]]]:
+        """Node and figures of every GPU, as the cluster shows them."""
+        asked = {"after_ms": self.clock.now_ms()}
+        url = f"{self.hub.url('cluster')}/v1/gpus"
+        nodes = httpx2.get(url, params=asked, headers=self._token(), trust_env=False).json()["nodes"]
+        return [(node["node"], gpu) for node in nodes for gpu in node["gpus"]]
+
+    def _break(self) -> None:
+        """Let GPUs break that no job holds, on the node that is cordoned first."""
+        shown = self.gpus_shown()
+        register_most(self.operator, [gpu["gpu_uuid"] for _, gpu in shown])
+        free = [(node, gpu["gpu_uuid"]) for node, gpu in shown if not gpu["workload"]]
+        closed = [place for place in free if place[0] == "sim-2"]
+        still_open = [place for place in free if place[0] != "sim-2"]
+        self.broken = break_some(self.operator, self._plant, self._until, closed, still_open)
+
+    def _plant(self, **fault: object) -> None:
+        url = f"{self.hub.url('cluster')}/v1/faults"
+        httpx2.post(url, json=fault, headers=self._token(), trust_env=False).raise_for_status()
+
+    def _token(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.hub.tokens['cluster']}"}
+
+    def _found_idle(self, name: str) -> IdleState | None:
+        found = self.job(name).idle
+        return None if found is None else found.state
+
     def _state(self, name: str) -> JobState:
         return self.job(name).state
 
@@ -253,7 +291,7 @@ class World:
         waiting = self.job(name).waiting
         return "" if waiting is None or waiting.code is WaitReason.NEW else waiting.code.value
 
-    def _until(self, what: str, holds: Callable[[], bool]) -> None:
+    def _until(self, what: str, holds: Callable[[], object]) -> None:
         deadline_s = time.monotonic() + PATIENCE_S
         while not holds():
             assert time.monotonic() < deadline_s, (what, [self.job(name) for name in self.job_ids])
@@ -261,10 +299,12 @@ class World:
 
 
 class Lab:
-    """A node with three real-looking GPUs: an agent of its own on a fake driver, its clock the wall's."""
+    """A node with three real-looking GPUs: an agent of its own on a fake driver and kubelet, its clock the wall's."""
 
-    def __init__(self, agent: NvmlAgent, driver: FakeDriver) -> None:
-        self._agent, self._driver = agent, driver
+    def __init__(self, agent: NvmlAgent, driver: FakeDriver, kubelet: FakeKubelet) -> None:
+        self._agent, self._driver, self._kubelet = agent, driver, kubelet
+        self.silent_s = 0.0
+        """How long its kubelet did not answer, at most."""
 
     @property
     def instance(self) -> str:
@@ -272,7 +312,7 @@ class Lab:
         return f"127.0.0.1:{self._agent.logged('agent_started')[0]['port']}"
 
     def disturb(self) -> None:
-        """Let one GPU be slowed down and lose a row of memory, and another fall off the bus."""
+        """Let one GPU be slowed down and lose a row of memory, another fall off the bus, and the kubelet be away."""
         _, hot, lost = self._driver.gpus
         hot |= {"temperature": 88, "clocks_reasons": 0x4, "ecc_uncorrected": 2, "remapped": "0 1 1 0"}
         hot |= {"field_230": 1}
@@ -280,6 +320,14 @@ class Lab:
         self._driver.events += [(0, 0x8, XID_OF_JOB), (2, 0x8, XID_LOST)]
         self._driver.write()
         self._agent.wait_for(lambda series: series["hub_gpu_lost"].get((LAB_GPUS[2], LAB)) == 1)
+
+        gap = "hub_agent_pods_gap_seconds_total"
+        before_s, began_s = self._agent.series()[gap][()], time.monotonic()
+        self._kubelet.stop()
+        self._agent.wait_for(lambda series: series[gap][()] > before_s + SILENT_S)
+        self._kubelet.start()
+        self._agent.wait_for(lambda series: series["hub_agent_pods_up"] == {(): 1})
+        self.silent_s = before_s + time.monotonic() - began_s
 
     def work(self) -> None:
         """Let the meters of the two others run on by known amounts, at once."""
@@ -293,7 +341,9 @@ class Lab:
 @contextmanager
 def a_world(folder: Path) -> Iterator[World]:
     """Everything, read by Prometheus once a second; the script has not begun."""
-    driver = FakeDriver(folder / "driver", [an_h100(0, power_limit_mw=700_000), _busy(), an_h100(2)])
+    driver = FakeDriver(
+        folder / "driver", [an_h100(0, power_limit_mw=700_000, depth=SAMPLES_KEPT), _busy(), an_h100(2)]
+    )
     driver.write()
     wish = Wish(
         DataDir(folder / "hub"),
@@ -306,13 +356,22 @@ def a_world(folder: Path) -> Iterator[World]:
     lab_folder = folder / "lab"
     lab_folder.mkdir()
     classes = f'{{"{MODEL}": "{LAB_CLASS}"}}'
+    socket = lab_folder / "kubelet.sock"
+    asked = {
+        "gpu_classes": classes,
+        "pods_socket": str(socket),
+        "pods_interval_s": PODS_S,
+        "pods_timeout_s": PATIENT_S,
+        "nvml_deadline_s": PATIENT_S,
+    }
     with (
-        an_nvml_agent(driver, build(folder / "nvml"), lab_folder, gpu_classes=classes) as agent,
+        FakeKubelet(socket) as kubelet,
+        an_nvml_agent(driver, build(folder / "nvml"), lab_folder, **asked) as agent,
         running(wish, quiet) as hub,
         hub.client() as operator,
     ):
         agent.wait_for(lambda series: len(series.get("hub_gpu_observed_seconds_total", {})) == len(LAB_GPUS))
-        lab = Lab(agent, driver)
+        lab = Lab(agent, driver, kubelet)
         quota, port = hub.url("quota").removeprefix("http://"), hub.url("quota").rpartition(":")[2]
         targets = {
             # the same service twice, as two replicas of it would answer

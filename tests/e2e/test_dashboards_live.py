@@ -38,6 +38,7 @@ def lived(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lived]:
 
 def at_rest(world: World) -> Lived:
     """Wait until all rates tell of the same load; a while before, the lab's meters run on."""
+    world.prometheus.await_query("hub_sched_forecast_timestamp_seconds")
     time.sleep(STEADY_S)
     world.lab.work()
     time.sleep(RATE_S / 2)
@@ -45,7 +46,8 @@ def at_rest(world: World) -> Lived:
         at_s = float(int(time.time()))
         seen = look(world, at_s)
         time.sleep(2)
-        if seen.stands_like(look(world, at_s)):
+        all_answered = not world.prometheus.query("up == 0", at_s)
+        if all_answered and seen.stands_like(look(world, at_s)):
             return seen
     raise AssertionError("the hub does not come to rest")
 
@@ -68,14 +70,19 @@ PLANTED = (
     # the wall's time for the hub's
     ("gpuhub-overview", "Longest wait now", "scalar(max(hub_quota_business_timestamp_seconds))", "time()"),
     ("gpuhub-operators", "GPUs held but not busy", "/ scalar", "/ 4 / scalar"),
+    ("gpuhub-trust", "Busy and of nobody", " / scalar", " * scalar"),
     # another series, firm, state, unit
     ("gpuhub-firm", "Charged", "_used_", "_held_"),
     ("gpuhub-firm", "Burn-down", 'organization="$organization"', 'organization="gamma"'),
     ("gpuhub-overview", "Jobs waiting", "queued", "starting"),
+    ("gpuhub-trust", "Busy and of nobody", "unattributed_busy", "busy"),
+    ("gpuhub-nodes", "Health", "unhealthy", "degraded"),
+    ("gpuhub-operators", "Quarantine withheld", "withheld", "taken"),
     ("gpuhub-overview", "GPU hours that no grant pays", "/ 3600", "/ 60"),
     # labels by which series cannot be told apart, or that are gone
     ("gpuhub-nodes", "Utilisation by GPU", "node, gpu_uuid", "node"),
     ("gpuhub-operators", "Held and idle now", "group_left (organization)", "group_left ()"),
+    ("gpuhub-operators", "Idle by the rules", "max by (state)", "max"),
 )
 
 

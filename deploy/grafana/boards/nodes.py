@@ -229,7 +229,27 @@ _BODY = (
     ),
 )
 
+
+def _is(state: str) -> str:
+    return f'sum by (node, gpu_uuid) (hub_gpu_health{{node=~"$node",gpu_uuid=~"$gpu",state="{state}"}})'
+
+
 _TROUBLE = (
+    Panel(
+        "Health",
+        "How healthy its agent calls each GPU, for ten minutes longer than the last sign of trouble. An *unhealthy* or"
+        " *lost* GPU is taken out of use, if the circuit breaker allows it; a *degraded* one works on.",
+        Unit.NUMBER,
+        (Query(f"{_is('degraded')} + 2 * {_is('unhealthy')} + 3 * {_is('lost')}", _GPU),),
+        Look.TIMELINE,
+        width=24,
+        texts={
+            0: ("healthy", GREEN),
+            1: ("degraded", YELLOW),
+            2: ("unhealthy", ORANGE),
+            3: ("lost", RED),
+        },
+    ),
     Panel(
         "Readable",
         "Whether each GPU could be read. A GPU that is lost stays down until its node is repaired.",

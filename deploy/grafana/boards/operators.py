@@ -227,6 +227,31 @@ _HELD_IDLE = (
         Unit.NUMBER,
         (Query(f"(sum({_OBSERVED}) - sum({_BUSY})) / {SPEED}", "GPUs lost"),),
     ),
+    Panel(
+        "Idle by the rules",
+        "GPUs of running jobs by what the idle rules found: *low_utilization* and *partly_idle* jobs are only flagged,"
+        " *warned* and *warned_twice* ones will be stopped if they do not begin to work, and of *unobserved* ones the"
+        " agents have said too little. `gpuhub idle list` names them.",
+        Unit.NUMBER,
+        (Query(once("hub_quota_idle_gpus", "state"), "{{state}}"),),
+        Look.STACK,
+        width=12,
+    ),
+    Panel(
+        "Idle warnings in the window",
+        "Warnings that jobs with idle GPUs were given, by step: after the second comes the stop.",
+        Unit.NUMBER,
+        (Query(once("increase(hub_quota_idle_warnings_total[${window}s])", "step"), "warning {{step}}"),),
+        Look.BARS,
+    ),
+    Panel(
+        "Stopped for idleness",
+        "Jobs in the window that were asked to stop because their GPUs did no work.",
+        Unit.NUMBER,
+        (Query(once("increase(hub_quota_idle_stops_total[${window}s])")),),
+        Look.STAT,
+        width=4,
+    ),
 )
 
 _OUT = (
@@ -292,6 +317,56 @@ _OUT = (
     ),
 )
 
+_VERDICTS = (
+    Panel(
+        "GPUs by health",
+        "GPUs by how healthy their agents last called them. *unhealthy* and *lost* ones should be out of use,"
+        " *degraded* ones work and want somebody to look.",
+        Unit.NUMBER,
+        (Query(once("hub_quota_health_gpus", "state"), "{{state}}"),),
+        Look.STACK,
+    ),
+    Panel(
+        "GPUs in quarantine",
+        "GPUs that were taken out of use, by agents' verdicts or by operators. A node with one takes no new jobs,"
+        " unless it gives the GPU to nobody by itself. `gpuhub gpus list --quarantined` names them.",
+        Unit.NUMBER,
+        (Query(once("hub_quota_quarantined_gpus", "by"), "by {{by}}"),),
+        Look.BARS,
+        width=6,
+        steps=BAD_FROM_ONE,
+    ),
+    Panel(
+        "Circuit breaker",
+        "GPUs that nobody can get because of agents' verdicts, closed nodes whole, against how many verdicts may take."
+        " The first bad GPU passes whatever its node has, so *taken* may be above *most*.",
+        Unit.NUMBER,
+        (
+            Query(once("hub_quota_gpu_breaker_most_gpus"), "most"),
+            Query(once("hub_quota_gpu_breaker_taken_gpus"), "taken"),
+        ),
+    ),
+    Panel(
+        "Quarantine withheld",
+        "GPUs that agents call bad and that still get jobs, because the circuit breaker is open or verdicts are only"
+        " observed. An operator has to decide: `gpuhub gpus quarantine`, or `gpuhub gpus policy`.",
+        Unit.NUMBER,
+        (Query(once("hub_quota_gpu_breaker_withheld_gpus")),),
+        Look.STAT,
+        width=4,
+        steps=BAD_FROM_ONE,
+    ),
+    Panel(
+        "GPUs in the inventory",
+        "*vanished*: registered and not seen for ten minutes, or never. *unknown*: seen and not registered; all of"
+        " them, if nobody has registered any. *gone*: away as they should be.",
+        Unit.NUMBER,
+        (Query(once("hub_quota_inventory_gpus", "state"), "{{state}}"),),
+        Look.BARS,
+        width=6,
+    ),
+)
+
 OPERATORS = Board(
     "gpuhub-operators",
     "GPU hub: operators",
@@ -300,7 +375,7 @@ OPERATORS = Board(
         Section("Queue", _QUEUE),
         Section("Fairness", (*_FAIRNESS, *_SHARES)),
         Section("Held and idle", _HELD_IDLE),
-        Section("Out of service", _OUT),
+        Section("Out of service", (*_OUT, *_VERDICTS)),
     ),
     variables=(
         WINDOW,

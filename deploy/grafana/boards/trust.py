@@ -19,9 +19,8 @@ from deploy.grafana.model import (
 )
 
 _HELD = once('hub_quota_gpus{state="used"}', "cluster", "gpu_class")
-_BUSY = rate("hub_gpu_busy_seconds_total")
+_NOBODYS = rate("hub_gpu_unattributed_busy_seconds_total")
 _OBSERVED = rate("hub_gpu_observed_seconds_total")
-_WORK_BUSY = rate("hub_gpu_workload_busy_seconds_total")
 _WORK_OBSERVED = rate("hub_gpu_workload_observed_seconds_total")
 
 _UNOBSERVED = (
@@ -59,9 +58,10 @@ _UNOBSERVED = (
 _UNATTRIBUTED = (
     Panel(
         "Busy and of nobody",
-        "Busy time that belongs to no job of the hub, in GPUs: work that nobody booked and nobody is charged for.",
+        "Busy time that belongs to no job of the hub, in GPUs: work that nobody booked and nobody is charged for. Nodes"
+        " whose kubelet is silent are left out: nobody knows who works there.",
         Unit.NUMBER,
-        (Query(f"(sum({_BUSY}) - (sum({_WORK_BUSY}) or vector(0))) / {SPEED}", "GPUs"),),
+        (Query(f"sum({_NOBODYS}) / {SPEED}", "GPUs"),),
         width=8,
         steps=((0.5, YELLOW), (1, ORANGE)),
     ),
@@ -84,12 +84,22 @@ _UNATTRIBUTED = (
         steps=BAD_FROM_ONE,
     ),
     Panel(
+        "Rows dropped",
+        "Measurements in the window that agents let go unsent, because their disks held as many as they may: time that"
+        " will stay unmeasured.",
+        Unit.NUMBER,
+        (Query("sum(increase(hub_agent_records_dropped_total[${window}s]))"),),
+        Look.STAT,
+        width=4,
+        steps=BAD_FROM_ONE,
+    ),
+    Panel(
         "Paid by no grant",
         "GPU hours of the reference GPU in the window that were booked to the platform: starts, late ends, faults.",
         Unit.HOURS,
         (Query(f"{once('increase(hub_quota_platform_gpu_seconds_total[${window}s])')} / 3600"),),
         Look.STAT,
-        width=8,
+        width=4,
     ),
 )
 
@@ -231,7 +241,8 @@ _AGENTS = (
     ),
     Panel(
         "Measurements to be sent",
-        "Rows that agents keep because they could not be delivered yet. They are never dropped.",
+        "Rows that agents keep because they could not be delivered yet. Only an agent whose disk holds as many as it"
+        " may drops some: see *Rows dropped*.",
         Unit.NUMBER,
         (Query("hub_agent_spool_records", "{{instance}}"),),
     ),
@@ -268,6 +279,24 @@ _AGENTS = (
         (Query("hub_agent_nvml_state", "{{instance}} {{state}}"),),
         Look.TIMELINE,
         texts={1: ("so", ORANGE)},
+    ),
+    Panel(
+        "Kubelet answers",
+        "Whether the kubelet of each node told its agent last time which pod holds which GPU. While it is silent,"
+        " holders stay as they were known, and new pods are nobody's.",
+        Unit.NUMBER,
+        (Query("hub_agent_pods_up", "{{instance}}"),),
+        Look.TIMELINE,
+        texts={0: ("no", RED), 1: ("yes", GREEN)},
+    ),
+    Panel(
+        "Time without the kubelet",
+        "How long in the window each agent had no answer of its kubelet's. Work of pods that started then may belong to"
+        " nobody.",
+        Unit.SECONDS,
+        (Query("increase(hub_agent_pods_gap_seconds_total[${window}s])", "{{instance}}"),),
+        Look.BARS,
+        steps=((60, YELLOW), (600, RED)),
     ),
     Panel(
         "GPUs missing",
