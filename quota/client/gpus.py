@@ -11,7 +11,7 @@ class GpuCalls(Transport):
 
     def report_gpus(self, body: gpus.GpuReport) -> gpus.GpuReportReply:
         """Deliver how GPUs are and verdicts on them; delivering them again changes nothing."""
-        return self._send("POST", "/v1/gpus/reports", body, gpus.GpuReportReply)
+        return self._send("POST", "/v1/gpu-reports", body, gpus.GpuReportReply)
 
     def list_gpus(
         self,

@@ -172,7 +172,7 @@ def deliver_evidence(request: Request, raw: Raw) -> Response:
 
 
 @busy.post(
-    "/v1/gpus/reports",
+    "/v1/gpu-reports",
     operation_id="report_gpus",
     response_model=GpuReportReply,
     openapi_extra=_takes(GpuReport) | access(Role.AGENT, scope=Scope.EVIDENCE_WRITE),

@@ -39,7 +39,7 @@ JOB_TEXTS = frozenset({"job", "ending_job"})
 OTHERS_NUMBERS = frozenset({"lag_thousandths"})
 """Numbers about the organization that a wait reason names: a tenant reads them of its own."""
 SUMS = frozenset({"in_use", "left_gpu_us"})
-"""Numbers of a wait reason that sum over all parties of a grant, unless they are of a party's own share."""
+"""Sums over all who draw on a grant or a programme, unless they are of a party's own share."""
 _EXTENSIONS = (
     select(transfers, holds.c.rate_thousandths)
     .join(holds, holds.c.id == transfers.c.hold_id)
@@ -112,7 +112,9 @@ def _reasons(
 def _told(waiting: Waiting, own: Collection[object]) -> dict[str, int | str]:
     """Without what others do. `own` are the caller's organization, jobs, grants and its shares' accounts."""
     numbers = waiting.numbers
-    summed = "grant" in numbers and not {numbers["grant"], numbers.get("account")} & set(own)
+    # a programme's own account is drawn on by opportunistic jobs of everybody
+    of_others = "grant" in numbers and not {numbers["grant"], numbers.get("account")} & set(own)
+    summed = of_others or "program" in numbers
     hidden = SUMS if summed else frozenset()
     if numbers.get("organization") not in own:
         hidden |= OTHERS_NUMBERS

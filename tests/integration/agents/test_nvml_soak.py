@@ -45,7 +45,7 @@ def test_ten_thousand_cycles_take_no_more_memory_than_two_thousand(tmp_path: Pat
     for process in ("agent", "collector"):
         assert late[process] - warm[process] < MOST_GROWTH_KIB, (warm, late)
     assert series["hub_gpu_up"] == 3
-    assert series["hub_gpu_allocation_info"] == 2
+    assert series["hub_gpu_allocation"] == 2
     assert (tmp_path / "nvml.log").read_text() == "shutdown initialized=0 sets=0 gpm=0\n"
 
 

@@ -95,8 +95,11 @@ MAY_BE_MISSING = {
     "hub_quota_seal_timestamp_seconds",
     "hub_sched_forecast_timestamp_seconds",
     "hub_agent_spool_oldest_timestamp_seconds",
+    "hub_agent_pods",
+    "hub_agent_pods_last_answer_timestamp_seconds",
+    "hub_agent_pods_unknown_devices",
 }
-"""Single values that are not known yet: before the first seal or forecast, or with nothing to deliver."""
+"""What is not known yet: before the first seal or forecast, with nothing to deliver, while no kubelet answers."""
 
 
 def lint(text: str) -> None:

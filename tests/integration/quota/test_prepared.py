@@ -55,6 +55,8 @@ def row(name: str) -> dict[str, object]:
         "created_at_ms": 1,
         "decayed_usage_gpu_us": 0.5,
         "decayed_as_of_ms": 2,
+        "opportunistic_usage_gpu_us": 0.25,
+        "opportunistic_as_of_ms": 3,
         "caps": "{}",
     }
 
