@@ -372,6 +372,10 @@ def test_indices_that_change_places_change_nothing_else(agent: NvmlAgent, driver
         for uuid in (FIRST, SECOND)
     }
     assert gains[FIRST] < 0.5 < 0.9 < gains[SECOND]
+    # whoever comes next may lose a GPU at once, and a lost one is told apart by where it was last read
+    driver.gpus.reverse()
+    driver.write()
+    goes_on(agent, FIRST, 1.0)
 
 
 def test_a_killed_collector_is_replaced_and_a_killed_agent_leaves_none_behind(
