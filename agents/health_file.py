@@ -21,14 +21,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import structlog
 from pydantic import ValidationError
 
+from agents import log
 from agents.health import Memory
 from quota.schemas.gpus import GpuHealth, GpuVerdict
 
 FORMAT = 1
-_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +57,7 @@ class HealthFile:
         except FileNotFoundError:
             return Remembered()
         except (OSError, ValueError, KeyError, TypeError, AttributeError, ValidationError) as error:
-            _log.error("health_file_unreadable", file=str(self.path), reason=str(error)[:300])
+            log.error("health_file_unreadable", file=str(self.path), reason=str(error)[:300])
             return Remembered()
         return Remembered(memories, unsent)
 

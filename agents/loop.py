@@ -21,8 +21,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-import structlog
-
+from agents import log
 from agents.attribution import spans_by_gpu
 from agents.gpus.port import GpuReader, ReaderUnavailable
 from agents.jumps import SET_BACK_MS, SlowTime, set_back
@@ -30,8 +29,8 @@ from agents.metrics import Counts, View
 from agents.model import EvidenceDoor, GpuReading, GpuState, Measured, NodeReading, RowKey, Span
 from agents.outbox import Outbox, OutboxBroken, OutboxUnwritable, UnsentRow
 from agents.usage import first_state, integrate
-from quota.client import ServiceProblem, ServiceUnavailable
 from quota.clock import Clock, wall_ms
+from quota.refusals import ServiceProblem, ServiceUnavailable
 from quota.schemas.usage import EvidenceBatch
 
 BATCH_ROWS = 2000
@@ -42,8 +41,6 @@ MOST_HALVINGS = 40
 
 LAGGING_PERIODS = 10
 """A node this many sample periods behind the foremost is asked on its own."""
-
-_log = structlog.get_logger(__name__)
 
 
 class Sampler:
@@ -124,16 +121,16 @@ class Sampler:
         left_out = () if self._nodes or failures else self._after_ms.keys() - nodes_read
         silent = failures.keys() | left_out
         for node in sorted(silent - self._silent):
-            _log.warning("reading_failed", node=node, reason=failures.get(node, "the node is lost"))
+            log.warning("reading_failed", node=node, reason=failures.get(node, "the node is lost"))
         for node in sorted(self._silent - silent):
-            _log.info("reading_works_again", node=node)
+            log.info("reading_works_again", node=node)
         self._silent = silent
 
     def _take(self, reading: NodeReading) -> None:
         spans = spans_by_gpu(reading)
         newest_ms = []
         if self._after_ms.get(reading.node, 0) > reading.now_ms + SET_BACK_MS:
-            _log.warning(
+            log.warning(
                 "clock_set_back", node=reading.node, by_ms=self._after_ms[reading.node] - reading.now_ms
             )
             self._after_ms[reading.node] = reading.now_ms
@@ -177,7 +174,7 @@ class Sampler:
         except OutboxUnwritable as error:
             self._counts.store_failures += 1
             if self._counts.stored:
-                _log.error("outbox_unwritable", reason=str(error), kept_rows=len(self._unstored_gains))
+                log.error("outbox_unwritable", reason=str(error), kept_rows=len(self._unstored_gains))
             self._counts.stored = False
             return
         self._counts.stored = True
@@ -209,11 +206,11 @@ class Deliverer:
                 halvings = self._send(rows, began_wall_ms, halvings)
         except ServiceUnavailable as error:
             self._counts.reports_failed += 1
-            _log.warning("delivery_failed", reason=str(error))
+            log.warning("delivery_failed", reason=str(error))
         except ServiceProblem as problem:
-            _log.error("delivery_refused", status=problem.status, code=problem.code, reason=problem.detail)
+            log.error("delivery_refused", status=problem.status, code=problem.code, reason=problem.detail)
         except OutboxUnwritable as error:
-            _log.error("delivery_not_marked", reason=str(error))
+            log.error("delivery_not_marked", reason=str(error))
 
     def _send(self, rows: list[UnsentRow], began_wall_ms: int, halvings: int) -> int:
         """Send the rows, halving a refused batch; returns how many halvings are left."""
@@ -243,7 +240,7 @@ class Deliverer:
         # Evidence is never thrown away: the rows stay to be sent, and the next pass tries again.
         self._counts.records_refused += len(part)
         example = part[0].row.model_dump(mode="json")
-        _log.error("rows_refused", rows=len(part), first=example, code=problem.code, reason=problem.detail)
+        log.error("rows_refused", rows=len(part), first=example, code=problem.code, reason=problem.detail)
 
 
 class Loop:
@@ -310,9 +307,9 @@ class Loop:
         try:
             step()
         except OutboxBroken as error:
-            _log.error("outbox_broken", reason=str(error))
+            log.error("outbox_broken", reason=str(error))
             self.broken = True
             self._stopping.set()
         except Exception:
             # The loop's edge: whatever it was, the next turn tries again.
-            _log.exception("turn_failed")
+            log.exception("turn_failed")

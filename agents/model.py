@@ -177,10 +177,10 @@ class GpuState:
 
 
 class EvidenceDoor(Protocol):
-    """Where evidence is delivered; `quota.client.QuotaClient` is one."""
+    """Where evidence is delivered; `agents.quota_door.QuotaDoor` is one."""
 
     def deliver_evidence(self, body: EvidenceBatch, /) -> EvidenceReply:
         """Deliver cumulative rows. Delivering the same rows again changes nothing.
 
-        Raises `quota.client.ServiceUnavailable` (what happened is unknown) or `ServiceProblem` (refused).
+        Raises `quota.refusals.ServiceUnavailable` (what happened is unknown) or `ServiceProblem` (refused).
         """

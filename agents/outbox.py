@@ -33,8 +33,7 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
-import structlog
-
+from agents import log
 from agents.model import NS_PER_MS, GpuState, Holding, Measured, RowKey
 from quota.clock import HOUR_MS, wall_ms
 from quota.schemas.usage import EvidenceRow
@@ -50,7 +49,6 @@ MOST_ROWS = 200_000
 COUNTED_EVERY = 32
 """Rows are counted with every so manieth cycle."""
 
-_log = structlog.get_logger(__name__)
 
 _SCHEMA = (
     "CREATE TABLE agent (epoch TEXT NOT NULL, seq INTEGER NOT NULL)",
@@ -191,7 +189,7 @@ class Outbox:
         self._seq = seq
         if dropped:
             self._dropped += dropped
-            _log.error("evidence_dropped", rows=dropped, most_rows=self._most_rows)
+            log.error("evidence_dropped", rows=dropped, most_rows=self._most_rows)
 
     def _make_room(self, database: sqlite3.Connection) -> int:
         (rows,) = database.execute("SELECT count(*) FROM evidence").fetchone()
@@ -302,7 +300,7 @@ def _open_database(path: Path) -> sqlite3.Connection:
         raise OutboxUnusable(f"cannot open {path}: {error}; see the disk and the file's owner") from error
     except sqlite3.DatabaseError as error:
         aside = _move_aside(path)
-        _log.error("outbox_unreadable", outbox=str(path), moved_to=str(aside), reason=str(error))
+        log.error("outbox_unreadable", outbox=str(path), moved_to=str(aside), reason=str(error))
         return _connect(path)
 
 

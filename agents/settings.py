@@ -1,14 +1,18 @@
-"""The agent's settings: from the command line, else from the environment (`GPUHUB_AGENT_…`), else these."""
+"""The agent's settings: what one agent does, for whom, and where it keeps its outbox."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, StringConstraints
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
+from quota.clock import Clock
 from quota.schemas.values import ClassId
+
+HANDED_OVER = "GPUHUB_AGENT_HANDED_OVER"
+"""The environment variable through which the command hands the settings to the agent that it becomes."""
 
 LEAST_SAMPLING_WALL_S = 0.2
 """However fast business time runs, GPUs are not read more often than this."""
@@ -16,10 +20,10 @@ LEAST_SAMPLING_WALL_S = 0.2
 Url = Annotated[str, StringConstraints(pattern=r"^https?://[^/\s]+(/\S*)?$")]
 
 
-class AgentSettings(BaseSettings):
-    """What one agent does, for whom, and where it keeps its outbox."""
+class AgentSettings(BaseModel):
+    """From the command line, else from the environment (`agents.environment`), else these."""
 
-    model_config = SettingsConfigDict(env_prefix="GPUHUB_AGENT_", extra="forbid")
+    model_config = ConfigDict(extra="forbid")
 
     quota_url: Url = "http://127.0.0.1:8000"
     """The quota service."""
@@ -75,3 +79,23 @@ class AgentSettings(BaseSettings):
     """Where /metrics is served."""
     port: Annotated[int, Field(ge=0, le=65535)] = 9410
     """Its port; 0 takes a free one and logs it."""
+
+
+class Unusable(Exception):
+    """A setting that cannot be used; the message says what to do."""
+
+
+def clock_of(settings: AgentSettings) -> Clock:
+    """The hub's clock. Raises Unusable."""
+    try:
+        return Clock.from_text(settings.clock)
+    except ValueError as error:
+        raise Unusable(f"--clock: {error}; give it as BUSINESS_MS,WALL_MS,SPEED") from error
+
+
+def token_of(settings: AgentSettings) -> str:
+    """The token, from the environment. Raises Unusable."""
+    token = os.environ.get(settings.token_env, "")
+    if not token:
+        raise Unusable(f"no token: put the agent's token into the environment variable {settings.token_env}")
+    return token

@@ -12,13 +12,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-import structlog
-
+from agents import log
 from agents.health import Judgement, Memory, Sign, Signs, Timing, judge
 from agents.health_file import HealthFile, Remembered
 from agents.health_rules import RECOVERED, RULES, THROTTLE_REASONS
 from agents.model import GpuReading, NodeReading
-from quota.client import ServiceProblem, ServiceUnavailable
+from quota.refusals import ServiceProblem, ServiceUnavailable
 from quota.schemas.gpus import GpuHealth, GpuReport, GpuReportReply, GpuRow, GpuVerdict, Holder
 
 MOST_UNSENT = 10_000
@@ -29,16 +28,14 @@ SLACK_MS = 5_000
 """A program may be seen to die this much before the driver dates what killed it."""
 _HELD = 64
 
-_log = structlog.get_logger(__name__)
-
 
 class GpuDoor(Protocol):
-    """Where verdicts are delivered; `quota.client.QuotaClient` is one."""
+    """Where verdicts are delivered; `agents.quota_door.QuotaDoor` is one."""
 
     def report_gpus(self, body: GpuReport, /) -> GpuReportReply:
         """Deliver rows and verdicts. Delivering them again changes nothing.
 
-        Raises `quota.client.ServiceUnavailable` (what happened is unknown) or `ServiceProblem` (refused).
+        Raises `quota.refusals.ServiceUnavailable` (what happened is unknown) or `ServiceProblem` (refused).
         """
 
 
@@ -199,7 +196,7 @@ class Verdicts:
             detail=sign.detail[:200],
             holders=tuple(Holder(job_id=job, attempt=number) for job, number in sorted(held)[:_HELD]),
         )
-        _log.warning(
+        log.warning(
             "gpu_verdict",
             gpu=gpu.gpu_uuid,
             node=reading.node,
@@ -212,12 +209,12 @@ class Verdicts:
 
     def _write(self) -> None:
         while len(self._unsent) > MOST_UNSENT:
-            _log.error("verdict_dropped", verdict=self._unsent.pop(0).model_dump(mode="json"))
+            log.error("verdict_dropped", verdict=self._unsent.pop(0).model_dump(mode="json"))
         try:
             self._file.write(Remembered(self._memories, self._unsent))
         except OSError as error:
             if not self._unwritten:
-                _log.error("health_file_unwritable", file=str(self._file.path), reason=str(error))
+                log.error("health_file_unwritable", file=str(self._file.path), reason=str(error))
             self._unwritten = True
             return
         self._unwritten = False
@@ -256,11 +253,11 @@ class VerdictSender:
                 self._send(report)
         except ServiceUnavailable as error:
             self._counts.failed += 1
-            _log.warning("verdicts_not_delivered", reason=str(error))
+            log.warning("verdicts_not_delivered", reason=str(error))
             return False
         except ServiceProblem as problem:
             self._counts.failed += 1
-            _log.error("verdicts_refused", status=problem.status, code=problem.code, reason=problem.detail)
+            log.error("verdicts_refused", status=problem.status, code=problem.code, reason=problem.detail)
             return False
         return True
 
@@ -278,7 +275,7 @@ class VerdictSender:
                     continue
                 self._counts.refused += 1
                 wrong = part.model_dump(mode="json")
-                _log.error("verdict_refused", code=problem.code, reason=problem.detail, sent=wrong)
+                log.error("verdict_refused", code=problem.code, reason=problem.detail, sent=wrong)
             self._verdicts.sent(part.verdicts)
 
     def _run(self) -> None:
@@ -296,7 +293,7 @@ class VerdictSender:
             return self.deliver_once()
         except Exception:
             # The loop's edge: whatever it was, the next turn tries again.
-            _log.exception("verdicts_turn_failed")
+            log.exception("verdicts_turn_failed")
             return False
 
 

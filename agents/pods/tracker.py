@@ -24,10 +24,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-import structlog
 from prometheus_client.metrics_core import Metric
 
-from agents import families
+from agents import families, log
 from agents.attribution import by_gpu, present_of, spans_of
 from agents.model import Holding, Shares
 from agents.outbox import OutboxBroken, OutboxUnwritable
@@ -42,8 +41,6 @@ MOST_ENDED_MS = 1_800_000
 """How long an ended holding waits for its last samples; no driver's buffer and no reader's memory reaches so far."""
 PROCESSES_KEPT = 4_096
 """So many processes have their pod remembered."""
-
-_log = structlog.get_logger(__name__)
 
 
 class Shelf(Protocol):
@@ -201,20 +198,20 @@ class PodTracker:
                 return
             except Exception:
                 # The edge of this thread: without it holders would stay as they are for ever.
-                _log.exception("pods_failed")
+                log.exception("pods_failed")
 
     def _failed(self, error: CallFailed | Malformed) -> None:
         reason = error.reason if isinstance(error, CallFailed) else "malformed"
         self._failures[reason] += 1
         if self._backoff_s == 0.0:
-            _log.warning("kubelet_does_not_answer", reason=str(error), socket=str(self._settings.socket))
+            log.warning("kubelet_does_not_answer", reason=str(error), socket=str(self._settings.socket))
         # agents of many nodes do not meet, but a kubelet that has just started has enough to do
         doubled_s = max(1.0, 2 * self._backoff_s) * random.uniform(0.9, 1.0)
         self._backoff_s = min(LONGEST_BACKOFF_S, doubled_s)
 
     def _answered(self) -> None:
         if self._backoff_s:
-            _log.info("kubelet_answers_again")
+            log.info("kubelet_answers_again")
         self._backoff_s = 0.0
         self._answered_wall_s = time.time()
 
@@ -231,7 +228,7 @@ class PodTracker:
         try:
             self._shelf.keep_holdings(self.view.holdings)
         except OutboxUnwritable as error:
-            _log.warning("holdings_not_kept", reason=str(error))
+            log.warning("holdings_not_kept", reason=str(error))
             return
         self._kept = self.view.holdings
 

@@ -20,7 +20,7 @@ from quota.client.scheduling import SchedulingCalls
 from quota.client.snapshots import SnapshotCalls
 from quota.client.statements import StatementCalls
 from quota.client.switches import SwitchCalls
-from quota.client.transport import ServiceProblem, ServiceUnavailable
+from quota.refusals import ServiceProblem, ServiceUnavailable
 
 __all__ = ["QuotaClient", "ServiceProblem", "ServiceUnavailable"]
 

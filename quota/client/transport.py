@@ -9,6 +9,7 @@ from typing import Protocol, Self, TypeVar
 import httpx2
 from pydantic import BaseModel
 
+from quota.refusals import ServiceProblem, ServiceUnavailable, problem_told
 from quota.schemas import service
 
 T = TypeVar("T", bound=BaseModel)
@@ -23,24 +24,6 @@ class Sink(Protocol):
     def write(self, data: bytes, /) -> int:
         """Take all of it."""
         ...
-
-
-class ServiceUnavailable(Exception):
-    """The service did not answer, or not with an answer; what the call did is unknown."""
-
-
-class ServiceProblem(Exception):
-    """The service refused: a problem document with a stable code."""
-
-    def __init__(self, problem: service.Problem) -> None:
-        super().__init__(f"{problem.code}: {problem.detail or problem.title}")
-        self.problem = problem
-        self.status = problem.status
-        self.code = problem.code
-        self.detail = problem.detail
-        retry_after_s = problem.numbers.get("retry_after_s")
-        self.retry_after_s = retry_after_s if isinstance(retry_after_s, int) else None
-        """When sending it again may work, if the service said so: rate limits and lockouts."""
 
 
 class Transport:
@@ -168,13 +151,4 @@ def _told(answer: httpx2.Response) -> str:
 
 def problem_of(answer: httpx2.Response) -> service.Problem:
     """The problem document of a refusal, or what can be told of an answer that is none."""
-    try:
-        return service.Problem.model_validate_json(answer.content)
-    except ValueError:
-        return service.Problem(
-            type="about:blank",
-            title=f"HTTP {answer.status_code}",
-            status=answer.status_code,
-            code=f"http_{answer.status_code}",
-            detail=answer.text[:200],
-        )
+    return problem_told(answer.status_code, answer.content)

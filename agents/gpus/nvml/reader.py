@@ -15,10 +15,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import structlog
 from prometheus_client.metrics_core import Metric
 
-from agents import families
+from agents import families, log
 from agents.gpus.nvml import wire
 from agents.gpus.nvml.classes import gpu_class
 from agents.gpus.nvml.codes import XIDS, name_of, xid_class
@@ -33,8 +32,6 @@ _NODE_NAME = r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?"
 
 SAMPLE_PERIOD_MS = 1_000
 """The longest sample period that nvml.h names."""
-
-_log = structlog.get_logger(__name__)
 
 
 class NvmlReader:
@@ -169,7 +166,7 @@ class NvmlReader:
         self._errors[operation, name_of(code)] += 1
         if (operation, code) not in logged:
             logged.add((operation, code))
-            _log.warning("nvml_refused", gpu=gpu or None, op=operation, code=code, name=name_of(code))
+            log.warning("nvml_refused", gpu=gpu or None, op=operation, code=code, name=name_of(code))
 
     def _forget_destroyed(self, gpus: Sequence[wire.Gpu]) -> None:
         """Drop the MIG devices of GPUs whose devices were all told and that are not among them."""
@@ -193,7 +190,7 @@ class NvmlReader:
         known.note(event)
         if event.type == 0x8:
             title = XIDS[event.data].title if event.data in XIDS else ""
-            _log.warning(
+            log.warning(
                 "xid", gpu=event.gpu_uuid, xid=event.data, xid_class=str(xid_class(event.data)), title=title
             )
 

@@ -28,9 +28,9 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import structlog
 from pydantic import TypeAdapter, ValidationError
 
+from agents import log
 from agents.gpus.nvml import wire
 from agents.gpus.nvml.codes import Meaning, meaning_of, name_of
 
@@ -41,7 +41,6 @@ MOST_LINE_BYTES = 16 << 20
 HOPELESS_AFTER = 3
 MOST_LEFT_BEHIND = 2
 
-_log = structlog.get_logger(__name__)
 
 _CYCLE = TypeAdapter(wire.Cycle)
 _FAILED = TypeAdapter(wire.Failed)
@@ -124,7 +123,7 @@ class Supervisor:
                 self._live_once()
             except Exception:
                 # The edge of this thread: without it nothing would be read any more.
-                _log.exception("nvml_supervision_failed")
+                log.exception("nvml_supervision_failed")
                 self.state = "ended"
             self._stopping.wait(self._backoff_s)
             self._backoff_s = min(self._timing.longest_backoff_s, self._backoff_s * 2)
@@ -143,16 +142,16 @@ class Supervisor:
             self.pid = None
             if not child.end(self._timing.end_s):
                 self._left_behind.append(child.process)
-                _log.error("nvml_collector_cannot_be_killed", pid=child.process.pid)
+                log.error("nvml_collector_cannot_be_killed", pid=child.process.pid)
         if self._stopping.is_set():
             return
         self.restarts[reason] += 1
         self._enter(reason)
-        _log.warning("nvml_collector_restarts", reason=reason, in_s=self._backoff_s)
+        log.warning("nvml_collector_restarts", reason=reason, in_s=self._backoff_s)
 
     def _enter(self, state: str) -> None:
         if state != self.state:
-            _log.info("nvml_state", state=state, before=self.state, advice=advice_on(state))
+            log.info("nvml_state", state=state, before=self.state, advice=advice_on(state))
         self.state = state
 
     def _watch(self, child: _Child) -> str:
@@ -170,7 +169,7 @@ class Supervisor:
                     return self._failed(failed)
                 cycle = _CYCLE.validate_json(line)
             except (ValueError, ValidationError, TypeError) as error:
-                _log.error("nvml_collector_says_nonsense", reason=str(error)[:300])
+                log.error("nvml_collector_says_nonsense", reason=str(error)[:300])
                 return "nonsense"
             patience_s = self._timing.cycle_s + self._timing.deadline_s
             self._take(cycle)
@@ -206,7 +205,7 @@ class Supervisor:
     def _count_closed_doors(self, closed: bool) -> None:
         self._doors_closed = self._doors_closed + 1 if closed else 0
         if self._was_well and self._doors_closed >= HOPELESS_AFTER and not self.hopeless:
-            _log.error(
+            log.error(
                 "gpus_are_out_of_reach", advice="the container lost its devices: it has to be made anew"
             )
             self.hopeless = True

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from structlog.testing import capture_logs
 
 from agents.metrics import AgentCollector
 from agents.outbox import Outbox, open_outbox
 from tests.unit.agents.agent_world import HOUR_MS, Service, out_of_service
+from tests.unit.agents.logs import captured
 from tests.unit.agents.nvml_life import RATIOS, Life, Stay, truth
 
 STAYS = [
@@ -136,7 +136,7 @@ class Books:
 @settings(max_examples=40, deadline=None)
 @given(steps)
 def test_the_books_stay_in_order(script: list[tuple[str, int]]) -> None:
-    with outboxes() as path, capture_logs():
+    with outboxes() as path, captured():
         books = Books(path)
         for step, value in script:
             books.take(step, value)
@@ -162,7 +162,7 @@ calm = st.lists(
 def test_deaths_lost_replies_and_a_kubelet_that_is_away_between_changes_leave_the_truth(
     script: list[tuple[str, int]],
 ) -> None:
-    with outboxes() as path, capture_logs():
+    with outboxes() as path, captured():
         books = Books(path)
         for step, value in script:
             if step == "kubelet":

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from structlog.testing import capture_logs
 
 from agents import loop as loop_module
 from agents.loop import Loop
@@ -25,6 +24,7 @@ from tests.unit.agents.agent_world import (
     out_of_service,
     steady,
 )
+from tests.unit.agents.logs import captured
 
 MINUTE_MS = 60_000
 
@@ -105,7 +105,7 @@ def test_nodes_given_by_name_are_read_one_by_one_and_one_failure_spares_the_othe
     world = Gpus({f"GPU-{n}": a_busy_gpu(f"job-{n}", node=f"sim-{n}") for n in range(3)})
     world.lost = {"sim-0"}
     agent = an_agent(outbox, world, Service(), nodes=("sim-0", "sim-1"))
-    with capture_logs() as logs:
+    with captured() as logs:
         agent.sampler.sample_once()
         agent.sampler.sample_once()
     assert [reading.node for reading in agent.counts.view.readings] == ["sim-1"]
@@ -119,7 +119,7 @@ def test_no_cluster_at_all_is_noted_once_and_loses_nothing(outbox: Outbox) -> No
     agent.sampler.sample_once()
     world.lost = {"*"}
     world.now_ms += 5 * MINUTE_MS
-    with capture_logs() as logs:
+    with captured() as logs:
         agent.sampler.sample_once()
         agent.sampler.sample_once()
     assert [line["event"] for line in logs] == ["reading_failed"]
@@ -290,7 +290,7 @@ def test_a_refused_token_is_one_line_and_evidence_stays(outbox: Outbox) -> None:
         raise a_problem(401, "token_unknown")
 
     service.before = refuse
-    with capture_logs() as logs:
+    with captured() as logs:
         agent.deliverer.deliver_once()
     assert [(line["event"], line["code"]) for line in logs] == [("delivery_refused", "token_unknown")]
     assert outbox.spool().records == 1
@@ -329,7 +329,7 @@ def test_an_error_at_the_edge_is_logged_and_the_next_turn_comes() -> None:
         again.set()
 
     loop = Loop(sample, lambda: None, 0, 1_000, 1_000)
-    with capture_logs() as logs:
+    with captured() as logs:
         loop.start()
         assert again.wait(10)
         assert loop.stop(patience_s=10)
@@ -341,7 +341,7 @@ def test_a_broken_outbox_ends_the_loop() -> None:
         raise OutboxBroken("malformed")
 
     loop = Loop(sample, lambda: None, 1_000, 1_000, 1_000)
-    with capture_logs() as logs:
+    with captured() as logs:
         loop.start()
         for thread in loop._threads:
             thread.join(10)

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from structlog.testing import capture_logs
 
 from agents.model import Holding, Measured, RowKey
 from agents.outbox import KEPT_MS, Outbox, OutboxBroken, OutboxUnusable, OutboxUnwritable, Spool, open_outbox
 from agents.usage import first_state
 from tests.unit.agents.agent_world import HOUR_MS, PERIOD_MS, START_MS
+from tests.unit.agents.logs import captured
 
 KEY = RowKey("job-1", 1, "GPU-1", START_MS)
 GAIN = Measured(4_000_000_000, 10_000)
@@ -149,7 +149,7 @@ def test_an_unreadable_outbox_is_moved_aside_and_a_new_epoch_begins(path: Path, 
     # Either another file altogether, or one with its middle torn out.
     content = path.read_bytes()
     path.write_bytes(damage or content[:4_096] + b"\xff" * 60_000 + content[64_096:])
-    with capture_logs() as logs:
+    with captured() as logs:
         second = open_outbox(path)
     assert second.epoch != first.epoch
     assert second.spool().records == 0
@@ -219,7 +219,7 @@ def hours_of(outbox: Outbox) -> list[int]:
 def test_an_outbox_that_is_never_emptied_stays_bounded_and_says_what_it_let_go(path: Path) -> None:
     outbox = open_outbox(path, most_rows=10 * HOUR_ROWS)
     outbox._connection.execute("PRAGMA synchronous = OFF")
-    with capture_logs() as logs:
+    with captured() as logs:
         fill(outbox, 64)
     assert outbox.spool() == Spool(10 * HOUR_ROWS, 7, 54 * HOUR_ROWS)
     assert hours_of(outbox) == list(range(54, 64))

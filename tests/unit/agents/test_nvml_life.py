@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from structlog.testing import capture_logs
 
 from agents.jumps import MOST_RUNS, SlowTime, counted, with_run
 from agents.outbox import Outbox, open_outbox
 from tests.unit.agents.agent_world import HOUR_MS, Service, out_of_service
+from tests.unit.agents.logs import captured
 from tests.unit.agents.nvml_life import BEGIN_MS, RATIOS, Life, a_day, truth
 
 DAY_MIN = 24 * 60
@@ -40,7 +40,7 @@ def test_a_day_without_the_service_loses_nothing(outbox: Outbox) -> None:
     service.before = out_of_service
     life = a_life(outbox, service)
     life.cycle_ms = 300_000
-    with capture_logs():
+    with captured():
         life.go_on(DAY_MIN)
     assert checked(service) == {}
     whole = truth(a_day(), RATIOS, life.true_ms)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from structlog.testing import capture_logs
 
 from agents.model import Shares
 from agents.pods.tracker import MOST_ENDED_MS, PROCESSES_KEPT
+from tests.unit.agents.logs import captured
 from tests.unit.agents.pods_world import Pods, pod_of
 
 
@@ -44,7 +44,7 @@ def test_a_short_outage_changes_no_holder_and_is_counted(pods: Pods) -> None:
     pods.start("job-a", "GPU-1")
     pods.ask()
     pods.away = "absent"
-    with capture_logs() as logs:
+    with captured() as logs:
         for _ in range(10):
             pods.ask()
     assert [line["event"] for line in logs] == ["kubelet_does_not_answer"]
