@@ -8,19 +8,15 @@ SIGTERM, what was taken from the driver is given back and the process ends.
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import signal
 import sys
 import threading
 import time
-import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
-from types import FrameType
-from typing import Any
+from types import FrameType, MappingProxyType
+from typing import Any, NamedTuple
 
 from agents import memory
 from agents.gpus.nvml import wire
@@ -41,11 +37,8 @@ END_S = 1.5
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Collect until told to stop; the exit status."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--cycle-s", type=float, required=True)
-    parser.add_argument("--deadline-s", type=float, required=True)
-    given = parser.parse_args(arguments)
+    """Collect until told to stop; `arguments` are the cycle's and the deadline's seconds. The exit status."""
+    cycle_s, deadline_s = map(float, arguments)
     memory.keep_one_arena()
     memory.give_back()
     lines = _take_stdout()
@@ -54,11 +47,11 @@ def main(arguments: Sequence[str]) -> int:
     try:
         library.start()
     except library.Refused as refused:
-        _write(lines, asdict(wire.Failed(refused.operation, refused.code)))
+        _write(lines, wire.line(wire.Failed(refused.operation, refused.code)))
         return CANNOT_BEGIN
-    collector = Collector(given.cycle_s, given.deadline_s, stopping)
+    collector = Collector(cycle_s, deadline_s, stopping)
     with suppress(BrokenPipeError):  # The parent is gone or has let go: that is an end like any other.
-        collector.run(lambda cycle: _write(lines, asdict(cycle)))
+        collector.run(lambda cycle: _write(lines, wire.line(cycle)))
     stopping.set()
     if collector.close(END_S):
         library.shutdown()
@@ -84,7 +77,7 @@ class Collector:
             self._work(self._system, *self._gpus)
             for found in self._system.take():
                 self._seen = found
-            count = self._seen.count or 0
+            count = self._seen.gpu_count or 0
             if count > len(self._gpus):
                 calls = [GpuCalls(index) for index in range(len(self._gpus), count)]
                 fresh = [_Worker(gpu.read, self._idle, gpu.close) for gpu in calls]
@@ -127,7 +120,7 @@ class Collector:
         return wire.Cycle(
             time.time_ns() // 1000,
             self._seen.driver,
-            self._seen.count,
+            self._seen.gpu_count,
             [gpu for worker in self._gpus for gpus in worker.take() for gpu in gpus],
             late,
             self._events.take(),
@@ -139,14 +132,13 @@ class Collector:
         errors: dict[str, int] = {}
         driver, count = library.system(errors)
         # A count that could not be had is no count of zero: the GPUs known so far are read on.
-        return _System(driver, self._seen.count if count is None else count, errors)
+        return _System(driver, self._seen.gpu_count if count is None else count, errors)
 
 
-@dataclass(frozen=True, slots=True)
-class _System:
+class _System(NamedTuple):
     driver: str = ""
-    count: int | None = None
-    errors: dict[str, int] = field(default_factory=dict)
+    gpu_count: int | None = None
+    errors: Mapping[str, int] = MappingProxyType({})
 
 
 class _Worker:
@@ -260,8 +252,8 @@ def _take_stdout() -> int:
     return lines
 
 
-def _write(lines: int, document: dict[str, Any]) -> None:
-    rest = memoryview(json.dumps(document, separators=(",", ":")).encode() + b"\n")
+def _write(lines: int, line: bytes) -> None:
+    rest = memoryview(line)
     while rest:
         rest = rest[os.write(lines, rest) :]
 
@@ -290,7 +282,7 @@ if __name__ == "__main__":
     try:
         status = main(sys.argv[1:])
     except Exception:
-        traceback.print_exc()
+        sys.excepthook(*sys.exc_info())
     finally:
         # Threads that hang in the driver must not hold the end up.
         sys.stderr.flush()

@@ -129,7 +129,7 @@ class NvmlReader:
             now_s = self._monotonic()
             self._heard_s = now_s
             self._driver = cycle.driver or self._driver
-            self._expected = self._expected if cycle.count is None else cycle.count
+            self._expected = self._expected if cycle.gpu_count is None else cycle.gpu_count
             self._events_error = cycle.events_error
             for operation, code in cycle.system_errors.items():
                 self._note_error("", self._logged, operation, code)
@@ -144,7 +144,7 @@ class NvmlReader:
         if known is None and gpu.gpu_uuid:
             known = self._known[gpu.gpu_uuid] = Known(gpu)
         for operation, code in gpu.errors.items():
-            label = gpu.gpu_uuid or f"index {gpu.index}"
+            label = gpu.gpu_uuid or f"index {gpu.gpu_index}"
             self._note_error(label, known.logged if known is not None else self._logged, operation, code)
         if known is not None:
             known.set_back(at_wall_us, self._clock.at_wall(at_wall_us // 1000))

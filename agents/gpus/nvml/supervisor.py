@@ -97,7 +97,7 @@ class Supervisor:
         self._timing, self._take = timing, take
         self._command = command or [
             *(sys.executable, "-m", "agents.gpus.nvml.collector"),
-            *("--cycle-s", str(timing.cycle_s), "--deadline-s", str(timing.deadline_s)),
+            *(str(timing.cycle_s), str(timing.deadline_s)),
         ]
         self._stopping = threading.Event()
         self._left_behind: list[subprocess.Popen[bytes]] = []
@@ -225,12 +225,12 @@ class _Health:
 
     def take(self, cycle: wire.Cycle) -> None:
         """Learn from one cycle; a GPU that is not in it is as it was."""
-        self._count = self._count if cycle.count is None else cycle.count
+        self._count = self._count if cycle.gpu_count is None else cycle.gpu_count
         judged: dict[int, dict[str, int]] = {}
         for gpu in cycle.gpus:
-            judged.setdefault(gpu.index, {}).update(gpu.errors)
-        if cycle.count is not None or cycle.system_errors:
-            judged[DRIVER] = cycle.system_errors
+            judged.setdefault(gpu.gpu_index, {}).update(gpu.errors)
+        if cycle.gpu_count is not None or cycle.system_errors:
+            judged[DRIVER] = dict(cycle.system_errors)
         for index, errors in judged.items():
             self._judge(index, list(errors.values()))
         for index in cycle.late:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 import pynvml
@@ -68,7 +67,7 @@ def main(state: str) -> None:
             of_gpus = (0, 2) if function not in ("nvmlGpmSampleAlloc", "nvmlGpmSampleFree") else ("*",)
             driver.fails = [(function, gpu, code) for gpu in of_gpus]
             driver.write()
-            print(json.dumps([function, code, [asdict(gpu) for gpu in read_twice()]]))
+            print(json.dumps([function, code, read_twice()], default=dict))
 
 
 if __name__ == "__main__":

@@ -71,7 +71,7 @@ def test_every_error_on_every_call_leaves_the_other_gpus_whole(library: Path, tm
         whole = whole or series
         assert series == whole, (function, code)
         assert ("hub_gpu_up", (("gpu_uuid", WELL), ("node", "gpu-07"))) in series
-        hurt = [gpu for gpu in gpus if gpu.index != 1]
+        hurt = [gpu for gpu in gpus if gpu.gpu_index != 1]
         if meaning_of(code) is Meaning.LOST and function not in UNTOLD:
             assert any(gpu.lost for gpu in hurt), (function, code)
         elif meaning_of(code) not in (Meaning.UNSUPPORTED, Meaning.NO_NEWS) and function not in UNTOLD:
@@ -153,11 +153,10 @@ def test_every_error_of_init_system_and_events_is_told_as_such(library: Path, tm
 
 VARIANTS = """
 import json, sys
-from dataclasses import asdict
 from agents.gpus.nvml.driver import library
 from agents.gpus.nvml.driver.gpu import GpuCalls
 library.start()
-print(json.dumps([asdict(gpu) for gpu in GpuCalls(0).read()]))
+print(json.dumps(GpuCalls(0).read(), default=dict))
 """
 
 

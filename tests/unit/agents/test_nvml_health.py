@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -62,6 +61,6 @@ def test_an_old_driver_that_tells_little_makes_nobody_ill(tmp_path: Path) -> Non
 
 
 def test_mig_devices_have_no_health_of_their_own(tmp_path: Path) -> None:
-    whole = replace(a_gpu(0), mig=True)
+    whole = a_gpu(0)._replace(mig=True)
     judged, _ = _judged(tmp_path, a_cycle(whole, a_mig_device()))
     assert judged == {"GPU-0": "healthy"}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -222,12 +221,12 @@ def test_mig_devices_come_and_go_with_their_uuids(reader: NvmlReader) -> None:
     assert list(gpus_of(reader)) == ["GPU-0", "MIG-3"]
     # When the GPU cannot be asked for them, they are down and not forgotten.
     seconds[0] += 13.1
-    reader._take(a_cycle(replace(parent, errors={"mig_count": 999})))
+    reader._take(a_cycle(parent._replace(errors={"mig_count": 999})))
     assert {uuid: gpu.up for uuid, gpu in gpus_of(reader).items()} == {"GPU-0": True, "MIG-3": False}
 
 
 def test_mig_without_gpm_says_that_its_use_cannot_be_measured(reader: NvmlReader) -> None:
-    device = replace(a_mig_device(), gpm=False, unsupported=["gpm", "samples"])
+    device = a_mig_device()._replace(gpm=False, unsupported=["gpm", "samples"])
     reader._take(a_cycle(a_gpu(0, mig=True), device))
     detail = gpus_of(reader)["MIG-1"].detail
     assert detail is not None
@@ -278,7 +277,7 @@ def test_health_reaches_the_metrics_and_unknowns_have_no_series(reader: NvmlRead
         throttled_ns={"hw_thermal_slowdown": 4_000_000_000},
         recovery_action=1,
     )
-    worse = replace(sick, throttled_ns={"hw_thermal_slowdown": 5_500_000_000})
+    worse = sick._replace(throttled_ns={"hw_thermal_slowdown": 5_500_000_000})
     reader._take(a_cycle(a_gpu(0), sick))
     reader._take(a_cycle(a_gpu(0), worse, events=[wire.Event("GPU-1", 5_000_000, 8, 48)]))
     counts = Counts()

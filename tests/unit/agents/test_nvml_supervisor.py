@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 
@@ -28,8 +26,8 @@ FAST = {
 }
 
 
-def say(document: object) -> str:
-    return f"echo '{json.dumps(asdict(document))}'\n"
+def say(document: wire.Cycle | wire.Failed) -> str:
+    return f"echo '{wire.line(document).decode().strip()}'\n"
 
 
 LOST = wire.Gpu(1, "GPU-1", errors={"power": 15}, lost=True)
@@ -85,8 +83,8 @@ def test_a_healthy_collector_is_left_alone_and_let_go_at_the_end() -> None:
         (say(wire.Failed("init", 12)) + "exit 3", "library_not_found", {}),
         (say(wire.Failed("init", 31_337)) + "exit 3", "code_31337", {}),
         (say(a_cycle(LOST)) + WAIT, "gpu_is_lost", {}),
-        (say(a_cycle(system_errors={"count": 18}, count=None)) + WAIT, "lib_rm_version_mismatch", {}),
-        (say(a_cycle(late={-1: 1.5}, count=None)) + WAIT, "hung", {}),
+        (say(a_cycle(system_errors={"count": 18}, gpu_count=None)) + WAIT, "lib_rm_version_mismatch", {}),
+        (say(a_cycle(late={-1: 1.5}, gpu_count=None)) + WAIT, "hung", {}),
         (say(a_cycle(late={0: 1.5, 1: 1.5})) + WAIT, "hung", {}),
     ],
 )
@@ -121,7 +119,7 @@ def test_it_recovers_by_itself_when_the_driver_comes(tmp_path: Path) -> None:
 
 
 def test_a_node_without_gpus_is_no_trouble() -> None:
-    with supervising(say(a_cycle(count=0)) + WAIT) as (made, told):
+    with supervising(say(a_cycle(gpu_count=0)) + WAIT) as (made, told):
         wait_for(lambda: told)
         wait_for(lambda: made.state == "running")
         assert made.restarts == {}
@@ -144,7 +142,7 @@ def test_a_sick_gpu_waits_for_a_new_collector_while_the_others_go_on() -> None:
 def test_gpus_not_heard_of_yet_do_not_count_as_recovered() -> None:
     """After each new collector the sick one is silent at first: the waits grow nevertheless."""
     script = (
-        f"{say(a_cycle(a_gpu(0), count=2))}sleep 0.1\nwhile true; do {ONE_LOST.strip()}; sleep 0.02; done"
+        f"{say(a_cycle(a_gpu(0), gpu_count=2))}sleep 0.1\nwhile true; do {ONE_LOST.strip()}; sleep 0.02; done"
     )
     began_s = time.monotonic()
     with supervising(script, first_retry_s=0.2) as (made, _):
