@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 
 _ARENA_MAX = -8
 """M_ARENA_MAX of malloc.h."""
@@ -16,7 +17,8 @@ def keep_one_arena() -> None:
 
 
 def give_back() -> None:
-    """Give free memory back to the system: after start-up that is a third of what the collector took for it."""
+    """Collect what start-up left behind, and give free memory back to the system."""
+    gc.collect()
     library = ctypes.CDLL(None)
     if hasattr(library, "malloc_trim"):
         library.malloc_trim(0)

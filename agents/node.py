@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import signal
@@ -43,6 +44,9 @@ SOURCES = {"nvml": "agents.gpus.nvml.source", "simulated": "agents.gpus.simulate
 PATIENCE_S = 5.0
 """How long the end waits for the last sampling and delivery, in wall seconds."""
 
+SETTLED_S = 15.0
+"""After so long everything has been done once, and what only the first time needed is given back."""
+
 REMEMBERED_MS = 7 * 24 * HOUR_MS
 """How long a GPU that is gone is remembered, in business time."""
 
@@ -69,6 +73,7 @@ def run_agent(settings: AgentSettings, clock: Clock, token: str) -> int:
     Raises OutboxUnusable, PortTaken and, for settings that do not go together, Unusable.
     """
     memory.keep_one_arena()
+    memory.give_back()
     with ExitStack() as closing:
         # Blocked before any thread is started, so that only the wait below gets them.
         masked = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
@@ -106,7 +111,6 @@ def run_agent(settings: AgentSettings, clock: Clock, token: str) -> int:
         closing.callback(server.shutdown)
         loop.start()
         sender.start()
-        memory.give_back()
         log.info("agent_started", epoch=outbox.epoch, port=server.server_port, nodes=source.nodes or "all")
         _wait_for_signal(lambda: loop.broken or source.hopeless())
         deadline_s = time.monotonic() + PATIENCE_S
@@ -144,9 +148,13 @@ def _verdicts(settings: AgentSettings, clock: Clock, sample_every_s: float, coun
 
 
 def _wait_for_signal(broken: Callable[[], bool]) -> None:
+    settled_s = time.monotonic() + SETTLED_S
     while not broken():
         if signal.sigtimedwait(_SIGNALS, 0.5) is not None:
             return
+        if time.monotonic() >= settled_s:
+            memory.give_back()
+            settled_s = math.inf
 
 
 if __name__ == "__main__":
