@@ -5,10 +5,12 @@ Names are those of the hub's list; seconds are business seconds. A value that is
 
 from __future__ import annotations
 
+import threading
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from operator import attrgetter
 
 from prometheus_client.metrics_core import Metric
 
@@ -16,6 +18,7 @@ from agents import families
 from agents.detail_metrics import detail_families
 from agents.model import NS_PER_MS, GpuReading, GpuState, Measured, NodeReading
 from agents.outbox import OutboxBroken, OutboxUnwritable, Spool
+from agents.series import Book, Labels, Series
 
 COLLECT_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
@@ -56,7 +59,7 @@ class Counts:
 
 
 class AgentCollector:
-    """Turns the counts into families when Prometheus asks; holds nothing of its own."""
+    """Turns the counts into families when Prometheus asks; keeps only how labels are written. Thread-safe."""
 
     def __init__(
         self, counts: Counts, spool: Callable[[], Spool], more: Callable[[], Iterable[Metric]] = tuple
@@ -65,15 +68,23 @@ class AgentCollector:
         self._counts = counts
         self._spool = spool
         self._more = more
+        self._version = version("gpuhub")
+        self._book, self._turn = Book(), threading.Lock()
 
     def collect(self) -> Iterator[Metric]:
         """All families of this moment."""
         view = self._counts.view
-        yield from _devices(view)
-        yield from _measured(view)
-        yield from _workloads(view)
-        yield from detail_families(view.readings)
+        with self._turn:
+            seen = [
+                *_devices(view, self._book),
+                *_measured(view, self._book),
+                *_workloads(view, self._book),
+                *detail_families(view.readings, self._book),
+            ]
+            self._book.turn_page()
+        yield from seen
         yield from self._more()
+        yield families.BUILD.info({"version": self._version})
         yield from _agent(self._counts)
         try:
             yield from _spooled(self._spool())
@@ -82,42 +93,43 @@ class AgentCollector:
             return
 
 
-def _devices(view: View) -> Iterator[Metric]:
-    described: list[dict[str, str]] = []
-    up, devices = families.UP.gauge(), families.DEVICES.gauge()
-    ratio, allocated = families.UTILIZATION.gauge(), families.ALLOCATED.gauge()
-    figures = {
-        "memory_total_bytes": families.MEMORY_TOTAL.gauge(),
-        "memory_used_bytes": families.MEMORY_USED.gauge(),
-        "power_watts": families.POWER.gauge(),
-        "temperature_celsius": families.TEMPERATURE.gauge(),
-    }
+_FIGURES = {
+    "memory_total_bytes": families.MEMORY_TOTAL,
+    "memory_used_bytes": families.MEMORY_USED,
+    "power_watts": families.POWER,
+    "temperature_celsius": families.TEMPERATURE,
+}
+"""By attribute of GpuReading."""
+
+
+def _devices(view: View, book: Book) -> Iterator[Series]:
+    described = Series(families.DEVICE)
+    up, devices = Series(families.UP), Series(families.DEVICES)
+    ratio, allocated = Series(families.UTILIZATION), Series(families.ALLOCATED)
+    figures = [(attrgetter(name), Series(family)) for name, family in _FIGURES.items()]
     seen = set()
     for reading in view.readings:
         held = _held(reading)
         cut_up = {gpu.detail.parent_uuid for gpu in reading.gpus if gpu.detail}
         whole = [gpu for gpu in reading.gpus if gpu.up and not (gpu.detail and gpu.detail.parent_uuid)]
-        devices.add_metric([reading.node], len(whole))
+        devices.add(book.labels(families.DEVICES.labels, (reading.node,)), len(whole))
         for gpu in reading.gpus:
             seen.add(gpu.gpu_uuid)
-            labels = (reading.node, gpu.gpu_uuid)
-            described.append(_described(reading, gpu))
-            up.add_metric(labels, gpu.up)
+            labels = book.labels(families.GPU, (reading.node, gpu.gpu_uuid))
+            described.add(_described(reading, gpu, book), 1.0)
+            up.add(labels, gpu.up)
             # A GPU cut into MIG devices is held by nobody: they are.
             if (reading.workloads_known or gpu.gpu_uuid in held) and gpu.gpu_uuid not in cut_up:
-                allocated.add_metric(labels, gpu.gpu_uuid in held)
-            if gpu.up and gpu.gpu_uuid in view.ratios:
-                ratio.add_metric(labels, view.ratios[gpu.gpu_uuid])
-            for name, family in figures.items():
-                value: float | None = getattr(gpu, name)
-                if value is not None:
-                    family.add_metric(labels, value)
+                allocated.add(labels, gpu.gpu_uuid in held)
+            if gpu.up:
+                ratio.add(labels, view.ratios.get(gpu.gpu_uuid))
+            for figure, series in figures:
+                series.add(labels, figure(gpu))
     for state in view.states.values():
         # A MIG device that is gone was taken apart on purpose; one that cannot be read is in its reading.
         if state.gpu_uuid not in seen and not state.gpu_uuid.startswith("MIG-"):
-            up.add_metric((state.node, state.gpu_uuid), 0)
-    yield families.DEVICE.info(*described)
-    yield from (up, devices, ratio, allocated, *figures.values())
+            up.add(book.labels(families.GPU, (state.node, state.gpu_uuid)), 0)
+    yield from (described, up, devices, ratio, allocated, *(series for _, series in figures))
 
 
 def _held(reading: NodeReading) -> set[str]:
@@ -126,56 +138,49 @@ def _held(reading: NodeReading) -> set[str]:
     return present | {gpu.gpu_uuid for gpu in reading.gpus if gpu.workload is not None}
 
 
-def _described(reading: NodeReading, gpu: GpuReading) -> dict[str, str]:
-    described = {
-        "node": reading.node,
-        "gpu_uuid": gpu.gpu_uuid,
-        "gpu_class": gpu.gpu_class,
-        "model": gpu.model[:128],
-    }
+def _described(reading: NodeReading, gpu: GpuReading, book: Book) -> Labels:
+    names, values = families.DEVICE.labels, (reading.node, gpu.gpu_uuid, gpu.gpu_class, gpu.model[:128])
     if gpu.detail is not None:
-        known = ("serial", "pci_bus_id", "driver", "parent_uuid")
-        described |= {name: value for name in known if (value := getattr(gpu.detail, name))}
-    return described
+        known = [(name, value) for name in families.DEVICE.optional if (value := getattr(gpu.detail, name))]
+        names, values = (*names, *(name for name, _ in known)), (*values, *(value for _, value in known))
+    return book.labels(names, values)
 
 
-def _measured(view: View) -> Iterator[Metric]:
-    busy, observed = families.BUSY.counter(), families.OBSERVED.counter()
-    nobodys = families.UNATTRIBUTED_BUSY.counter()
+def _measured(view: View, book: Book) -> Iterator[Series]:
+    busy, observed = Series(families.BUSY), Series(families.OBSERVED)
+    nobodys = Series(families.UNATTRIBUTED_BUSY)
     told = {gpu.gpu_uuid for reading in view.readings if reading.workloads_known for gpu in reading.gpus}
     for state in view.states.values():
-        labels = (state.node, state.gpu_uuid)
-        busy.add_metric(labels, _busy_s(state.device.busy_ns))
-        observed.add_metric(labels, state.device.observed_ms / 1000)
+        labels = book.labels(families.GPU, (state.node, state.gpu_uuid))
+        busy.add(labels, _busy_s(state.device.busy_ns))
+        observed.add(labels, state.device.observed_ms / 1000)
         if state.gpu_uuid in told:
-            nobodys.add_metric(labels, _busy_s(state.device.busy_ns - state.attributed_ns))
+            nobodys.add(labels, _busy_s(state.device.busy_ns - state.attributed_ns))
     yield from (busy, observed, nobodys)
 
 
-def _workloads(view: View) -> Iterator[Metric]:
-    busy, observed = families.WORKLOAD_BUSY.counter(), families.WORKLOAD_OBSERVED.counter()
-    held: list[dict[str, str]] = []
+def _workloads(view: View, book: Book) -> Iterator[Series]:
+    busy, observed = Series(families.WORKLOAD_BUSY), Series(families.WORKLOAD_OBSERVED)
+    held = Series(families.ALLOCATION)
     for reading in view.readings:
         for gpu in reading.gpus:
             if gpu.workload is not None and not reading.holdings:
                 alone = gpu.workload
                 whose = (alone.job_id, str(alone.attempt), str(alone.pod_index))
-                held.append(_allocation(reading.node, gpu.gpu_uuid, *whose, "", ""))
+                place = (reading.node, gpu.gpu_uuid)
+                held.add(book.labels(families.ALLOCATION.labels, (*place, *whose, "", "")), 1.0)
             state = view.states.get(gpu.gpu_uuid)
             for job_id, attempt, measured in () if state is None else _under(gpu, state):
-                labels = (reading.node, gpu.gpu_uuid, job_id, str(attempt))
-                busy.add_metric(labels, _busy_s(measured.busy_ns))
-                observed.add_metric(labels, measured.observed_ms / 1000)
+                labels = book.labels(families.WORKLOAD, (reading.node, gpu.gpu_uuid, job_id, str(attempt)))
+                busy.add(labels, _busy_s(measured.busy_ns))
+                observed.add(labels, measured.observed_ms / 1000)
         for holding in reading.holdings:
             if holding.until_ms is None:
                 part = (str(holding.attempt), str(holding.pod_index)) if holding.job_id else ("", "")
-                place = (holding.namespace[:128], holding.pod[:128])
-                held.append(_allocation(reading.node, holding.gpu_uuid, holding.job_id, *part, *place))
-    yield from (busy, observed, families.ALLOCATION.info(*held))
-
-
-def _allocation(*values: str) -> dict[str, str]:
-    return dict(zip(families.ALLOCATION.labels, values, strict=True))
+                held_gpu = (reading.node, holding.gpu_uuid, holding.job_id)
+                where = (holding.namespace[:128], holding.pod[:128])
+                held.add(book.labels(families.ALLOCATION.labels, (*held_gpu, *part, *where)), 1.0)
+    yield from (busy, observed, held)
 
 
 def _under(gpu: GpuReading, state: GpuState) -> Iterator[tuple[str, int, Measured]]:
@@ -188,7 +193,6 @@ def _under(gpu: GpuReading, state: GpuState) -> Iterator[tuple[str, int, Measure
 
 
 def _agent(counts: Counts) -> Iterator[Metric]:
-    yield families.BUILD.info({"version": version("gpuhub")})
     yield families.COLLECT_SUCCESS.gauge(counts.collect_success)
     yield _collect_durations(counts)
     if counts.collected_at_wall_ms is not None:

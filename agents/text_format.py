@@ -6,10 +6,12 @@ gauges, infos and histograms without units, timestamps and exemplars. A test com
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 from prometheus_client.metrics_core import Metric
 from prometheus_client.utils import floatToGoString
+
+from agents.series import Series, labels_text
 
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
 OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
@@ -27,37 +29,26 @@ def render(families: Iterable[Metric], content_type: str) -> bytes:
     """The families in one of the two formats."""
     is_open = content_type == OPENMETRICS
     lines: list[str] = []
-    known: dict[tuple[tuple[str, str], ...], str] = {}
     for family in families:
         name = family.name if is_open else family.name + _SUFFIXES.get(family.type, "")
         kind = "gauge" if family.type == "info" and not is_open else family.type
         text = family.documentation.replace("\\", r"\\").replace("\n", r"\n")
         if is_open:
             text = text.replace('"', r"\"")
-        lines.append(f"# HELP {name} {text}\n")
-        lines.append(f"# TYPE {name} {kind}\n")
+        lines.append(f"# HELP {name} {text}\n# TYPE {name} {kind}\n")
+        if isinstance(family, Series):
+            name = family.series_name
+            lines += [f"{name}{labels.text} {_number(value)}\n" for labels, value in family.rows]
+            continue
         for sample in family.samples:
-            value = sample.value
-            written = repr(float(value)) if 0 <= value < 1e6 else floatToGoString(value)  # type: ignore[no-untyped-call]
-            # most series of a GPU have the same labels
-            key = tuple(sample.labels.items())
-            labels = known.get(key)
-            if labels is None:
-                labels = known[key] = _labels(sample.labels)
-            lines.append(f"{sample.name}{labels} {written}\n")
+            labels = labels_text(sorted(sample.labels.items()))
+            lines.append(f"{sample.name}{labels} {_number(sample.value)}\n")
     if is_open:
         lines.append("# EOF\n")
     return "".join(lines).encode()
 
 
-def _labels(labels: Mapping[str, str]) -> str:
-    if not labels:
-        return ""
-    parts = ",".join([f'{name}="{_escaped(labels[name])}"' for name in sorted(labels)])
-    return f"{{{parts}}}"
-
-
-def _escaped(value: str) -> str:
-    if "\\" in value or "\n" in value or '"' in value:
-        return value.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
-    return value
+def _number(value: float) -> str:
+    if 0 <= value < 1e6:
+        return repr(float(value))
+    return str(floatToGoString(value))  # type: ignore[no-untyped-call]
