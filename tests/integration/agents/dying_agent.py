@@ -14,7 +14,7 @@ from agents.gpus.simulated import SimulatedReader
 from agents.loop import Deliverer, Sampler
 from agents.metrics import Counts
 from agents.outbox import open_outbox
-from quota.client import QuotaClient
+from agents.quota_door import QuotaDoor
 from quota.clock import Clock, wall_ms
 from tests.unit.agents.agent_world import START_MS
 
@@ -33,7 +33,7 @@ def main(url: str, path: str, rounds: str, kind: str = "", number: str = "0") ->
     outbox._connection.set_trace_callback(die_in_time)
     counts = Counts()
     sampler = Sampler(SimulatedReader(url), outbox, Clock(START_MS, wall_ms()), counts)
-    deliverer = Deliverer(QuotaClient(url, "token"), outbox, counts)
+    deliverer = Deliverer(QuotaDoor(url, "token"), outbox, counts)
     for _ in range(int(rounds)):
         sampler.sample_once()
         deliverer.deliver_once()
