@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import http.client
+import socket
 import ssl
 from contextlib import closing, suppress
 from typing import TypeVar
@@ -34,10 +35,11 @@ class QuotaDoor:
         parts = urlsplit(base_url)
         assert parts.scheme in ("http", "https"), base_url
         assert parts.hostname, base_url
-        self._host, self._port = parts.hostname, parts.port
+        self._host, self._port = parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)
         self._base_path = parts.path.rstrip("/")
         self._timeout_s = timeout_s
         self._headers = {
+            "Host": parts.netloc.rpartition("@")[2],
             "Authorization": f"Bearer {token}",
             "Accept-Language": "en",
             "Content-Type": "application/json",
@@ -54,10 +56,10 @@ class QuotaDoor:
         return self._post("/v1/gpu-reports", body.model_dump_json().encode(), GpuReportReply, {})
 
     def _post(self, path: str, content: bytes, reply: type[T], headers: dict[str, str]) -> T:
+        connection = http.client.HTTPConnection(self._host, self._port)
         try:
-            with closing(self._connection()) as connection:
-                connection.connect()
-                connection.sock.settimeout(self._timeout_s)
+            with closing(connection):
+                connection.sock = self._connected()
                 # who refuses a body need not have read all of it
                 with suppress(BrokenPipeError, ConnectionResetError):
                     connection.request("POST", self._base_path + path, content, self._headers | headers)
@@ -75,8 +77,24 @@ class QuotaDoor:
             # somebody answered, but not the service: whether it ever got there is unknown
             raise ServiceUnavailable(f"POST {path}: answered {told[:80]!r}") from error
 
-    def _connection(self) -> http.client.HTTPConnection:
-        patience_s = min(LONGEST_CONNECT_S, self._timeout_s)
-        if self._tls is None:
-            return http.client.HTTPConnection(self._host, self._port, timeout=patience_s)
-        return http.client.HTTPSConnection(self._host, self._port, timeout=patience_s, context=self._tls)
+    def _connected(self) -> socket.socket:
+        """A connection to the service, safe where it has to be. Raises OSError."""
+        # A name as bytes is looked up as it is; for text the codec of international names is loaded, which takes 1 MiB.
+        name = self._host.encode() if self._host.isascii() else self._host
+        refused: OSError | None = None
+        for family, kind, protocol, _, address in socket.getaddrinfo(
+            name, self._port, type=socket.SOCK_STREAM
+        ):
+            made = socket.socket(family, kind, protocol)
+            try:
+                made.settimeout(min(LONGEST_CONNECT_S, self._timeout_s))
+                made.connect(address)
+                if self._tls is not None:
+                    made = self._tls.wrap_socket(made, server_hostname=self._host)
+                made.settimeout(self._timeout_s)
+            except OSError as error:
+                made.close()
+                refused = error
+            else:
+                return made
+        raise refused or OSError(f"{self._host} has no address")

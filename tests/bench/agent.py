@@ -1,11 +1,11 @@
 """What an agent costs its node: a real agent and its collector on a fake driver of 8 GPUs and a fake kubelet.
 
-`cpu` is processor time per second of wall time: what the kernel's scheduler has counted for both processes, in nanoseconds,
-threads that have ended included, over windows of a minute that each have four scrapes and one delivery of evidence and
-reports; the median window counts. `rss` is their resident memory added up at the end of the windows, `pss` the same with each
-page that several processes share (the interpreter, C libraries) divided among them. `scrape` is the fastest of many answers
-of /metrics with 8 GPUs cut into 7 MIG devices each, every one of them held by a job; the agent keeps no answer, and each
-is made anew.
+`cpu` is processor time per second of wall time: what the kernel's scheduler has counted for both processes, in
+nanoseconds, threads that have ended included, over windows of a minute that each have four scrapes and one delivery of
+evidence and reports; the median window counts. `rss` is their resident memory added up at the end of the windows, `pss`
+the same with each page that several processes share (the interpreter, C libraries) divided among them. `scrape` is the
+fastest of many answers of /metrics with 8 GPUs cut into 7 MIG devices each, every one of them held by a job; the agent
+keeps no answer: each is made anew.
 
 The agent's code is compiled once, as an installation has it: an environment that forbids to keep compiled code
 (`PYTHONDONTWRITEBYTECODE`) would have it compiled at every start, which takes 5 MiB more.

@@ -195,11 +195,11 @@ def test_https_is_believed_only_with_a_certificate_that_is_trusted(tmp_path: Pat
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(made.server_certificate, made.server_key)
     body = b'{"accepted": 0, "unchanged": 0, "unknown": 0}'
-    heard = []
+    heard: list[bytes] = []
 
     def answer(connection: socket.socket) -> None:
         with context.wrap_socket(connection, server_side=True) as safe:
-            heard.append(safe.recv(1 << 16).split(b"\r\n")[0])
+            heard.append(safe.recv(1 << 16))
             safe.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
 
     with answering(answer, read=False) as url:
@@ -211,7 +211,9 @@ def test_https_is_believed_only_with_a_certificate_that_is_trusted(tmp_path: Pat
         address = url.replace("http://127.0.0.1", "https://localhost")
         trusted = ssl.create_default_context(cafile=str(made.ca))
         assert QuotaDoor(address, "token", 10.0, trusted).deliver_evidence(A_BATCH).unknown == 0
-        assert heard == [b"POST /v1/usage/evidence HTTP/1.1"]
+        first, *headers = heard[0].split(b"\r\n")
+        assert first == b"POST /v1/usage/evidence HTTP/1.1"
+        assert b"Host: %s" % address.removeprefix("https://").encode() in headers
 
 
 @contextmanager
