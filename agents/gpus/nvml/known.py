@@ -98,6 +98,13 @@ class Known:
         self.samples = deque(kept, MOST_SAMPLES)
         self.shares.clear()
 
+    def forget(self, until_ms: int) -> None:
+        """Drop samples and shares up to a moment."""
+        while self.samples and self.samples[0][0] <= until_ms:
+            self.samples.popleft()
+        while self.shares and self.shares[0].until_ms <= until_ms:
+            self.shares.popleft()
+
     def note(self, event: wire.Event) -> None:
         """Count an event."""
         if event.type != EVENT_XID:

@@ -1,7 +1,8 @@
 """Reads this machine's GPUs through NVML: a `GpuReader` over what the collector's process tells.
 
 Nothing here calls the driver, so nothing here can hang. Samples wait in memory until they are asked for, two minutes
-of them at least; figures are given out only while they are fresh. Who holds a GPU is known as far as `pods` tells.
+of them at least, and for a minute after that, so that the same question has the same answer; figures are given out only
+while they are fresh. Who holds a GPU is known as far as `pods` tells.
 """
 
 from __future__ import annotations
@@ -32,6 +33,9 @@ _NODE_NAME = r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?"
 
 SAMPLE_PERIOD_MS = 1_000
 """The longest sample period that nvml.h names."""
+
+ASKED_FOR_MS = 60_000
+"""How long samples are kept that were asked for."""
 
 
 class NvmlReader:
@@ -207,6 +211,8 @@ class NvmlReader:
             since_ms = after_ms - round(1000 * self._stale_s)
             pods = View() if self._pods is None else self._pods.read_until(since_ms)
             holders = alone_and_sharers(pods.holdings)
+            for known in self._known.values():
+                known.forget(since_ms - ASKED_FOR_MS)
             gpus = tuple(
                 replace(
                     self._gpu(uuid, known, since_ms, now_ms),
