@@ -72,7 +72,7 @@ def run_agent(settings: AgentSettings, clock: Clock, token: str) -> int:
 
     Raises OutboxUnusable, PortTaken and, for settings that do not go together, Unusable.
     """
-    memory.keep_one_arena()
+    memory.keep_little()
     memory.give_back()
     with ExitStack() as closing:
         # Blocked before any thread is started, so that only the wait below gets them.

@@ -79,7 +79,7 @@ class QuotaDoor:
 
     def _connected(self) -> socket.socket:
         """A connection to the service, safe where it has to be. Raises OSError."""
-        # A name as bytes is looked up as it is; for text the codec of international names is loaded, which takes 1 MiB.
+        # A name as bytes is looked up as it is; for text the codec of international names is loaded.
         name = self._host.encode() if self._host.isascii() else self._host
         refused: OSError | None = None
         for family, kind, protocol, _, address in socket.getaddrinfo(

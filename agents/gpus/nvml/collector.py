@@ -39,7 +39,7 @@ END_S = 1.5
 def main(arguments: Sequence[str]) -> int:
     """Collect until told to stop; `arguments` are the cycle's and the deadline's seconds. The exit status."""
     cycle_s, deadline_s = map(float, arguments)
-    memory.keep_one_arena()
+    memory.keep_little()
     memory.give_back()
     lines = _take_stdout()
     stopping = threading.Event()

@@ -1,7 +1,7 @@
 """Reads this machine's GPUs through NVML: a `GpuReader` over what the collector's process tells.
 
 Nothing here calls the driver, so nothing here can hang. Samples wait in memory until they are asked for, two minutes
-of them at least, and for a minute after that, so that the same question has the same answer; figures are given out only
+of them at least, and for a while after that, so that the same question has the same answer; figures are given out only
 while they are fresh. Who holds a GPU is known as far as `pods` tells.
 """
 
@@ -34,7 +34,7 @@ _NODE_NAME = r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?"
 SAMPLE_PERIOD_MS = 1_000
 """The longest sample period that nvml.h names."""
 
-ASKED_FOR_MS = 60_000
+ASKED_FOR_MS = 15_000
 """How long samples are kept that were asked for."""
 
 
