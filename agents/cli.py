@@ -1,7 +1,7 @@
 """`gpuhub agent run`: reads and checks what it is told, and becomes the agent (`agents.node`).
 
 The agent at work is a program of its own in the same process (same number, parent, signals and outputs): what reads
-a command line takes 30 MiB, which would be carried along for as long as the node lives.
+a command line would be carried along for as long as the node lives, and `gpuhub` has loaded all of its commands.
 """
 
 from __future__ import annotations

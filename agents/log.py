@@ -1,6 +1,6 @@
 """One line of JSON per event on standard error, as the other programs' logs have it.
 
-They write theirs with structlog, which loads an event loop and, where it is installed, a library for colours: 14 MiB
+They write theirs with structlog, which loads an event loop and, where it is installed, a library for colours: 7 MiB
 that an agent has no other use for.
 """
 
