@@ -36,7 +36,7 @@ class Lane:
     tapers: tuple[tuple[int, float], ...] = (
         (HOUR_MS, 1.0),
         (4 * HOUR_MS, 1.0),
-        (12 * HOUR_MS, -0.08),
+        (12 * HOUR_MS, -0.05),
         (24 * HOUR_MS, -0.12),
         (72 * HOUR_MS, -0.15),
     )
