@@ -56,7 +56,7 @@ class Lane(Request):
     tapers: Annotated[tuple[Taper, ...], Field(min_length=1, max_length=16)] = (
         Taper(walltime_ms=HOUR_MS, spare_thousandths=1000),
         Taper(walltime_ms=4 * HOUR_MS, spare_thousandths=1000),
-        Taper(walltime_ms=12 * HOUR_MS, spare_thousandths=-80),
+        Taper(walltime_ms=12 * HOUR_MS, spare_thousandths=-50),
         Taper(walltime_ms=24 * HOUR_MS, spare_thousandths=-120),
         Taper(walltime_ms=72 * HOUR_MS, spare_thousandths=-150),
     )

@@ -8,8 +8,9 @@ from scheduler.core.entitlement import GrantBook
 from scheduler.core.fit import FitKey, Shape, span_of
 from scheduler.core.groups import Group, Leaf
 from scheduler.core.model import Job, Preempt, Reason, Start, WaitReason
-from scheduler.core.order import Branch, Tree
+from scheduler.core.order import Tree
 from scheduler.core.placement import Limits, Room, choose_room, pods_of
+from scheduler.core.ranks import Branch
 from scheduler.core.reasons import with_others
 from scheduler.core.state import Knowledge
 

@@ -36,7 +36,7 @@ class Lane:
     tapers: tuple[tuple[int, float], ...] = (
         (HOUR_MS, 1.0),
         (4 * HOUR_MS, 1.0),
-        (12 * HOUR_MS, -0.08),
+        (12 * HOUR_MS, -0.05),
         (24 * HOUR_MS, -0.12),
         (72 * HOUR_MS, -0.15),
     )
@@ -82,7 +82,7 @@ class Entitlement:
 
     program_id: str
     weight_thousandths: int = 1000
-    """What its lag counts in the order; see `order.weighed`."""
+    """What its lag counts in the order; see `ranks.weighed`."""
     reserved_thousandths: int = 0
     """While it keeps less than this part of the pool, its jobs go before everybody else's; 0: they never do."""
 
@@ -142,7 +142,7 @@ class Policy:
     opportunistic_notice_ms: int = MINUTE_MS
     """How long before it is stopped an opportunistic job is told that somebody is entitled to its GPUs."""
     organization_weights: tuple[tuple[str, int], ...] = ()
-    """(organization, thousandths): what its lag counts in the order; see `order.weighed`. Of the others 1000."""
+    """(organization, thousandths): what its lag counts in the order; see `ranks.weighed`. Of the others 1000."""
 
 
 class _Grant(TypedDict):

@@ -20,10 +20,11 @@ from scheduler.core.model import (
     Reason,
     Reservation,
 )
-from scheduler.core.order import PLAIN, Floor, Standing, Tree, Usage
+from scheduler.core.order import Tree
 from scheduler.core.placement import Limits, Room, keep
 from scheduler.core.policy import Policy
 from scheduler.core.profile import Profile
+from scheduler.core.ranks import PLAIN, Floor, Standing, Usage
 from scheduler.core.reasons import Reach, reach
 from scheduler.core.spare import Spare
 from scheduler.core.waiting import Queue

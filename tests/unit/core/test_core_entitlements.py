@@ -7,8 +7,8 @@ import pytest
 
 from scheduler.core.cycle import decide
 from scheduler.core.model import Change, Grant, Node, Pace, Plan
-from scheduler.core.order import weighed
 from scheduler.core.policy import PRESETS, Entitlement, Lane, Policy, Ranking
+from scheduler.core.ranks import weighed
 from scheduler.core.state import State
 from tests.unit.core.core_world import (
     DAY_MS,

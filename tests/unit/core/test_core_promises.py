@@ -120,10 +120,10 @@ def test_job_of_the_lane_passes_and_the_reservation_moves_behind_it() -> None:
     plan = plan_of(replace(EASY, lane=Lane()), *world)
     assert started(plan) == ["long"]
     assert reserved(plan) == [("big", 5, {"n1": 8, "n2": 8})]
-    # 5 h are in the row of 12 h: who has spent 92 % of his grant does not pass
-    spent = {used: plan_of(replace(EASY, lane=Lane()), *world, a_grant(used=used)) for used in (9190, 9201)}
-    assert started(spent[9190]) == ["long"]
-    assert named(spent[9201], "long") == (WaitReason.ROOM_RESERVED, "big")
+    # 5 h are in the row of 12 h: who has spent 95 % of his grant does not pass
+    spent = {used: plan_of(replace(EASY, lane=Lane()), *world, a_grant(used=used)) for used in (9490, 9501)}
+    assert started(spent[9490]) == ["long"]
+    assert named(spent[9501], "long") == (WaitReason.ROOM_RESERVED, "big")
     too_large = replace(EASY, lane=Lane(area_gpu_ms=15 * HOUR_MS))
     assert started(plan_of(too_large, *world)) == []  # 5 h count as 6 h: 18 GPU hours
 
