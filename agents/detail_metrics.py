@@ -19,6 +19,7 @@ _GAUGES = {
     "row_remap_pending": families.ROW_REMAP_PENDING,
     "row_remap_failed": families.ROW_REMAP_FAILED,
     "lost": families.LOST,
+    "withdrawn": families.WITHDRAWN,
     "utilization_supported": families.UTILIZATION_SUPPORTED,
 }
 """By attribute of GpuDetail."""

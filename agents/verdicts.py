@@ -19,7 +19,7 @@ from agents.health_file import HealthFile, Remembered
 from agents.health_rules import RECOVERED, RULES, THROTTLE_REASONS
 from agents.model import GpuReading, NodeReading
 from quota.client import ServiceProblem, ServiceUnavailable
-from quota.schemas.gpus import GpuHealth, GpuReport, GpuReportReply, GpuRow, GpuVerdict, Holder
+from quota.schemas.gpus import BAD, GpuHealth, GpuReport, GpuReportReply, GpuRow, GpuVerdict, Holder
 
 MOST_UNSENT = 10_000
 """Verdicts kept for a service that is away; the oldest go first, each said in the log."""
@@ -138,7 +138,11 @@ class Verdicts:
         made = list(self._verdicts(reading, gpu, before, found))
         self._unsent += made
         self._counts.verdicts += len(made)
+        last = self._seen.get(gpu.gpu_uuid)
         self._seen[gpu.gpu_uuid] = _Seen(reading, gpu, found)
+        if found.memory.health in BAD and last is not None and _withdrawn(last.gpu) != _withdrawn(gpu):
+            # its node opens or closes by this: it does not wait for the next round
+            self.news.set()
         return bool(made) or _lasting_part(before) != _lasting_part(found.memory)
 
     def _signs(self, reading: NodeReading, gpu: GpuReading) -> Signs:
@@ -332,9 +336,14 @@ def _row(seen: _Seen) -> GpuRow:
         driver=_said(detail.driver),
         health=found.memory.health,
         proven=found.proven,
-        withdrawn=detail.withdrawn,
+        withdrawn=_withdrawn(gpu),
         observed_at=reading.now_ms,
     )
+
+
+def _withdrawn(gpu: GpuReading) -> bool:
+    """Whether it is known that its node gives it to nobody."""
+    return gpu.detail is not None and gpu.detail.withdrawn is True
 
 
 def _said(text: str) -> str:

@@ -19,6 +19,7 @@ from agents.metrics import Counts
 from agents.model import EvidenceDoor
 from agents.outbox import Outbox
 from agents.pods.cgroups import Process
+from agents.pods.podresources import LIST
 from agents.pods.tracker import KubeletSettings, PodTracker
 from agents.pods.unary import CallFailed
 from quota.clock import Clock
@@ -151,6 +152,8 @@ class Life:
         return f"uid-{self.stays[pid - 1].job_id}"
 
     def _answer(self, socket: Path, method: str, request: bytes, timeout_s: float) -> bytes:
+        if method != LIST:
+            raise CallFailed("unimplemented", "an old kubelet")
         if self.kubelet_away:
             raise CallFailed("absent", "no socket")
         return response(FakePod(SPACE, pod_of(stay.job_id), {GPU: [stay.device]}) for stay in self.present())

@@ -53,10 +53,14 @@ def test_a_short_outage_changes_no_holder_and_is_counted(pods: Pods) -> None:
     series = pods.series()
     assert (series["hub_agent_pods_up"], series["hub_agent_pods_gap_seconds_total"]) == ({(): 0}, {(): 30})
     assert "hub_agent_pods" not in series
+    pods.at[0] += 7_000
+    assert pods.series()["hub_agent_pods_gap_seconds_total"] == {(): 37}, "it goes on"
     pods.away = ""
-    pods.ask(30)
+    pods.ask(23)
     assert pods.tracker.view.known
-    assert pods.series()["hub_agent_pods_gap_seconds_total"] == {(): 30}
+    assert pods.series()["hub_agent_pods_gap_seconds_total"] == {(): 60}, "from the last answer to the next"
+    pods.ask()
+    assert pods.series()["hub_agent_pods_gap_seconds_total"] == {(): 60}
 
 
 def test_a_kubelet_that_does_not_answer_is_asked_less_often(pods: Pods) -> None:
