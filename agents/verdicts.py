@@ -152,6 +152,7 @@ class Verdicts:
         return Signs(
             at_ms=reading.now_ms,
             readable=gpu.up,
+            others_readable=any(other.up and not _is_of(other, gpu.gpu_uuid) for other in reading.gpus),
             lost=detail.lost,
             xids={xid.xid: self._at_wall(xid.last_wall_ms) for xid in detail.xids if xid.xid >= 0},
             recovery_action=detail.recovery_action,
@@ -352,11 +353,7 @@ def _said(text: str) -> str:
 
 def _holders(reading: NodeReading, gpu_uuid: str, sign: Sign) -> set[tuple[str, int]]:
     """Who was on the GPU, or on a MIG device of it, between the sign's two times."""
-    own = {
-        gpu.gpu_uuid
-        for gpu in reading.gpus
-        if gpu.gpu_uuid == gpu_uuid or (gpu.detail is not None and gpu.detail.parent_uuid == gpu_uuid)
-    }
+    own = {gpu.gpu_uuid for gpu in reading.gpus if _is_of(gpu, gpu_uuid)}
     held = {
         (gpu.workload.job_id, gpu.workload.attempt)
         for gpu in reading.gpus
@@ -367,6 +364,11 @@ def _holders(reading: NodeReading, gpu_uuid: str, sign: Sign) -> set[tuple[str, 
         for stay in reading.past
         if stay.gpu_uuid in own and stay.since_ms <= sign.at_ms and sign.since_ms - SLACK_MS <= stay.until_ms
     }
+
+
+def _is_of(gpu: GpuReading, gpu_uuid: str) -> bool:
+    """Whether it is that GPU, or a MIG device of it."""
+    return gpu.gpu_uuid == gpu_uuid or (gpu.detail is not None and gpu.detail.parent_uuid == gpu_uuid)
 
 
 def _lasting_part(memory: Memory) -> tuple[object, ...]:

@@ -22,7 +22,9 @@ END_REASONS = (
     "'succeeded','failed','cancelled','time_limit','preempted','node_failed','abandoned'"
     ",'grant_ended','requeued','idle_reclaimed'"
 )
-STOP_REASONS = "'cancelled','time_limit','preempted','abandoned','grant_ended','requeued','idle_reclaimed'"
+STOP_REASONS = (
+    "'cancelled','time_limit','preempted','abandoned','grant_ended','requeued','idle_reclaimed','gpu_failed'"
+)
 
 jobs = Table(
     "jobs",

@@ -56,6 +56,30 @@ def test_a_gpu_goes_bad_and_comes_back(hub: Hub) -> None:
 
 
 @pytest.mark.parametrize("hub", [24 * 3600], indirect=True, ids=[""])
+def test_a_job_that_waits_for_a_lost_gpu_is_stopped_and_runs_elsewhere(hub: Hub) -> None:
+    """Its program does not end by itself: it would hold its GPUs until its walltime is over."""
+    with hub.client("alpha") as firm:
+        job = submit(firm, "stuck", runs_s=9000)
+        until(lambda: firm.read_job(job).state is JobState.RUNNING, "it runs")
+        node, gpu = place_of(hub, job, 1)
+        lost_ms = hub.clock.now_ms()
+        hub.plant(fault="break_gpu", node=node, gpu_uuid=gpu, lost=True, kills=False)
+        until(lambda: firm.read_job(job).attempt == 2, "it runs elsewhere")
+        until(lambda: firm.read_job(job).state is JobState.ENDED, "it ends")
+    ((asked, stop_ms, verdict_id),) = hub.ask(
+        "SELECT stop_asked, stop_at_ms, detail FROM attempts WHERE job_id = ? AND attempt = 1", job
+    )
+    assert (asked, verdict_id.split(":")[0]) == ("gpu_failed", "gpu-verdict")
+    assert stop_ms - lost_ms >= 600_000
+    ends = hub.ask("SELECT attempt, end_reason FROM attempts WHERE job_id = ? ORDER BY attempt", job)
+    assert ends == [(1, "node_failed"), (2, "succeeded")]
+    refunds = hub.ask("SELECT refund_kind, evidence FROM transfers WHERE job_id = ? AND type = 'refund'", job)
+    assert {kind for kind, _ in refunds} == {"fault"}
+    assert all(evidence.startswith(verdict_id) for _, evidence in refunds)
+    verdict(hub)
+
+
+@pytest.mark.parametrize("hub", [24 * 3600], indirect=True, ids=[""])
 def test_a_node_that_withdrew_its_bad_gpu_goes_on_with_the_others(hub: Hub) -> None:
     """Seven of its eight GPUs are there to be had, and no job gets the eighth."""
     (node, gpus) = next(

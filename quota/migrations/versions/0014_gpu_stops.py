@@ -1,0 +1,29 @@
+"""A reason to stop an attempt: a GPU that it holds is lost or hangs
+
+An old scheduler that goes on beside it does not know the reason, so update it first.
+"""
+
+from __future__ import annotations
+
+from alembic import op
+
+revision = "0014"
+down_revision = "0012"
+branch_labels = None
+depends_on = None
+
+_STOPS = (
+    "'cancelled','time_limit','preempted','abandoned','grant_ended','requeued','idle_reclaimed','gpu_failed'"
+)
+
+
+def upgrade() -> None:
+    """SQLite copies the table for that (foreign keys are off meanwhile)."""
+    with op.batch_alter_table("attempts") as attempts:
+        for name in ("stop_reason", "stop_asked"):
+            attempts.drop_constraint(op.f(f"ck_attempts_{name}"), type_="check")
+            attempts.create_check_constraint(op.f(f"ck_attempts_{name}"), f"{name} IN ({_STOPS})")
+
+
+def downgrade() -> None:
+    raise NotImplementedError("a ledger is not taken back; restore a backup")
