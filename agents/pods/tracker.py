@@ -41,6 +41,8 @@ from quota.clock import Clock
 LONGEST_BACKOFF_S = 30.0
 MOST_ENDED_MS = 1_800_000
 """How long an ended holding waits for its last samples; no driver's buffer and no reader's memory reaches so far."""
+USUAL_FAILURES = ("absent", "broken", "deadline_exceeded")
+"""They have a series before there is any: Prometheus sees no increase in one that appears with a first failure."""
 PROCESSES_KEPT = 4_096
 """So many processes have their pod remembered."""
 
@@ -116,7 +118,7 @@ class PodTracker:
         self.view = View(kept)
         """Replaced as a whole."""
         self._after_ms = 0
-        self._failures: Counter[str] = Counter()
+        self._failures: Counter[str] = Counter(dict.fromkeys(USUAL_FAILURES, 0))
         self._pods: Mapping[str, int] = {}
         self._unknown: Mapping[str, int] = {}
         self._answered_wall_s: float | None = None
