@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+from collections.abc import Callable
 from types import TracebackType
 from typing import Protocol, Self, TypeVar
 
@@ -66,6 +67,21 @@ class Transport:
     def close(self) -> None:
         """Close the connections."""
         self._http.close()
+
+    def when_sent(self, told: Callable[[str], None]) -> None:
+        """Have `told` called, by the thread that asks, with the path of each request that is out and not yet answered.
+
+        That is where a crash test ends the process.
+        """
+
+        def watch(request: httpx2.Request) -> None:
+            def trace(event: str, _: object) -> None:
+                if event == "http11.receive_response_headers.started":
+                    told(request.url.path)
+
+            request.extensions["trace"] = trace
+
+        self._http.event_hooks = {"request": [watch]}
 
     def _get(self, path: str, reply: type[T], patience_s: float = 0.0, **query: object) -> T:
         params = {name: str(value) for name, value in query.items() if value is not None}
