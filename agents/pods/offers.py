@@ -29,7 +29,8 @@ EVERY = 3
 MOST_EVERY_S = 10.0
 """not more rarely than this, unless lists are."""
 FRESH = 3
-"""So many times longer an answer counts: 27 s. A kubelet that restarts gives nothing meanwhile."""
+LEAST_FRESH_S = 10.0
+"""So many times longer an answer counts (27 s), at least so long. A kubelet that restarts gives nothing meanwhile."""
 LONGEST_BACKOFF_S = 300.0
 """A kubelet that cannot answer this is asked again now and then: it may be replaced by a newer one."""
 
@@ -99,7 +100,7 @@ class Offers:
     def fresh(self) -> Offer | None:
         """The last answer, if it is not too old."""
         answer = self._answer
-        if answer is None or self._monotonic() - answer[0] > FRESH * self._every_s:
+        if answer is None or self._monotonic() - answer[0] > max(LEAST_FRESH_S, FRESH * self._every_s):
             return None
         return answer[1]
 

@@ -19,10 +19,10 @@ SERVICE = "v1.PodResourcesLister"
 class FakeKubelet:
     """Serves `pods` and `offered` on `socket` while it is started; `refuse` and `delay_s` are its moods."""
 
-    def __init__(self, socket: Path) -> None:
+    def __init__(self, socket: Path, offered: dict[str, list[str]] | None = None) -> None:
         self.socket = socket
         self.pods: list[FakePod] = []
-        self.offered: dict[str, list[str]] | None = None
+        self.offered = offered
         """Healthy devices by resource; None: an old kubelet, which does not have the method."""
         self.refuse_offered: grpc.StatusCode | None = None
         self.asked_offered = 0
