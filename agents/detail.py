@@ -58,5 +58,5 @@ class GpuDetail:
     """Other events since the agent started, by kind."""
     unsupported: tuple[str, ...] = ()
     """What this GPU or driver does not have."""
-    withdrawn: bool = False
+    withdrawn: bool | None = None
     """Whether its node gives it to nobody any more, as a device plugin does with what it finds broken."""

@@ -20,6 +20,7 @@ _PLAIN = {
     "row_remap_pending": families.ROW_REMAP_PENDING,
     "row_remap_failed": families.ROW_REMAP_FAILED,
     "lost": families.LOST,
+    "withdrawn": families.WITHDRAWN,
     "utilization_supported": families.UTILIZATION_SUPPORTED,
     "energy_joules": families.ENERGY,
     "pcie_replays": families.PCIE_REPLAYS,

@@ -65,6 +65,11 @@ ROW_REMAP_FAILED = gauge(
     *GPU,
 )
 LOST = gauge("hub_gpu_lost", "1 if the GPU fell off the bus.", *GPU)
+WITHDRAWN = gauge(
+    "hub_gpu_withdrawn",
+    "1 if its node gives it to nobody any more, 0 if it does; no series if not known.",
+    *GPU,
+)
 UTILIZATION_SUPPORTED = gauge("hub_gpu_utilization_supported", "1 if busy time can be measured.", *GPU)
 ENERGY = counter("hub_gpu_energy_joules_total", "Energy used since the agent first saw the GPU.", *GPU)
 PCIE_REPLAYS = counter("hub_gpu_pcie_replays_total", "PCIe replays since the driver was loaded.", *GPU)
@@ -127,6 +132,12 @@ PODS_FAILURES = counter(
 PODS_GAP = counter("hub_agent_pods_gap_seconds_total", "Time without an answer of the kubelet's.")
 PODS_ANSWERED = gauge("hub_agent_pods_last_answer_timestamp_seconds", "When it answered.")
 PODS = gauge("hub_agent_pods", "Pods listed with GPUs, by what they are.", "kind")
+PODS_OFFERED_KNOWN = gauge(
+    "hub_agent_pods_offered_known", "1 if the kubelet said lately which devices it gives to pods."
+)
+PODS_OFFERED_FAILURES = counter(
+    "hub_agent_pods_offered_failures_total", "Times that it did not answer that question.", "reason"
+)
 PODS_UNKNOWN_DEVICES = gauge("hub_agent_pods_unknown_devices", "Listed devices that name no GPU.", "resource")
 SPOOL_RECORDS = gauge("hub_agent_spool_records", "Evidence rows still to be sent.")
 SPOOL_OLDEST = gauge("hub_agent_spool_oldest_timestamp_seconds", "Since when the oldest of them waits.")

@@ -24,6 +24,8 @@ class Signs:
 
     at_ms: int
     readable: bool = True
+    others_readable: bool = False
+    """Whether another GPU of the node is: if not, it is the driver that does not answer."""
     lost: bool = False
     xids: Mapping[int, int] = field(default_factory=dict)
     """When each XID came last."""
@@ -177,6 +179,14 @@ def _lasting(memory: Memory, signs: Signs, before_ms: int) -> Iterator[tuple[str
     ):
         if on:
             yield rule, Sign(rule, before_ms, signs.at_ms, detail=detail)
+    # once it hangs it does, until it answers: others that fall silent, too, do not mend it
+    known = signs.others_readable or rules.HANGS in memory.lasting
+    if not signs.lost and known and unread_ms >= rules.HANGS_MS:
+        since_ms = signs.at_ms - unread_ms
+        yield (
+            rules.HANGS,
+            Sign(rules.HANGS, since_ms, signs.at_ms, detail=f"hangs: no answer for {unread_ms} ms"),
+        )
 
 
 def _with_throttling(memory: Memory, signs: Signs) -> Memory:

@@ -30,6 +30,7 @@ ROW_REMAP_PENDING = "row_remap_pending"
 ECC_UNCORRECTED = "ecc_uncorrected"
 THROTTLED = "throttled"
 UNREADABLE = "unreadable"
+HANGS = "hangs"
 RECOVERED = "recovered"
 
 _MEMORY = "NVIDIA A100/H100 memory error management"
@@ -70,6 +71,12 @@ RULES: dict[str, Rule] = {
     UNREADABLE: Rule(
         GpuHealth.DEGRADED, False, "the driver does not answer for it; blind is not broken", "this project"
     ),
+    HANGS: Rule(
+        GpuHealth.UNHEALTHY,
+        True,
+        "the driver has not answered for it for ten minutes, while it answers for others",
+        "this project",
+    ),
 }
 
 XID_RULES: dict[XidClass, str] = {XidClass.HARDWARE: XID_HARDWARE, XidClass.CONTAINED: XID_CONTAINED}
@@ -80,5 +87,7 @@ THROTTLE_WINDOW_MS = 600_000
 THROTTLE_SHARE = 0.5
 UNREADABLE_MS = 120_000
 """A collector that is replaced, or a driver that is updated, is away for less."""
+HANGS_MS = 600_000
+"""By then the collector was replaced for its sake four times."""
 HOLD_DOWN_MS = 600_000
 """So long a GPU must be watched without a break and without a bad sign before it counts as well again."""

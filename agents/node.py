@@ -89,7 +89,8 @@ def run_agent(settings: AgentSettings, clock: Clock, token: str) -> int:
         sample_every_s = max(LEAST_SAMPLING_WALL_S, clock.wall_s(round(settings.sample_interval_s * 1000)))
         sampler = Sampler(source.reader, outbox, clock, counts, source.nodes)
         verdicts = _verdicts(settings, clock, sample_every_s, health)
-        sender = VerdictSender(quota, verdicts, health, settings.send_interval_s)
+        doors = watched(quota, os.environ)
+        sender = VerdictSender(doors, verdicts, health, settings.send_interval_s)
 
         def sample() -> None:
             sampler.sample_once()
@@ -97,7 +98,7 @@ def run_agent(settings: AgentSettings, clock: Clock, token: str) -> int:
 
         loop = Loop(
             sample,
-            Deliverer(watched(quota, os.environ), outbox, counts).deliver_once,
+            Deliverer(doors, outbox, counts).deliver_once,
             sample_every_s,
             settings.send_interval_s,
             # Agents that start together must not deliver together.

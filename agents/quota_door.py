@@ -10,6 +10,7 @@ import gzip
 import http.client
 import socket
 import ssl
+from collections.abc import Callable
 from contextlib import closing, suppress
 from typing import TypeVar
 from urllib.parse import urlsplit
@@ -44,7 +45,15 @@ class QuotaDoor:
             "Accept-Language": "en",
             "Content-Type": "application/json",
         }
+        self._told: Callable[[str], None] | None = None
         self._tls = (trusted or ssl.create_default_context()) if parts.scheme == "https" else None
+
+    def when_sent(self, told: Callable[[str], None]) -> None:
+        """Have `told` called, by the thread that asks, with the path of each request that is out and not yet answered.
+
+        That is where a crash test ends the process.
+        """
+        self._told = told
 
     def deliver_evidence(self, body: EvidenceBatch) -> EvidenceReply:
         """Deliver cumulative evidence rows. Raises ServiceUnavailable, ServiceProblem."""
@@ -63,6 +72,8 @@ class QuotaDoor:
                 # who refuses a body need not have read all of it
                 with suppress(BrokenPipeError, ConnectionResetError):
                     connection.request("POST", self._base_path + path, content, self._headers | headers)
+                if self._told is not None:
+                    self._told(path)
                 answer = connection.getresponse()
                 told = answer.read()
         except (OSError, http.client.HTTPException) as error:

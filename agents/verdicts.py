@@ -18,7 +18,7 @@ from agents.health_file import HealthFile, Remembered
 from agents.health_rules import RECOVERED, RULES, THROTTLE_REASONS
 from agents.model import GpuReading, NodeReading
 from quota.refusals import ServiceProblem, ServiceUnavailable
-from quota.schemas.gpus import GpuHealth, GpuReport, GpuReportReply, GpuRow, GpuVerdict, Holder
+from quota.schemas.gpus import BAD, GpuHealth, GpuReport, GpuReportReply, GpuRow, GpuVerdict, Holder
 
 MOST_UNSENT = 10_000
 """Verdicts kept for a service that is away; the oldest go first, each said in the log."""
@@ -135,7 +135,11 @@ class Verdicts:
         made = list(self._verdicts(reading, gpu, before, found))
         self._unsent += made
         self._counts.verdicts += len(made)
+        last = self._seen.get(gpu.gpu_uuid)
         self._seen[gpu.gpu_uuid] = _Seen(reading, gpu, found)
+        if found.memory.health in BAD and last is not None and _withdrawn(last.gpu) != _withdrawn(gpu):
+            # its node opens or closes by this: it does not wait for the next round
+            self.news.set()
         return bool(made) or _lasting_part(before) != _lasting_part(found.memory)
 
     def _signs(self, reading: NodeReading, gpu: GpuReading) -> Signs:
@@ -145,6 +149,7 @@ class Verdicts:
         return Signs(
             at_ms=reading.now_ms,
             readable=gpu.up,
+            others_readable=any(other.up and not _is_of(other, gpu.gpu_uuid) for other in reading.gpus),
             lost=detail.lost,
             xids={xid.xid: self._at_wall(xid.last_wall_ms) for xid in detail.xids if xid.xid >= 0},
             recovery_action=detail.recovery_action,
@@ -329,9 +334,14 @@ def _row(seen: _Seen) -> GpuRow:
         driver=_said(detail.driver),
         health=found.memory.health,
         proven=found.proven,
-        withdrawn=detail.withdrawn,
+        withdrawn=_withdrawn(gpu),
         observed_at=reading.now_ms,
     )
+
+
+def _withdrawn(gpu: GpuReading) -> bool:
+    """Whether it is known that its node gives it to nobody."""
+    return gpu.detail is not None and gpu.detail.withdrawn is True
 
 
 def _said(text: str) -> str:
@@ -340,11 +350,7 @@ def _said(text: str) -> str:
 
 def _holders(reading: NodeReading, gpu_uuid: str, sign: Sign) -> set[tuple[str, int]]:
     """Who was on the GPU, or on a MIG device of it, between the sign's two times."""
-    own = {
-        gpu.gpu_uuid
-        for gpu in reading.gpus
-        if gpu.gpu_uuid == gpu_uuid or (gpu.detail is not None and gpu.detail.parent_uuid == gpu_uuid)
-    }
+    own = {gpu.gpu_uuid for gpu in reading.gpus if _is_of(gpu, gpu_uuid)}
     held = {
         (gpu.workload.job_id, gpu.workload.attempt)
         for gpu in reading.gpus
@@ -355,6 +361,11 @@ def _holders(reading: NodeReading, gpu_uuid: str, sign: Sign) -> set[tuple[str, 
         for stay in reading.past
         if stay.gpu_uuid in own and stay.since_ms <= sign.at_ms and sign.since_ms - SLACK_MS <= stay.until_ms
     }
+
+
+def _is_of(gpu: GpuReading, gpu_uuid: str) -> bool:
+    """Whether it is that GPU, or a MIG device of it."""
+    return gpu.gpu_uuid == gpu_uuid or (gpu.detail is not None and gpu.detail.parent_uuid == gpu_uuid)
 
 
 def _lasting_part(memory: Memory) -> tuple[object, ...]:

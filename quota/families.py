@@ -27,6 +27,17 @@ PLATFORM = counter("hub_quota_platform_gpu_seconds_total", "Reference GPU second
 JOBS = gauge(
     "hub_quota_jobs", "Jobs that have not ended, by organization and state.", "organization", "state"
 )
+ENDED_JOBS = gauge(
+    "hub_quota_ended_jobs",
+    "Jobs that have ended, by how. One that failed may wait again, so use delta() and not increase().",
+    "end_reason",
+)
+WASTED = gauge(
+    "hub_quota_wasted_gpu_seconds",
+    "Reference GPU seconds of attempts that ended so that their work has to be done again, by how they ended: all"
+    " their time, though a checkpoint may have saved a part. Use delta().",
+    "end_reason",
+)
 QUEUE_OLDEST = gauge(
     "hub_quota_queue_oldest_timestamp_seconds",
     "Submission of the queued job that is the oldest, whatever it waits for.",
@@ -45,6 +56,12 @@ NODES = gauge(
     "hub_quota_nodes",
     "Nodes: open to new jobs, cordoned by operators of the hub, held back for a bad GPU, closed by their cluster.",
     *("cluster", "state"),
+)
+NODES_STALE = gauge(
+    "hub_quota_nodes_stale",
+    "Nodes with GPUs of which no agent has told the service anything for the time after which a GPU counts as"
+    " vanished.",
+    "cluster",
 )
 LEDGER_LAG = gauge("hub_quota_ledger_lag_seconds", "Business time since the cluster's watermark.", "cluster")
 IDLE_GPUS = gauge(

@@ -14,6 +14,7 @@ from quota.audit.tables import findings, seals
 from quota.clock import Clock
 from quota.db import Database, head
 from quota.dispatch.tables import scheduler_lease
+from quota.ended_metrics import ended_families
 from quota.fleet.gpu_metrics import gpu_families
 from quota.fleet.tables import clusters, node_capacity, nodes
 from quota.holding_metrics import holding_families
@@ -73,6 +74,7 @@ class HubCollector(Collector):
             yield from _fleet_families(connection, now_ms)
             yield from gpu_families(connection, now_ms, self._clock.speed)
             yield from _idle_families(connection)
+            yield from ended_families(connection)
             yield from _service_families(connection)
             yield from holding_families(connection)
 

@@ -23,7 +23,7 @@ from quota.dispatch import feed
 from quota.fleet import inventory
 from quota.identity import idempotency
 from quota.jobs import endings as running
-from quota.jobs import faults, idling
+from quota.jobs import fault_stops, faults, idling
 from quota.programs import endings
 from quota.reports import reconciliation, retention, watching
 from quota.schemas.service import TaskList, TaskState
@@ -62,7 +62,8 @@ def _watch(database: Database) -> str:
 
 
 def _watch_gpus(database: Database) -> str:
-    return f"{faults.settle_due(database)} faults, {inventory.find_strays(database)} GPUs"
+    settled = f"{faults.settle_due(database)} faults, {inventory.find_strays(database)} GPUs"
+    return f"{settled}, {fault_stops.stop_due(database)} stops"
 
 
 def _reconcile(database: Database) -> str:

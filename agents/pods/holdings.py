@@ -39,6 +39,8 @@ class Listed:
     """Pods with devices of ours by what they are: `job`, `foreign`, `ended`, and `unverified` of the first two."""
     unknown: Counter[str] = field(default_factory=Counter)
     """Devices that name no GPU, by resource."""
+    claimed: bool = False
+    """Whether GPUs are given by claims here, too."""
 
 
 def judge(
@@ -49,9 +51,9 @@ def judge(
     at_ms: int,
 ) -> Listed:
     """What a list says. `living` are the UIDs with a cgroup (None: cannot be seen), `uids` those of each pod."""
-    listed = Listed()
-    for pod in pods:
-        devices = [device for device in pod.devices if _is_gpu(device)]
+    all_pods = [(pod, [device for device in pod.devices if _is_gpu(device)]) for pod in pods]
+    listed = Listed(claimed=any(device.claimed for _, devices in all_pods for device in devices))
+    for pod, devices in all_pods:
         if not devices:
             continue
         known = uids.get((pod.namespace, pod.name), ())

@@ -1,6 +1,6 @@
 """The kubelet's PodResources messages, decoded by hand from the protocol buffers' wire. Pure.
 
-A runtime and generated code would take more memory than the rest of this room; eight messages of strings need neither.
+A runtime and generated code would take more memory than the rest of this room; nine messages of strings need neither.
 """
 
 from __future__ import annotations
@@ -9,9 +9,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 LIST = "/v1.PodResourcesLister/List"
-"""The method's path; its request is empty."""
+ALLOCATABLE = "/v1.PodResourcesLister/GetAllocatableResources"
+"""The methods' paths; their requests are empty."""
 
 POD_RESOURCES = {"pod_resources": 1}
+ALLOCATABLE_RESOURCES = {"devices": 1}
 POD = {"name": 1, "namespace": 2, "containers": 3}
 CONTAINER = {"name": 1, "devices": 2, "dynamic_resources": 5}
 DEVICES = {"resource_name": 1, "device_ids": 2}
@@ -50,6 +52,13 @@ def pods_in(message: bytes) -> tuple[ListedPod, ...]:
     return tuple(_pod(pod) for pod in _parts(message, POD_RESOURCES["pod_resources"]))
 
 
+def offered_in(message: bytes) -> tuple[Device, ...]:
+    """The devices of an AllocatableResourcesResponse: those that the kubelet gives to pods. Raises Malformed."""
+    return tuple(
+        device for given in _parts(message, ALLOCATABLE_RESOURCES["devices"]) for device in _given(given)
+    )
+
+
 def _pod(message: bytes) -> ListedPod:
     devices = tuple(
         device for container in _parts(message, POD["containers"]) for device in _devices(container)
@@ -59,13 +68,17 @@ def _pod(message: bytes) -> ListedPod:
 
 def _devices(container: bytes) -> Iterator[Device]:
     for given in _parts(container, CONTAINER["devices"]):
-        resource = _text(given, DEVICES["resource_name"])
-        for device_id in _parts(given, DEVICES["device_ids"]):
-            yield Device(resource, _decoded(device_id))
+        yield from _given(given)
     for claim in _parts(container, CONTAINER["dynamic_resources"]):
         for device in _parts(claim, CLAIM["claim_resources"]):
             driver, name = (_text(device, CLAIM_DEVICE[field]) for field in ("driver_name", "device_name"))
             yield Device(driver, name, claimed=True)
+
+
+def _given(message: bytes) -> Iterator[Device]:
+    resource = _text(message, DEVICES["resource_name"])
+    for device_id in _parts(message, DEVICES["device_ids"]):
+        yield Device(resource, _decoded(device_id))
 
 
 def _parts(message: bytes, number: int) -> list[bytes]:

@@ -32,6 +32,7 @@ from agents.model import Holding, Shares
 from agents.outbox import OutboxBroken, OutboxUnwritable
 from agents.pods.cgroups import Node, Process
 from agents.pods.holdings import Holdings, judge
+from agents.pods.offers import Offer, Offers
 from agents.pods.podresources import LIST, Malformed, pods_in
 from agents.pods.unary import Caller, CallFailed, call
 from quota.clock import Clock
@@ -39,6 +40,8 @@ from quota.clock import Clock
 LONGEST_BACKOFF_S = 30.0
 MOST_ENDED_MS = 1_800_000
 """How long an ended holding waits for its last samples; no driver's buffer and no reader's memory reaches so far."""
+USUAL_FAILURES = ("absent", "broken", "deadline_exceeded")
+"""They have a series before there is any: Prometheus sees no increase in one that appears with a first failure."""
 PROCESSES_KEPT = 4_096
 """So many processes have their pod remembered."""
 
@@ -72,6 +75,25 @@ class View:
     """Whether the kubelet answers: if not, a GPU without a holder is not known to be free."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Gap:
+    """How long there was no answer: from the last one before each outage up to the first one after it."""
+
+    counted_s: float = 0.0
+    until_s: float | None = None
+    """When it was counted last."""
+    known: bool = True
+
+    def after(self, now_s: float, known: bool) -> _Gap:
+        """With the time up to now, in which an answer came or not."""
+        open_s = 0.0 if self.until_s is None or (known and self.known) else now_s - self.until_s
+        return _Gap(self.counted_s + open_s, now_s, known)
+
+    def seconds(self, now_s: float) -> float:
+        """All of it, that of an outage which goes on too."""
+        return self.counted_s if self.known or self.until_s is None else self.counted_s + now_s - self.until_s
+
+
 class PodTracker:
     """Keeps a `View`; thread-safe for readers."""
 
@@ -93,12 +115,13 @@ class PodTracker:
         self.view = View(kept)
         """Replaced as a whole."""
         self._after_ms = 0
-        self._failures: Counter[str] = Counter()
+        self._failures: Counter[str] = Counter(dict.fromkeys(USUAL_FAILURES, 0))
         self._pods: Mapping[str, int] = {}
         self._unknown: Mapping[str, int] = {}
-        self._published_s: float | None = None
         self._answered_wall_s: float | None = None
-        self._gap_s = 0.0
+        self._gap = _Gap()
+        self._offers = Offers(ask, settings.socket, settings.timeout_s, settings.interval_s, monotonic)
+        self._claimed = False
         self._asked_s = monotonic()
         self._backoff_s = 0.0
         self._processes: dict[Process, str | None] = {}
@@ -135,16 +158,26 @@ class PodTracker:
             prefix = self._settings.namespace_prefix
             listed = judge(pods, living, self._node.uids(), prefix, at_ms)
             self._holdings.listed(listed.held, living, at_ms)
-            self._pods, self._unknown = listed.pods, listed.unknown
+            self._pods, self._unknown, self._claimed = listed.pods, listed.unknown, listed.claimed
             self._answered()
         self._holdings.forget(max(self._after_ms, at_ms - MOST_ENDED_MS))
         self._publish(known=pods is not None)
         self._keep()
+        if pods is not None:
+            # holders first: nobody waits for this answer
+            self._offers.ask_if_due()
 
     def read_until(self, after_ms: int) -> View:
         """The view, for a reader that has counted everything up to `after_ms` and will not ask for it again."""
         self._after_ms = after_ms
         return self.view
+
+    def offer(self) -> Offer | None:
+        """Which devices the kubelet gives to pods, as of its last answer; None if that is not known now.
+
+        Where claims give GPUs, too, what the kubelet's plugins do not offer may still be given: then it is not known.
+        """
+        return None if self._claimed else self._offers.fresh()
 
     def shares(
         self, gpu_uuid: str, since_ms: int, until_ms: int, percents: Iterable[tuple[int, float]], busy: float
@@ -179,7 +212,12 @@ class PodTracker:
         yield families.PODS_UP.gauge(float(self.view.known))
         failures = dict(self._failures)
         yield families.PODS_FAILURES.counter_of({(reason,): count for reason, count in failures.items()})
-        yield families.PODS_GAP.counter(self._gap_s)
+        yield families.PODS_GAP.counter(self._gap.seconds(self._monotonic()))
+        yield families.PODS_OFFERED_KNOWN.gauge(float(self.offer() is not None))
+        offered = dict(self._offers.failures)
+        yield families.PODS_OFFERED_FAILURES.counter_of(
+            {(reason,): count for reason, count in offered.items()}
+        )
         if self._answered_wall_s is not None:
             yield families.PODS_ANSWERED.gauge(self._answered_wall_s)
         if not self.view.known:
@@ -208,6 +246,7 @@ class PodTracker:
         # agents of many nodes do not meet, but a kubelet that has just started has enough to do
         doubled_s = max(1.0, 2 * self._backoff_s) * random.uniform(0.9, 1.0)
         self._backoff_s = min(LONGEST_BACKOFF_S, doubled_s)
+        self._offers.doubt()
 
     def _answered(self) -> None:
         if self._backoff_s:
@@ -217,9 +256,7 @@ class PodTracker:
 
     def _publish(self, known: bool) -> None:
         now_s = self._monotonic()
-        if not known and self._published_s is not None:
-            self._gap_s += now_s - self._published_s
-        self._published_s = now_s
+        self._gap = self._gap.after(now_s, known)
         self.view = View(self._holdings.all(), known)
 
     def _keep(self) -> None:

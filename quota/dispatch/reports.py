@@ -251,7 +251,7 @@ def _ended(tx: Tx, job: Row[Any], row: Row[Any], item: EndedItem, seen: _Report)
     )
     # the words about a slow start are no word about an end
     said = item.detail or (None if started else row.detail)
-    verdict_id = faults.dies_of(tx, row.job_id, row.attempt, ended) if _failed(end) else None
+    verdict_id = _fault_of(tx, row, end, ended)
     if verdict_id is not None:
         end, said = replace(end, gpu_fault=True), faults.told(verdict_id)
     _end(tx, job, row, end, (first, last, ended), (item.exit_code, said), seen)
@@ -259,8 +259,16 @@ def _ended(tx: Tx, job: Row[Any], row: Row[Any], item: EndedItem, seen: _Report)
     return "accepted"
 
 
-def _failed(end: AttemptEnd) -> bool:
-    return end.started and not end.succeeded and not end.lost and end.stop_reason is None
+def _fault_of(tx: Tx, row: Row[Any], end: AttemptEnd, ended_ms: int) -> str | None:
+    """The verdict that an attempt was stopped for, or of whose fault it died; None if neither."""
+    if end.succeeded or end.lost or not end.started:
+        return None
+    # what was to be stopped for a fault may end before the scheduler has recorded it
+    reason = end.stop_asked if end.stop_reason is None else end.stop_reason
+    found = faults.stopped_for(tx, row.job_id, row.attempt) if reason is StopReason.GPU_FAILED else None
+    if found is None and end.stop_reason is None:
+        return faults.dies_of(tx, row.job_id, row.attempt, ended_ms)
+    return found
 
 
 def _lost(tx: Tx, job: Row[Any], row: Row[Any], item: LostItem, seen: _Report) -> Outcome:
@@ -326,9 +334,8 @@ def _end(
         opportunistic=row.opportunistic,
     )
     if end.gpu_fault:
-        faults.close(
-            tx, row.job_id, row.attempt, ended, "requeued" if isinstance(verdict, Requeue) else "ended"
-        )
+        outcome = "requeued" if isinstance(verdict, Requeue) else "ended"
+        faults.close(tx, row.job_id, row.attempt, ended, outcome, detail_text)
     settlement.correct_after(tx, row, ended if first is not None else 0, seen.evidence)
     _END.change(
         tx.connection,

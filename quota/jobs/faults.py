@@ -17,6 +17,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from quota.audit import service as audit
 from quota.clock import HOUR_MS
 from quota.db import Database, Tx
+from quota.fleet.gpu_tables import gpu_verdicts
 from quota.jobs import settlement
 from quota.jobs.fault_tables import gpu_faults
 from quota.jobs.service import lock_job
@@ -31,6 +32,8 @@ AFTER_MS = 600_000
 """It may take this long to die: until it looks at its GPU again."""
 REVIVED_MS = HOUR_MS
 """So long after its end, in wall time, a job may be queued again; later somebody has reacted to the failure."""
+GONE = ("hangs", "lost")
+"""Rules of agents by which nothing can compute on a GPU any more; what still runs with it only waits."""
 MOST_SPAN_MS = HOUR_MS
 """A verdict may leave open for so long when its sign came; an agent that saw nothing for longer knows too little."""
 
@@ -66,11 +69,23 @@ def dies_of(tx: Tx, job_id: str, attempt: int, ended_ms: int) -> str | None:
     return next((row.verdict_id for row in found if _fits(row, ended_ms)), None)
 
 
-def close(tx: Tx, job_id: str, attempt: int, ended_ms: int, outcome: str) -> None:
-    """An attempt ended: its open faults are settled, those that do not fit its end as none of its death."""
+def stopped_for(tx: Tx, job_id: str, attempt: int) -> str | None:
+    """The verdict for whose sake an attempt was asked to stop: the first that says its GPU is lost or hangs."""
+    statement = _OPEN.join(gpu_verdicts, gpu_verdicts.c.id == gpu_faults.c.verdict_id).where(
+        *_of(job_id, attempt), gpu_verdicts.c.rule.in_(GONE)
+    )
+    rows = tx.connection.execute(statement).all()
+    return min(rows, key=lambda row: (row.at_ms, row.verdict_id)).verdict_id if rows else None
+
+
+def close(tx: Tx, job_id: str, attempt: int, ended_ms: int, outcome: str, said: str | None = None) -> None:
+    """An attempt ended: its open faults are settled, those that do not fit its end as none of its death.
+
+    `said`: the detail of its end; the verdict that it names fits, however late the end came.
+    """
     for row in tx.connection.execute(_OPEN.where(*_of(job_id, attempt))).all():
         this = (*_of(job_id, attempt), gpu_faults.c.verdict_id == row.verdict_id)
-        settled = outcome if _fits(row, ended_ms) else "none"
+        settled = outcome if told(row.verdict_id) == said or _fits(row, ended_ms) else "none"
         tx.connection.execute(update(gpu_faults).where(*this).values(outcome=settled))
 
 

@@ -29,7 +29,12 @@ from quota.schemas.jobs import Job, JobDetail, JobSubmission
 from quota.schemas.scheduling import EndReason, JobState, StopReason
 from quota.usage import service as usage
 
-ASKED_STOPS = (StopReason.IDLE_RECLAIMED, StopReason.REQUEUED, StopReason.GRANT_ENDED)
+ASKED_STOPS = (
+    StopReason.IDLE_RECLAIMED,
+    StopReason.GPU_FAILED,
+    StopReason.REQUEUED,
+    StopReason.GRANT_ENDED,
+)
 """Stops that the service asks for, each outweighed by the next; the scheduler may record them only then."""
 
 _LOCK = Prepared(select(jobs).where(jobs.c.id == bindparam("job")).with_for_update())
@@ -129,10 +134,12 @@ def cancel(tx: Tx, caller: Caller, job_id: str, queue: Queue) -> Job:
 def ask_stop(
     tx: Tx, job_id: str, reason: StopReason, *, actor: str | Caller, why: str, evidence: str = ""
 ) -> bool:
-    """Ask the scheduler to stop a job's open attempt: its grant ended, an operator sent it back, or it is idle.
+    """Ask the scheduler to stop a job's open attempt: its grant ended, an operator sent it back, a GPU of its
+    failed, or it is idle.
 
     False when there is nothing to ask for: no attempt is open, its stop is recorded, its job was cancelled, or
-    the same or more was asked before. The end of a grant outweighs a requeue, that idleness; a cancel all of them.
+    the same or more was asked before. The end of a grant outweighs a requeue, that a GPU's fault, that idleness; a
+    cancel all of them.
     """
     assert reason in ASKED_STOPS, f"nobody asks for a stop as {reason}"
     row = lock_job(tx, job_id)

@@ -113,19 +113,17 @@ def _reason(end: AttemptEnd) -> EndReason:
             if end.lost or (end.gpu_fault and end.started):
                 return EndReason.NODE_FAILED
             return EndReason.FAILED if end.started else EndReason.ABANDONED
-        case StopReason.CANCELLED:
-            return EndReason.CANCELLED
-        case StopReason.TIME_LIMIT:
-            return EndReason.TIME_LIMIT
-        case StopReason.PREEMPTED:
-            return EndReason.PREEMPTED
-        case StopReason.ABANDONED:
-            return EndReason.ABANDONED
-        case StopReason.GRANT_ENDED:
-            return EndReason.GRANT_ENDED
-        case StopReason.REQUEUED:
-            return EndReason.REQUEUED
-        case StopReason.IDLE_RECLAIMED:
-            return EndReason.IDLE_RECLAIMED
+        case StopReason.GPU_FAILED:
+            return EndReason.NODE_FAILED
+        case (
+            StopReason.CANCELLED
+            | StopReason.TIME_LIMIT
+            | StopReason.PREEMPTED
+            | StopReason.ABANDONED
+            | StopReason.GRANT_ENDED
+            | StopReason.REQUEUED
+            | StopReason.IDLE_RECLAIMED
+        ):
+            return EndReason(end.stop_reason.value)
         case _:
             assert_never(end.stop_reason)

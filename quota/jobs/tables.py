@@ -22,7 +22,12 @@ END_REASONS = (
     "'succeeded','failed','cancelled','time_limit','preempted','node_failed','abandoned'"
     ",'grant_ended','requeued','idle_reclaimed'"
 )
-STOP_REASONS = "'cancelled','time_limit','preempted','abandoned','grant_ended','requeued','idle_reclaimed'"
+STOP_REASONS = (
+    "'cancelled','time_limit','preempted','abandoned','grant_ended','requeued','idle_reclaimed','gpu_failed'"
+)
+
+WASTED = ("abandoned", "failed", "node_failed", "preempted", "requeued")
+"""Ends of attempts after which the work has to be done again, but for what a checkpoint saved."""
 
 jobs = Table(
     "jobs",
@@ -69,6 +74,14 @@ Index(
     postgresql_where=text("state = 'queued'"),
 )
 
+# those that have ended are counted by how
+Index(
+    "ix_jobs_end_reason",
+    jobs.c.end_reason,
+    sqlite_where=text("end_reason IS NOT NULL"),
+    postgresql_where=text("end_reason IS NOT NULL"),
+)
+
 attempts = Table(
     "attempts",
     metadata,
@@ -112,6 +125,8 @@ Index("ix_attempts_open", attempts.c.cluster, attempts.c.settled)
 Index("ix_attempts_stop_for_job", attempts.c.stop_for_job)
 Index("ix_attempts_grant_id_capacity_held", attempts.c.grant_id, attempts.c.capacity_held)
 Index("ix_attempts_organization_id_capacity_held", attempts.c.organization_id, attempts.c.capacity_held)
+_IS_WASTED = text("end_reason IN ('abandoned','failed','node_failed','preempted','requeued')")
+Index("ix_attempts_wasted", attempts.c.end_reason, sqlite_where=_IS_WASTED, postgresql_where=_IS_WASTED)
 Index("ix_attempts_capacity_held", attempts.c.capacity_held, attempts.c.job_id)
 
 placements = Table(

@@ -243,6 +243,8 @@ class GpuPolicy(Request):
     passes however small the fleet is; with 0 none does."""
     observe_only: Flag = False
     """Verdicts are recorded and flagged, and nothing is taken out of use."""
+    stop_after_s: Annotated[int, Field(strict=True, ge=60, le=86_400)] = 600
+    """How long a job may stay on a GPU in quarantine that is lost or hangs, in business seconds."""
     vanished_wall_s: Annotated[int, Field(strict=True, ge=60, le=604_800)] = 600
     """How long a GPU may go unseen, in wall seconds."""
 

@@ -76,6 +76,8 @@ class StopReason(StrEnum):
     GRANT_ENDED = "grant_ended"
     REQUEUED = "requeued"
     IDLE_RECLAIMED = "idle_reclaimed"
+    GPU_FAILED = "gpu_failed"
+    """A GPU that it holds is lost or hangs, as an agent's verdict says."""
 
 
 class WaitReason(StrEnum):

@@ -32,6 +32,7 @@ STOPS: Mapping[StopReason, Say] = {
     StopReason.GRANT_ENDED: Say("is stopped at {stop_at_ms} because its grant ended"),
     StopReason.REQUEUED: Say("is stopped at {stop_at_ms} because the operators sent it back into the queue"),
     StopReason.IDLE_RECLAIMED: Say("is stopped at {stop_at_ms} because its GPUs did no work for too long"),
+    StopReason.GPU_FAILED: Say("is stopped at {stop_at_ms} because a GPU that it holds failed"),
 }
 
 PLACE = (

@@ -106,6 +106,13 @@ def sched_gpus(_: Lived) -> list[Series]:
     ]
 
 
+def ended(lived: Lived) -> dict[str, object]:
+    """Jobs that have ended in the script, by how; it lets one end in each of these ways."""
+    found = lived.ended()
+    assert found.keys() == {"succeeded", "failed", "cancelled", "time_limit", "idle_reclaimed"}
+    return {reason: about(count) for reason, count in found.items()}
+
+
 def waits(lived: Lived) -> list[Series]:
     """Quantiles by class of the jobs that started."""
     names = {
@@ -201,6 +208,7 @@ OVERVIEW: Expected = {
     "GPU hours that no grant pays": lambda lived: one(exactly(lived.platform_hours())),
     "Jobs by state": lambda _: [Loosely({"running": len(RUNNING), "queued": 2})],
     "What jobs wait for": by_reason,
+    "Jobs that ended in the last week": lambda lived: [Loosely(ended(lived))],
     "GPUs asked for by waiting jobs": lambda _: [Loosely({"active": 16, "blocked": 8})],
     "Programs that answer": programs_up,
 }
@@ -339,8 +347,10 @@ OPERATORS: Expected = {
     "Held and idle now": idle_gpus,
     "GPUs held but not busy": lambda _: [{"GPUs lost": about(HELD - BUSY, 0.15)}],
     "Idle by the rules": lambda _: [Loosely({"warned": JOBS["idle"].gpus})],
-    "Idle warnings in the window": lambda _: [{"warning 1": about(1), "warning 2": 0}],
-    "Stopped for idleness": lambda _: one(0),
+    "Idle warnings in the window": lambda _: [{"warning 1": about(2), "warning 2": about(1)}],
+    "Stopped for idleness": lambda _: one(about(1)),
+    "GPU hours in vain": lambda lived: [Loosely({"failed": about(lived.in_vain_hours())})],
+    "GPUs withdrawn by their node": lambda _: one(1),
     "GPUs out of service": lambda _: [Loosely({"a100": A100 - HELD_A100})],
     "Nodes closed to new jobs": lambda _: [{"sim sim-2 a100": HELD_A100}],
     "Nodes by state": lambda _: [Loosely({"sim open": 2, "sim cordoned": 1})],

@@ -24,6 +24,7 @@ from dashboard_expected import (
     about,
     all_gpus,
     counted,
+    ended,
     exactly,
     lab_only,
     one,
@@ -41,11 +42,16 @@ from dashboard_world import (
     PODS_S,
     REPLAYS,
     SILENT_S,
+    SPOOL_ROWS,
     THROTTLED_S,
     XID_LOST,
     XID_OF_JOB,
 )
 
+VERDICTS = 2 * 2 + 1
+"""An XID and what the driver asks for, of two GPUs; an XID of a third."""
+LAB_VERDICTS = 3 + 2
+"""A memory error, a row to be replaced and what the driver asks for; an XID and the loss. Nobody takes them."""
 STARTED = len(FIRST) + len(THEN)
 
 
@@ -159,13 +165,14 @@ SCHEDULER: Expected = {
     "Lease": lambda _: [{"left": Between(0, 60)}],
     "Duration of a cycle": lambda _: [{q: Between(1e-5, 10)} for q in ("p50", "p95", "p99")],
     "Duration of a forecast": lambda _: [{}, {}],
-    "Decisions": lambda _: [Loosely({"started": about(STARTED), "stopped": about(2)})],
-    "Stops": lambda _: [Loosely({"time_limit": about(1), "cancelled": about(1)})],
+    "Decisions": lambda _: [Loosely({"started": about(STARTED), "stopped": about(3)})],
+    "Stops": lambda _: [Loosely({"time_limit": about(1), "cancelled": about(1), "idle_reclaimed": about(1)})],
+    "Jobs that ended": lambda lived: [Loosely(ended(lived))],
     "Jobs started per second": lambda _: [{"started": 0}],
     "Waits by class": waits,
     "GPUs as the scheduler sees them": sched_gpus,
     "Actions on clusters": lambda _: [
-        Loosely({"start done": about(STARTED), "stop done": about(2), "delete done": 0, "start failed": 0})
+        Loosely({"start done": about(STARTED), "stop done": about(3), "delete done": 0, "start failed": 0})
     ],
     "Cluster last answered": lambda _: [{"sim": Between(0, 120)}],
 }
@@ -205,7 +212,9 @@ TRUST: Expected = {
     "Busy and of nobody": nobodys,
     "Rows of unknown attempts": lambda _: one(0),
     "Rows refused": lambda _: one(0),
-    "Rows dropped": lambda _: one(0),
+    # one, or two if an hour began while the lab's pod was there
+    "Rows dropped": lambda _: one(Between(0.9, 2.2)),
+    "Nodes without news": lambda _: [{"sim": 0}],
     "Paid by no grant": lambda lived: one(about(lived.platform_hours())),
     "Held by the books and by the nodes": lambda _: [{"books": HELD}, {"nodes": HELD}],
     "Findings": lambda lived: [dict(lived.findings)],
@@ -223,14 +232,20 @@ TRUST: Expected = {
     "Agents read their GPUs": lambda lived: agents(lived, 1, 1),
     "Last read": lambda lived: agents(lived, Between(0, 30), Between(0, 30)),
     "Duration of a read": lambda _: [{"p95": Between(1e-4, 10)}],
-    "Measurements to be sent": lambda lived: agents(lived, Between(0, 60), 0),
-    "Oldest of them": lambda lived: [Perhaps({lived.world.instance("agent"): Between(0, 60)})],
-    "Deliveries": lambda _: [{"answered": Between(0.1, 5)}, {"failed": 0}],
+    "Measurements to be sent": lambda lived: agents(lived, Between(0, 60), SPOOL_ROWS),
+    "Oldest of them": lambda lived: [
+        Perhaps({lived.world.instance("agent"): Between(0, 60), lived.world.lab.instance: Between(30, 600)})
+    ],
+    "Deliveries": lambda _: [{"answered": Between(0.1, 5)}, {"failed": Between(0, 1)}],
     "Reads and writes that failed": lambda _: [{"reads": 0}, {"disk": 0}],
     "Driver": driver_states,
     "Kubelet answers": lambda lived: [{lived.world.lab.instance: 1}],
     "Time without the kubelet": lambda lived: [{lived.world.lab.instance: without_kubelet(lived)}],
     "GPUs missing": lambda _: one(1),
+    "Kubelet failures": lambda _: [Loosely({"absent": Between(0.9, 12)})],
+    "Verdicts": lambda lived: agents(lived, about(VERDICTS), about(LAB_VERDICTS)),
+    "Verdicts to be sent": lambda lived: agents(lived, 0, LAB_VERDICTS),
+    "Verdicts that failed": lambda _: [{"failed": Between(1.8, 200)}, {"refused": 0}],
 }
 
 EXPECTED = {

@@ -131,6 +131,22 @@ class Lived:
         attempts = [attempt for job in self.jobs.values() for attempt in job.attempts]
         return sum(int(one.platform_gpu_us) for one in attempts) / GPU_US_PER_HOUR
 
+    def ended(self) -> Counter[str]:
+        """Jobs that have ended, by how."""
+        return Counter(job.end_reason.value for job in self.jobs.values() if job.end_reason is not None)
+
+    def in_vain_hours(self) -> float:
+        """GPU hours of the attempts that failed: they have the reference class."""
+        ends = [
+            (JOBS[name].gpus, attempt)
+            for name, job in self.jobs.items()
+            for attempt in job.attempts
+            if attempt.end_reason is not None and attempt.end_reason.value == "failed"
+        ]
+        return (
+            sum(gpus * ((one.ended_at or 0) - (one.first_started_at or 0)) for gpus, one in ends) / 3_600_000
+        )
+
     def _of(self, organization: str, program: str) -> list[Grant]:
         return [
             grant

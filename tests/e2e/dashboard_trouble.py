@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from quota.client import QuotaClient
 from quota.schemas.gpus import ExpectedGpu, Gpu, GpuChange, Inventory
-from quota.schemas.idle import IdleMode, IdlePolicy, IdleSpan, KindRules
+from quota.schemas.idle import IdleMode, IdlePolicy, IdleRules, IdleSpan, KindRules
 
 XID_BROKEN, XID_CONTAINED = 79, 94
 RESET = 1
@@ -16,14 +16,20 @@ UNKNOWN_GPUS = 2
 """Seen, and not in the inventory."""
 NEVER_SEEN, SOLD = "GPU-00000000-0000-0000-0000-00000000dead", "GPU-00000000-0000-0000-0000-00000000501d"
 FIRST_WARNING_S, LONG_S = 60, 86_000
+QUICK = IdleSpan(first_warning_s=FIRST_WARNING_S, second_warning_s=125, stop_s=190)
 IDLE_RULES = IdlePolicy(
     mode=IdleMode.WARN,
     batch=KindRules(
         from_start=IdleSpan(first_warning_s=FIRST_WARNING_S, second_warning_s=LONG_S, stop_s=LONG_S + 1),
         sliding=IdleSpan(first_warning_s=LONG_S - 1, second_warning_s=LONG_S, stop_s=LONG_S + 1),
     ),
+    programs={
+        "campus": IdleRules(
+            batch=KindRules(from_start=QUICK, sliding=QUICK), observed_thousandths=500, warning_gap_s=60
+        )
+    },
 )
-"""Who never works is warned once, and that is all for a day."""
+"""Who never works is warned once, and that is all for a day; but on the campus he is stopped at once."""
 
 Place = tuple[str, str]
 """Node and GPU."""

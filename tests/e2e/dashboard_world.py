@@ -19,6 +19,8 @@ import httpx2
 from dashboard_trouble import IDLE_RULES, Broken, break_some, register_most
 from rich.console import Console
 
+from agents.model import GpuState, Measured, RowKey
+from agents.outbox import open_outbox
 from deploy.commands.follow import is_settled
 from deploy.datadir import DataDir, token_name
 from deploy.demo import wait_for_nodes
@@ -37,6 +39,7 @@ from quota.schemas.scheduling import JobState, WaitReason
 from quota.schemas.switches import PlacementChange
 from quota.schemas.usage import EvidenceBatch, EvidenceRow
 from tests.fakekubelet.kubelet import FakeKubelet
+from tests.fakekubelet.messages import FakePod
 from tests.fakenvml.build import FakeDriver, an_h100, build
 from tests.integration.agents.nvml_agent import NvmlAgent, an_nvml_agent
 from tests.prometheus_server import Prometheus, a_prometheus
@@ -65,6 +68,8 @@ PODS_S = 0.2
 """How often the lab's agent asks its kubelet."""
 SAMPLES_KEPT, PATIENT_S = 3000, 5.0
 """The lab's buffer of samples and its agent's deadlines bear a machine that is busy with other things."""
+SPOOL_ROWS = 1000
+"""As few measurements as an agent may be told to keep; the lab's agent begins with so many."""
 SILENT_S = 1.0
 """How long the lab's kubelet is away at least."""
 JOULES, THROTTLED_S, REPLAYS = 250, 3.0, 40
@@ -88,17 +93,21 @@ class Load:
     runs_s: int = 3600
     grace_s: int = 30
     stop_s: int = 1
+    exit_code: int = 0
 
 
 DONE = Load("alpha", "ai-seoul", "h100", 2, runs_s=20, walltime_s=600)
 DONE_A100 = Load("beta", "ai-seoul", "a100", 1, runs_s=20, walltime_s=600)
 LATE = Load("beta", "ai-seoul", "h100", 1, walltime_s=20, grace_s=20, stop_s=12)
 """Is stopped at its time limit and takes its time to die, which the platform pays."""
+FAILING = Load("beta", "ai-seoul", "h100", 1, runs_s=20, walltime_s=600, exit_code=3)
 TRAINING = Load("alpha", "ai-seoul", "h100", 4)
 IDLE = Load("beta", "ai-seoul", "h100", 4, "idle")
 SMALL = Load("beta", "ai-seoul", "a100", 2, "steady:0.5")
 STOPPED = Load("delta", "campus", "h100", 1)
 """Its firm cancels it."""
+DOZING = Load("delta", "campus", "h100", 1, "idle")
+"""Its programme's rules are quick: it is warned twice and then stopped."""
 TOO_BIG = Load("gamma", "campus", "h100", 8, pods=2)
 """There is no room for it while the others run."""
 TOO_DEAR = Load("alpha", "ai-seoul", "h100", 8)
@@ -108,16 +117,18 @@ JOBS = {
     "done": DONE,
     "done-a100": DONE_A100,
     "late": LATE,
+    "failing": FAILING,
     "training": TRAINING,
     "idle": IDLE,
     "small": SMALL,
     "stopped": STOPPED,
+    "dozing": DOZING,
     "too-big": TOO_BIG,
     "too-dear": TOO_DEAR,
 }
 FIRST, THEN, WAITING = (
-    ("done", "done-a100", "late"),
-    ("training", "idle", "small", "stopped"),
+    ("done", "done-a100", "late", "failing"),
+    ("training", "idle", "small", "stopped", "dozing"),
     ("too-big", "too-dear"),
 )
 RUNNING = ("training", "idle", "small")
@@ -192,6 +203,7 @@ class World:
                 command=("python", "train.py"),
                 annotations={
                     "simulate.gpuhub/duration_s": str(load.runs_s),
+                    "simulate.gpuhub/exit_code": str(load.exit_code),
                     "simulate.gpuhub/load": load.load,
                     "simulate.gpuhub/stop_s": str(load.stop_s),
                 },
@@ -217,6 +229,7 @@ class World:
         self._until("waiting jobs say why", lambda: all(self._waits_for(name) for name in WAITING))
         self.lab.disturb()
         self._until("the idle job is warned", lambda: self._found_idle("idle") is IdleState.WARNED)
+        self._until("the dozing one is stopped", lambda: is_settled(self.job("dozing")), 2 * PATIENCE_S)
 
     def _disturb(self) -> None:
         """What operators, others and accidents do."""
@@ -291,8 +304,8 @@ class World:
         waiting = self.job(name).waiting
         return "" if waiting is None or waiting.code is WaitReason.NEW else waiting.code.value
 
-    def _until(self, what: str, holds: Callable[[], object]) -> None:
-        deadline_s = time.monotonic() + PATIENCE_S
+    def _until(self, what: str, holds: Callable[[], object], patience_s: float = PATIENCE_S) -> None:
+        deadline_s = time.monotonic() + patience_s
         while not holds():
             assert time.monotonic() < deadline_s, (what, [self.job(name) for name in self.job_ids])
             time.sleep(0.1)
@@ -312,7 +325,16 @@ class Lab:
         return f"127.0.0.1:{self._agent.logged('agent_started')[0]['port']}"
 
     def disturb(self) -> None:
-        """Let one GPU be slowed down and lose a row of memory, another fall off the bus, and the kubelet be away."""
+        """Let one GPU be slowed down and lose a row of memory, another fall off the bus, and the kubelet be away.
+
+        Before that a pod comes and goes whose measurements find no room on the agent's disk.
+        """
+        dropped = "hub_agent_records_dropped_total"
+        self._kubelet.pods = [FakePod("hub-lab", "job-lab-1-0-abcde", {"nvidia.com/gpu": [LAB_GPUS[0]]})]
+        self._agent.wait_for(lambda series: series[dropped][()] >= 1)
+        self._kubelet.pods = []
+        self._agent.wait_for(lambda series: series["hub_gpu_allocated"].get((LAB_GPUS[0], LAB)) == 0)
+        self._kubelet.offered = {"nvidia.com/gpu": list(LAB_GPUS[:2])}
         _, hot, lost = self._driver.gpus
         hot |= {"temperature": 88, "clocks_reasons": 0x4, "ecc_uncorrected": 2, "remapped": "0 1 1 0"}
         hot |= {"field_230": 1}
@@ -336,6 +358,18 @@ class Lab:
         hot["field_269"] = int(str(hot["field_269"])) + int(THROTTLED_S * 1e9)
         hot["pcie_replays"] = int(str(hot["pcie_replays"])) + REPLAYS
         self._driver.write()
+
+
+def fill_spool(path: Path) -> None:
+    """As many measurements of an hour that is over as the agent may keep: its service was away for long."""
+    now_ms = time.time_ns() // 1_000_000
+    hour_ms = now_ms // HOUR_MS * HOUR_MS - 2 * HOUR_MS
+    gpu = "GPU-00000000-0000-0000-0000-0000000000a1"
+    outbox = open_outbox(path)
+    gains = {RowKey(f"job-{number}", 1, gpu, hour_ms): Measured(0, 1) for number in range(SPOOL_ROWS)}
+    outbox.store([GpuState(gpu, LAB_CLASS, LAB, hour_ms + HOUR_MS, ())], gains, now_ms, now_ms)
+    outbox.forget_gpus(now_ms)
+    outbox.close()
 
 
 @contextmanager
@@ -363,9 +397,11 @@ def a_world(folder: Path) -> Iterator[World]:
         "pods_interval_s": PODS_S,
         "pods_timeout_s": PATIENT_S,
         "nvml_deadline_s": PATIENT_S,
+        "spool_rows": SPOOL_ROWS,
     }
+    fill_spool(lab_folder / "outbox.sqlite3")
     with (
-        FakeKubelet(socket) as kubelet,
+        FakeKubelet(socket, {"nvidia.com/gpu": list(LAB_GPUS)}) as kubelet,
         an_nvml_agent(driver, build(folder / "nvml"), lab_folder, **asked) as agent,
         running(wish, quiet) as hub,
         hub.client() as operator,

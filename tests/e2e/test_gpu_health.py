@@ -56,6 +56,61 @@ def test_a_gpu_goes_bad_and_comes_back(hub: Hub) -> None:
 
 
 @pytest.mark.parametrize("hub", [24 * 3600], indirect=True, ids=[""])
+def test_a_job_that_waits_for_a_lost_gpu_is_stopped_and_runs_elsewhere(hub: Hub) -> None:
+    """Its program does not end by itself: it would hold its GPUs until its walltime is over."""
+    with hub.client("alpha") as firm:
+        job = submit(firm, "stuck", runs_s=9000)
+        until(lambda: firm.read_job(job).state is JobState.RUNNING, "it runs")
+        node, gpu = place_of(hub, job, 1)
+        lost_ms = hub.clock.now_ms()
+        hub.plant(fault="break_gpu", node=node, gpu_uuid=gpu, lost=True, kills=False)
+        until(lambda: firm.read_job(job).attempt == 2, "it runs elsewhere")
+        until(lambda: firm.read_job(job).state is JobState.ENDED, "it ends")
+    ((asked, stop_ms, verdict_id),) = hub.ask(
+        "SELECT stop_asked, stop_at_ms, detail FROM attempts WHERE job_id = ? AND attempt = 1", job
+    )
+    assert (asked, verdict_id.split(":")[0]) == ("gpu_failed", "gpu-verdict")
+    assert stop_ms - lost_ms >= 600_000
+    ends = hub.ask("SELECT attempt, end_reason FROM attempts WHERE job_id = ? ORDER BY attempt", job)
+    assert ends == [(1, "node_failed"), (2, "succeeded")]
+    refunds = hub.ask("SELECT refund_kind, evidence FROM transfers WHERE job_id = ? AND type = 'refund'", job)
+    assert {kind for kind, _ in refunds} == {"fault"}
+    assert all(evidence.startswith(verdict_id) for _, evidence in refunds)
+    verdict(hub)
+
+
+@pytest.mark.parametrize("hub", [24 * 3600], indirect=True, ids=[""])
+def test_a_node_that_withdrew_its_bad_gpu_goes_on_with_the_others(hub: Hub) -> None:
+    """Seven of its eight GPUs are there to be had, and no job gets the eighth."""
+    (node, gpus) = next(
+        (event["node"], [gpu["gpu_uuid"] for gpu in event["gpus"]])
+        for event in hub.events()
+        if event["event"] == "node_added" and len(event["gpus"]) == NODE_GPUS
+    )
+    until(lambda: hub.ask("SELECT 1 FROM gpus WHERE gpu_uuid = ?", gpus[0]), "the GPU was reported")
+    hub.plant(fault="break_gpu", node=node, gpu_uuid=gpus[0], xid=XID, withdrawn=True)
+    until(lambda: quarantine_of(hub, gpus[0]), "the GPU is in quarantine")
+    counted = "SELECT total FROM node_capacity WHERE node = ?"
+    until(lambda: hub.ask(counted, node) == [(NODE_GPUS - 1,)], "the node counts one less")
+    until(lambda: not hub.ask("SELECT 1 FROM nodes WHERE node = ? AND held_back", node), "it is open")
+    broken_at = len(hub.events())
+    with hub.client("alpha") as firm:
+        ids = [submit(firm, f"job {n}", runs_s=3000, gpus=NODE_GPUS - 1) for n in range(NODES)]
+        until(
+            lambda: {firm.read_job(job).state for job in ids} == {JobState.RUNNING}, "each node has its job"
+        )
+        used = hub.ask("SELECT used FROM node_capacity WHERE node = ?", node)
+        for job in ids:
+            until(lambda job=job: firm.read_job(job).state is JobState.ENDED, f"{job} ends")
+    assert used == [(NODE_GPUS - 1,)]
+    started = [event for event in hub.events()[broken_at:] if event["event"] == "pod_started"]
+    assert {gpu for event in started for gpu in event["gpu_uuids"]} >= set(gpus[1:])
+    assert not any(gpus[0] in event["gpu_uuids"] for event in started)
+    assert quarantine_of(hub, gpus[0])
+    verdict(hub)
+
+
+@pytest.mark.parametrize("hub", [24 * 3600], indirect=True, ids=[""])
 def test_a_rule_that_calls_every_gpu_bad_takes_one_node(hub: Hub) -> None:
     """10 % of 38 GPUs are 3, and the first bad GPU passes: its node closes, all others stay open."""
     devices = [
@@ -85,12 +140,12 @@ def test_a_rule_that_calls_every_gpu_bad_takes_one_node(hub: Hub) -> None:
     assert hub.troubles() == []
 
 
-def submit(firm: QuotaClient, name: str, *, runs_s: int) -> str:
-    """A restartable job that takes a whole node; answers its id."""
+def submit(firm: QuotaClient, name: str, *, runs_s: int, gpus: int = NODE_GPUS) -> str:
+    """A restartable job on one node, by default on all of it; answers its id."""
     body = JobSubmission(
         name=name,
         gpu_class="h100",
-        gpus_per_pod=NODE_GPUS,
+        gpus_per_pod=gpus,
         walltime_s=4 * runs_s,
         restartable=True,
         annotations={"simulate.gpuhub/duration_s": str(runs_s)},

@@ -11,17 +11,21 @@ from typing import Self
 
 import grpc
 
-from tests.fakekubelet.messages import FakePod, response
+from tests.fakekubelet.messages import FakePod, allocatable, response
 
-METHOD = "/v1.PodResourcesLister/List"
+SERVICE = "v1.PodResourcesLister"
 
 
 class FakeKubelet:
-    """Serves `pods` on `socket` while it is started; `refuse` and `delay_s` are its moods."""
+    """Serves `pods` and `offered` on `socket` while it is started; `refuse` and `delay_s` are its moods."""
 
-    def __init__(self, socket: Path) -> None:
+    def __init__(self, socket: Path, offered: dict[str, list[str]] | None = None) -> None:
         self.socket = socket
         self.pods: list[FakePod] = []
+        self.offered = offered
+        """Healthy devices by resource; None: an old kubelet, which does not have the method."""
+        self.refuse_offered: grpc.StatusCode | None = None
+        self.asked_offered = 0
         self.refuse: grpc.StatusCode | None = None
         self.delay_s = 0.0
         self.raw: bytes | None = None
@@ -43,10 +47,11 @@ class FakeKubelet:
         """Listen, on a new socket."""
         self.socket.unlink(missing_ok=True)
         self._server = grpc.server(ThreadPoolExecutor(4))
-        handler = grpc.unary_unary_rpc_method_handler(self._list)
-        self._server.add_generic_rpc_handlers(
-            (grpc.method_handlers_generic_handler("v1.PodResourcesLister", {"List": handler}),)
-        )
+        handlers = {
+            name: grpc.unary_unary_rpc_method_handler(method)
+            for name, method in (("List", self._list), ("GetAllocatableResources", self._offer))
+        }
+        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
         assert self._server.add_insecure_port(f"unix:{self.socket}")
         self._server.start()
 
@@ -74,3 +79,12 @@ class FakeKubelet:
             context.abort(self.refuse, "not now: not a good moment")
         assert request == b""
         return response(self.pods) if self.raw is None else self.raw
+
+    def _offer(self, request: bytes, context: grpc.ServicerContext) -> bytes:
+        self.asked_offered += 1
+        if self.refuse_offered is not None:
+            context.abort(self.refuse_offered, "not now")
+        if self.offered is None:
+            context.abort(grpc.StatusCode.UNIMPLEMENTED, "unknown method GetAllocatableResources")
+        assert request == b""
+        return allocatable(self.offered or {})

@@ -42,6 +42,18 @@ class FakePod:
     claims: list[tuple[str, str]] = field(default_factory=list)
 
 
+def allocatable(devices: dict[str, list[str]]) -> bytes:
+    """An AllocatableResourcesResponse: one entry per device, as the kubelet makes it, with CPUs and memory."""
+    answer = _messages()["v1.AllocatableResourcesResponse"]()
+    answer.cpu_ids.extend(range(200))
+    answer.memory.add(memory_type="memory", size=1 << 40).topology.nodes.add(ID=0)
+    for resource, ids in devices.items():
+        for device_id in ids:
+            given = answer.devices.add(resource_name=resource, device_ids=[device_id])
+            given.topology.nodes.add(ID=1)
+    return bytes(answer.SerializeToString())
+
+
 def response(pods: Iterable[FakePod]) -> bytes:
     """A ListPodResourcesResponse: each resource in a container of its own, with everything that the agent skips."""
     answer = _messages()["v1.ListPodResourcesResponse"]()

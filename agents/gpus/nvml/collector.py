@@ -23,6 +23,7 @@ from agents.gpus.nvml import wire
 from agents.gpus.nvml.driver import library
 from agents.gpus.nvml.driver.events import EventSet
 from agents.gpus.nvml.driver.gpu import GpuCalls
+from agents.gpus.nvml.places import Places
 
 CANNOT_BEGIN = 3
 """The exit status after a `wire.Failed` line."""
@@ -67,6 +68,7 @@ class Collector:
         self._idle = threading.Condition()
         self._system = _Worker(self._read_system, self._idle)
         self._gpus: list[_Worker] = []
+        self._places = Places()
         self._events = _Events(stopping)
         self._seen = _System()
 
@@ -121,7 +123,7 @@ class Collector:
             time.time_ns() // 1000,
             self._seen.driver,
             self._seen.gpu_count,
-            [gpu for worker in self._gpus for gpus in worker.take() for gpu in gpus],
+            self._places.named([[gpu for gpus in worker.take() for gpu in gpus] for worker in self._gpus]),
             late,
             self._events.take(),
             self._events.error,

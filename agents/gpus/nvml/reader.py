@@ -26,6 +26,7 @@ from agents.gpus.nvml.known import Known
 from agents.gpus.nvml.supervisor import Supervisor, Timing, advice_on
 from agents.gpus.port import ReaderUnavailable
 from agents.model import GpuReading, Holding, NodeReading, Workload
+from agents.pods.offers import withdrawn
 from agents.pods.tracker import PodTracker, View, alone_and_sharers
 from quota.clock import Clock
 
@@ -213,9 +214,10 @@ class NvmlReader:
             holders = alone_and_sharers(pods.holdings)
             for known in self._known.values():
                 known.forget(since_ms - ASKED_FOR_MS)
+            gone = self._withdrawn()
             gpus = tuple(
                 replace(
-                    self._gpu(uuid, known, since_ms, now_ms),
+                    self._gpu(uuid, known, since_ms, now_ms, gone.get(uuid)),
                     workload=_workload(holders[uuid][0]) if uuid in holders else None,
                     sharers=holders[uuid][1] if uuid in holders else (),
                 )
@@ -230,7 +232,13 @@ class NvmlReader:
             holdings=pods.holdings,
         )
 
-    def _gpu(self, uuid: str, known: Known, after_ms: int, now_ms: int) -> GpuReading:
+    def _withdrawn(self) -> dict[str, bool | None]:
+        offer = None if self._pods is None else self._pods.offer()
+        return withdrawn(offer, {uuid: known.gpu.parent_uuid for uuid, known in self._known.items()})
+
+    def _gpu(
+        self, uuid: str, known: Known, after_ms: int, now_ms: int, gone: bool | None = None
+    ) -> GpuReading:
         gpu = known.gpu
         readable = not known.lost and self._fresh(known.read_s)
         parent = self._known.get(gpu.parent_uuid)
@@ -247,7 +255,7 @@ class NvmlReader:
             [sample for sample in known.samples if after_ms < sample[0] <= now_ms],
             up=readable,
             sample_period_ms=round(self._timing.cycle_s * 1000) if gpu.gpm else None,
-            detail=known.detail(self._driver, readable),
+            detail=replace(known.detail(self._driver, readable), withdrawn=gone),
             shares=[shares for shares in known.shares if after_ms < shares.until_ms],
         )
 

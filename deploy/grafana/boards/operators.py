@@ -254,6 +254,23 @@ _HELD_IDLE = (
     ),
 )
 
+_IN_VAIN = (
+    Panel(
+        "GPU hours in vain",
+        "Hours of the reference GPU of attempts in the window whose work has to be done again, by how they ended: they"
+        " failed by themselves, died of a node or a GPU, made room, were sent back, or did not start in time. What a"
+        " checkpoint saved is in it, too.",
+        Unit.HOURS,
+        (
+            Query(
+                f"{once('delta(hub_quota_wasted_gpu_seconds[${window}s])', 'end_reason')} / 3600",
+                "{{end_reason}}",
+            ),
+        ),
+        Look.BARS,
+    ),
+)
+
 _OUT = (
     Panel(
         "GPUs out of service",
@@ -357,6 +374,15 @@ _VERDICTS = (
         steps=BAD_FROM_ONE,
     ),
     Panel(
+        "GPUs withdrawn by their node",
+        "GPUs that their node gives to nobody any more, as a device plugin does with what it finds broken. If that is"
+        " known of a bad GPU, its node goes on with the others.",
+        Unit.NUMBER,
+        (Query(or_zero("count(hub_gpu_withdrawn == 1)")),),
+        Look.STAT,
+        width=4,
+    ),
+    Panel(
         "GPUs in the inventory",
         "*vanished*: registered and not seen for ten minutes, or never. *unknown*: seen and not registered; all of"
         " them, if nobody has registered any. *gone*: away as they should be.",
@@ -374,7 +400,7 @@ OPERATORS = Board(
     (
         Section("Queue", _QUEUE),
         Section("Fairness", (*_FAIRNESS, *_SHARES)),
-        Section("Held and idle", _HELD_IDLE),
+        Section("Held, idle and in vain", (*_HELD_IDLE, *_IN_VAIN)),
         Section("Out of service", (*_OUT, *_VERDICTS)),
     ),
     variables=(

@@ -220,6 +220,17 @@ _QUEUE = (
     ),
 )
 
+_ENDED = (
+    Panel(
+        "Jobs that ended in the last week",
+        "Jobs that ended in the last seven days, by how.",
+        Unit.NUMBER,
+        (Query(once("delta(hub_quota_ended_jobs[7d])", "end_reason"), "{{end_reason}}"),),
+        Look.BARS,
+        width=24,
+    ),
+)
+
 _PROGRAMS_UP = (
     Panel(
         "Programs that answer",
@@ -240,7 +251,7 @@ OVERVIEW = Board(
         Section("Now", _NOW),
         Section("GPUs", _GPUS),
         Section("Programmes", _PROGRAMS),
-        Section("Queue", _QUEUE),
+        Section("Queue", (*_QUEUE, *_ENDED)),
         Section("Programs of the hub", _PROGRAMS_UP),
     ),
     hours=24,

@@ -136,6 +136,13 @@ _DECISIONS = (
         Look.BARS,
     ),
     Panel(
+        "Jobs that ended",
+        "Jobs that ended in the window, by how.",
+        Unit.NUMBER,
+        (Query("max by (end_reason) (delta(hub_quota_ended_jobs[${window}s]))", "{{end_reason}}"),),
+        Look.BARS,
+    ),
+    Panel(
         "Jobs started per second",
         "How fast jobs are admitted.",
         Unit.PER_SECOND,

@@ -55,6 +55,19 @@ _UNOBSERVED = (
     ),
 )
 
+_SILENT = (
+    Panel(
+        "Nodes without news",
+        "Nodes with GPUs of which no agent has told the quota service anything for ten minutes, or ever: nothing that"
+        " happens there is measured, and a GPU that breaks goes on getting jobs.",
+        Unit.NUMBER,
+        (Query(once("hub_quota_nodes_stale", "cluster"), "{{cluster}}"),),
+        Look.BARS,
+        width=8,
+        steps=BAD_FROM_ONE,
+    ),
+)
+
 _UNATTRIBUTED = (
     Panel(
         "Busy and of nobody",
@@ -299,6 +312,38 @@ _AGENTS = (
         steps=((60, YELLOW), (600, RED)),
     ),
     Panel(
+        "Kubelet failures",
+        "Questions in the window that kubelets did not answer, by reason. *absent*: its socket is not there.",
+        Unit.NUMBER,
+        (Query("sum by (reason) (increase(hub_agent_pods_failures_total[${window}s]))", "{{reason}}"),),
+        Look.BARS,
+    ),
+    Panel(
+        "Verdicts",
+        "What agents found of their GPUs in the window: signs of trouble, and GPUs that are well again.",
+        Unit.NUMBER,
+        (Query("increase(hub_agent_verdicts_total[${window}s])", "{{instance}}"),),
+        Look.BARS,
+    ),
+    Panel(
+        "Verdicts to be sent",
+        "Verdicts that the quota service has not taken yet. Until it has, a bad GPU goes on getting jobs.",
+        Unit.NUMBER,
+        (Query("hub_agent_verdicts_unsent", "{{instance}}"),),
+        steps=BAD_FROM_ONE,
+    ),
+    Panel(
+        "Verdicts that failed",
+        "Deliveries of verdicts in the window that failed and are tried again, and rows or verdicts that the quota"
+        " service refused.",
+        Unit.NUMBER,
+        (
+            Query("sum(increase(hub_agent_verdicts_failed_total[${window}s]))", "failed"),
+            Query("sum(increase(hub_agent_verdicts_refused_total[${window}s]))", "refused"),
+        ),
+        Look.BARS,
+    ),
+    Panel(
         "GPUs missing",
         "GPUs that the driver counts less those that can be read.",
         Unit.NUMBER,
@@ -313,7 +358,7 @@ TRUST = Board(
     "GPU hub: trust",
     "What nobody measured, what belongs to nobody, where books and nodes disagree, and how the agents are.",
     (
-        Section("Unobserved", _UNOBSERVED),
+        Section("Unobserved", (*_UNOBSERVED, *_SILENT)),
         Section("Unattributed", _UNATTRIBUTED),
         Section("Reconciliation", (*_RECONCILED, *_DAY)),
         Section("Agents", _AGENTS),

@@ -11,7 +11,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from agents.pods.podresources import LIST, pods_in
+from agents.pods.podresources import ALLOCATABLE, LIST, Device, offered_in, pods_in
 from agents.pods.unary import CallFailed, call
 from tests.fakekubelet.kubelet import FakeKubelet
 from tests.fakekubelet.messages import FakePod
@@ -77,6 +77,16 @@ def test_what_the_kubelet_refuses_is_told_by_its_code(
 ) -> None:
     kubelet.refuse = code
     assert refusal(kubelet.socket) == reason
+
+
+def test_what_it_offers_is_another_question_on_the_same_socket(kubelet: FakeKubelet) -> None:
+    assert refusal(kubelet.socket, ALLOCATABLE) == "unimplemented"
+    kubelet.offered = {"nvidia.com/gpu": [f"GPU-{n}::{m}" for n in range(16) for m in range(100)]}
+    offered = offered_in(call(kubelet.socket, ALLOCATABLE, b"", 20))
+    assert offered == tuple(Device("nvidia.com/gpu", each) for each in kubelet.offered["nvidia.com/gpu"])
+    kubelet.refuse_offered = grpc.StatusCode.UNKNOWN
+    assert refusal(kubelet.socket, ALLOCATABLE) == "refused"
+    assert call(kubelet.socket, LIST, b"", 5) == b""
 
 
 def test_a_method_that_it_does_not_have(kubelet: FakeKubelet) -> None:

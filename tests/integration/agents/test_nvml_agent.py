@@ -372,10 +372,32 @@ def test_indices_that_change_places_change_nothing_else(agent: NvmlAgent, driver
         for uuid in (FIRST, SECOND)
     }
     assert gains[FIRST] < 0.5 < 0.9 < gains[SECOND]
-    # whoever comes next may lose a GPU at once, and a lost one is told apart by where it was last read
     driver.gpus.reverse()
     driver.write()
     goes_on(agent, FIRST, 1.0)
+
+
+def test_a_gpu_that_is_lost_when_indices_change_places_is_told_by_its_own_name(
+    own_driver: FakeDriver, library: Path, tmp_path: Path
+) -> None:
+    with an_nvml_agent(own_driver, library, tmp_path) as agent:
+        agent.wait_for(both_up)
+        # the first one comes to the place of the second, and is not to be asked there
+        own_driver.gpus.reverse()
+        own_driver.gpus[1]["lost"] = 1
+        own_driver.write()
+        agent.wait_for(lambda series: of(series, "hub_gpu_lost", FIRST) == 1)
+        for _ in range(3):
+            goes_on(agent, SECOND, 0.4)
+            series = agent.series()
+            assert {uuid: of(series, "hub_gpu_lost", uuid) for uuid in (FIRST, SECOND)} == {
+                FIRST: 1,
+                SECOND: 0,
+            }
+            assert agent.up() == {FIRST: 0, SECOND: 1}
+        own_driver.gpus[1]["lost"] = 0
+        own_driver.write()
+        agent.wait_for(both_up)
 
 
 def test_a_killed_collector_is_replaced_and_a_killed_agent_leaves_none_behind(

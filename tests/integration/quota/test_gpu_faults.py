@@ -126,7 +126,7 @@ def test_a_death_between_the_two_steps_is_made_up_for_by_the_task(hub: Hub, gran
     hub.database.write(lambda tx: gpu_reports.store(tx, AGENT, report))
     assert hub.job(job.id).state == "ended"
     (task,) = [task for task in tasks.TASKS if task.name == "gpus.watch"]
-    assert tasks.run_due(hub.database, task) == "1 faults, 0 GPUs"
+    assert tasks.run_due(hub.database, task) == "1 faults, 0 GPUs, 0 stops"
     assert hub.job(job.id).state == "queued"
     assert faults.settle_due(hub.database) == 0
 

@@ -11,10 +11,14 @@ from sqlalchemy import update
 from quota.audit import service as audit
 from quota.clock import HOUR_MS
 from quota.families import FAMILIES
+from quota.fleet.service import read_rate
 from quota.fleet.tables import nodes
+from quota.jobs.tables import attempts
 from quota.metrics import HubCollector
 from quota.programs.tables import grants
-from tests.builders import START_MS, Hub, a_hub
+from quota.schemas.scheduling import EndReason
+from tests.builders import START_MS, Hub, a_hub, lost, node_reports
+from tests.integration.quota.gpu_world import see
 
 DAY_MS = 24 * HOUR_MS
 
@@ -119,3 +123,63 @@ def test_lease_and_watermark_are_told(hub: Hub) -> None:
         collected(hub)["hub_quota_ledger_lag_seconds", "sim"]
         == seen["hub_quota_ledger_lag_seconds", "sim"] + 90
     )
+
+
+def test_what_has_ended_is_counted_by_how_and_what_has_to_be_done_again_by_its_time(hub: Hub) -> None:
+    seen = collected(hub)
+    ended = {labels[0]: value for (name, *labels), value in seen.items() if name == "hub_quota_ended_jobs"}
+    assert ended == dict.fromkeys((reason.value for reason in EndReason), 0)
+    grant = hub.award(hours="100")
+    done, failed = hub.submit(gpus_per_pod=2), hub.submit(gpus_per_pod=2)
+    small = hub.submit(gpu_class="a100", gpus_per_pod=2, restartable=True)
+    hub.run(done, grant, "n0")
+    hub.run(failed, grant, "n0")
+    hub.run(small, grant, "a0")
+    hub.clock.advance(600_000)
+    hub.finish(done)
+    hub.finish(failed, exit_code=1)
+    hub.report(lost(small, hub.now))
+    hub.cancel(hub.submit().id)
+    seen = collected(hub)
+    found = {
+        name: seen["hub_quota_ended_jobs", name]
+        for name in ("succeeded", "failed", "cancelled", "node_failed")
+    }
+    assert found == {"succeeded": 1, "failed": 1, "cancelled": 1, "node_failed": 0}, (
+        "the lost one waits again"
+    )
+    wasted = {
+        labels[0]: value for (name, *labels), value in seen.items() if name == "hub_quota_wasted_gpu_seconds"
+    }
+    rate = seen_rate(hub, "a100")
+    assert wasted == {
+        "failed": 1200,
+        "node_failed": 1200 * rate,
+        "preempted": 0,
+        "requeued": 0,
+        "abandoned": 0,
+    }
+    # a verdict says that the failed one's GPU was to blame, and that it may run again
+    moved = update(attempts).where(attempts.c.job_id == failed.id).values(end_reason="node_failed")
+    hub.database.write(lambda tx: tx.connection.execute(moved) and None)
+    assert collected(hub)["hub_quota_wasted_gpu_seconds", "failed"] == 0
+
+
+def seen_rate(hub: Hub, gpu_class: str) -> float:
+    """The class's rate against the reference GPU."""
+    with hub.database.read() as connection:
+        return read_rate(connection, gpu_class).rate_thousandths / 1000
+
+
+def test_nodes_of_which_nobody_tells_are_stale(hub: Hub) -> None:
+    every = len(hub.rows(nodes))
+    assert collected(hub)["hub_quota_nodes_stale", "sim"] == every, "no agent has ever told of them"
+    see(hub, "n0", 2)
+    assert collected(hub)["hub_quota_nodes_stale", "sim"] == every - 1
+    hub.clock.advance(599_000)
+    assert collected(hub)["hub_quota_nodes_stale", "sim"] == every - 1
+    see(hub, "n1", 1)
+    hub.clock.advance(2_000)
+    assert collected(hub)["hub_quota_nodes_stale", "sim"] == every - 1, "the one is silent, the other was not"
+    hub.report(nodes=node_reports({"n0": {"h100": 0}}))
+    assert collected(hub)["hub_quota_nodes_stale", "sim"] == 0, "without GPUs there is nothing to tell"

@@ -25,21 +25,34 @@ _STEP = st.sampled_from([5_000, 30_000, 60_000, 119_000, 121_000, 400_000, 900_0
 _XIDS = st.one_of(st.just(None), st.sampled_from([48, 79, 119, 94, 31, 45, 63]))
 _READING = st.tuples(
     _STEP,
-    st.sampled_from([True] * 9 + [False]),
+    st.sampled_from([True] * 4 + [False]),
     st.sampled_from([False] * 14 + [True]),
     _XIDS,
     st.sampled_from([None] * 6 + [0, 0, 0, 1]),
+    st.sampled_from([True, True, False]),
 )
+_Step = tuple[int, bool, bool, int | None, int | None, bool]
 
 
-def _history(steps: list[tuple[int, bool, bool, int | None, int | None]]) -> list[Signs]:
+def _history(steps: list[_Step]) -> list[Signs]:
     at_ms, xids, history = 10_000_000, {}, []
-    for step_ms, readable, lost, xid, action in steps:
+    silent = False
+    for step_ms, read, lost, xid, action, others in steps:
+        # silence goes on for a while: else nothing would ever hang
+        silent = not read if not silent else not (read and step_ms > 60_000)
+        readable = not silent
         at_ms += step_ms
         if xid is not None:
             xids = {**xids, xid: at_ms - min(step_ms, 3_000)}
         history.append(
-            Signs(at_ms, readable and not lost, lost, dict(xids), None if lost or not readable else action)
+            Signs(
+                at_ms,
+                readable and not lost,
+                others,
+                lost,
+                dict(xids),
+                None if lost or not readable else action,
+            )
         )
     return history
 
@@ -55,12 +68,18 @@ def _expected(history: list[Signs], last: int) -> GpuHealth:
 
 
 def _open(history: list[Signs], last: int, health: GpuHealth, xids: tuple[int, ...]) -> bool:
-    is_open, since_ms, unread_since = False, 0, history[0].at_ms
+    is_open, since_ms, unread_since, hung = False, 0, history[0].at_ms, False
     for place, signs in enumerate(history[: last + 1]):
         before = history[place - 1] if place else None
         broken = before is None or signs.at_ms - before.at_ms > GAP_MS
         if signs.readable:
             unread_since = signs.at_ms
+        hung = (
+            not signs.lost
+            and not signs.readable
+            and signs.at_ms - unread_since >= 600_000
+            and (signs.others_readable or hung)
+        )
         struck = any(
             signs.xids[xid] > signs.at_ms - HOLD_MS
             and (before is None or signs.xids[xid] != before.xids.get(xid))
@@ -68,7 +87,7 @@ def _open(history: list[Signs], last: int, health: GpuHealth, xids: tuple[int, .
             if xid in signs.xids
         )
         if health is GpuHealth.UNHEALTHY:
-            struck = struck or signs.lost or bool(signs.recovery_action)
+            struck = struck or signs.lost or bool(signs.recovery_action) or hung
         else:
             struck = struck or (
                 not signs.lost and not signs.readable and signs.at_ms - unread_since >= 120_000
@@ -98,15 +117,13 @@ def _first_difference(judged_by: Judge, history: list[Signs]) -> int | None:
 
 @given(st.lists(_READING, min_size=1, max_size=60))
 @settings(max_examples=300, deadline=None)
-def test_health_is_what_the_history_says(steps: list[tuple[int, bool, bool, int | None, int | None]]) -> None:
+def test_health_is_what_the_history_says(steps: list[_Step]) -> None:
     assert _first_difference(judge, _history(steps)) is None
 
 
 @given(st.lists(_READING, min_size=1, max_size=40))
 @settings(max_examples=100, deadline=None)
-def test_a_restart_never_calls_a_gpu_well_earlier(
-    steps: list[tuple[int, bool, bool, int | None, int | None]],
-) -> None:
+def test_a_restart_never_calls_a_gpu_well_earlier(steps: list[_Step]) -> None:
     """At every moment the agent may forget all that a file does not keep; the GPU is at least as bad as without."""
     history = _history(steps)
     order = list(GpuHealth)
@@ -136,21 +153,36 @@ def _takes_application_xids(memory: Memory, signs: Signs, timing: Timing) -> Jud
     return judge(memory, signs, timing)
 
 
+def _takes_a_silent_driver_for_a_hanging_gpu(memory: Memory, signs: Signs, timing: Timing) -> Judgement:
+    return judge(memory, replace(signs, others_readable=True), timing)
+
+
 def _does_not_see_actions(memory: Memory, signs: Signs, timing: Timing) -> Judgement:
     return judge(memory, replace(signs, recovery_action=None), timing)
 
 
 @pytest.mark.parametrize(
-    "planted", [_forgets_breaks, _heals_too_early, _takes_application_xids, _does_not_see_actions]
+    "planted",
+    [
+        _forgets_breaks,
+        _heals_too_early,
+        _takes_application_xids,
+        _does_not_see_actions,
+        _takes_a_silent_driver_for_a_hanging_gpu,
+    ],
 )
 def test_the_checker_finds_planted_errors(planted: Judge) -> None:
-    step, well = 60_000, (True, False)
-    struck = [(5_000, *well, None, None), (5_000, *well, 79, None)]
+    step, well, told = 60_000, (True, False), (None, None, True)
+    struck = [(5_000, *well, None, None, True), (5_000, *well, 79, None, True)]
     histories = {
-        _forgets_breaks: [*struck, (900_000, *well, None, None)],
-        _heals_too_early: [*struck, *[(step, *well, None, None)] * 9],
-        _takes_application_xids: [(5_000, *well, 45, None)],
-        _does_not_see_actions: [(5_000, *well, None, 1)],
+        _forgets_breaks: [*struck, (900_000, *well, *told)],
+        _heals_too_early: [*struck, *[(step, *well, *told)] * 9],
+        _takes_application_xids: [(5_000, *well, 45, None, True)],
+        _does_not_see_actions: [(5_000, *well, None, 1, True)],
+        _takes_a_silent_driver_for_a_hanging_gpu: [
+            (5_000, *well, *told),
+            *[(step, False, False, None, None, False)] * 12,
+        ],
     }
     history = _history(histories[planted])  # type: ignore[index]
     assert _first_difference(judge, history) is None

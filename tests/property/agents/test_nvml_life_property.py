@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from agents.metrics import AgentCollector
@@ -85,7 +85,9 @@ class Books:
                 self.outbox.close()
                 self.outbox = opened(self.path)
                 life = self.life
-                self.life = Life(self.outbox, self.service, STAYS, GPUS, life.true_ms, life.offset_ms)
+                self.life = Life(
+                    self.outbox, self.service, STAYS, GPUS, life.true_ms, life.offset_ms, ring=life.ring
+                )
                 # what was in memory only may be gone
                 self.before = {}
             case _:
@@ -134,6 +136,7 @@ class Books:
 
 
 @settings(max_examples=40, deadline=None)
+@example([("live", 1), ("set_clock", 9_000), ("die", False)])
 @given(steps)
 def test_the_books_stay_in_order(script: list[tuple[str, int]]) -> None:
     with outboxes() as path, captured():

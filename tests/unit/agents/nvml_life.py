@@ -19,6 +19,7 @@ from agents.metrics import Counts
 from agents.model import EvidenceDoor
 from agents.outbox import Outbox
 from agents.pods.cgroups import Process
+from agents.pods.podresources import LIST
 from agents.pods.tracker import KubeletSettings, PodTracker
 from agents.pods.unary import CallFailed
 from quota.clock import Clock
@@ -65,14 +66,16 @@ class Life:
         true_ms: int = 0,
         offset_ms: int = 0,
         depth: int = 600,
+        ring: deque[int] | None = None,
     ) -> None:
+        """`ring`: the driver's samples, which a restarted agent finds as they were stamped."""
         self.stays, self.ratios = stays, ratios
         self.cycle_ms = CYCLE_MS
         self.kubelet_away = False
         self._used_us = 0
         self.true_ms, self.offset_ms = true_ms, offset_ms
         first_ms = max(0, true_ms - depth * PERIOD_MS)
-        self.ring = deque(
+        self.ring = ring or deque(
             (BEGIN_MS + at_ms + offset_ms for at_ms in range(first_ms, true_ms + 1, PERIOD_MS)), depth
         )
         self._after_us = 0
@@ -151,6 +154,8 @@ class Life:
         return f"uid-{self.stays[pid - 1].job_id}"
 
     def _answer(self, socket: Path, method: str, request: bytes, timeout_s: float) -> bytes:
+        if method != LIST:
+            raise CallFailed("unimplemented", "an old kubelet")
         if self.kubelet_away:
             raise CallFailed("absent", "no socket")
         return response(FakePod(SPACE, pod_of(stay.job_id), {GPU: [stay.device]}) for stay in self.present())

@@ -8,10 +8,11 @@ from pathlib import Path
 from agents.model import Holding
 from agents.outbox import OutboxUnwritable
 from agents.pods.cgroups import Node
+from agents.pods.podresources import ALLOCATABLE
 from agents.pods.tracker import KubeletSettings, PodTracker
 from agents.pods.unary import CallFailed
 from quota.clock import Clock
-from tests.fakekubelet.messages import FakePod, response
+from tests.fakekubelet.messages import FakePod, allocatable, response
 from tests.fakekubelet.node import FakeNode
 
 SPACE = "hub-acme"
@@ -63,6 +64,9 @@ class Pods:
         self.listed: list[FakePod] = []
         self.away = ""
         self.asked = 0
+        self.offered: list[str] | None = None
+        """Ids of `GPU`; None: a kubelet without the method."""
+        self.asked_offered = 0
         self.shelf = Shelf()
         self.tracker = self.made()
 
@@ -113,6 +117,11 @@ class Pods:
         }
 
     def _answer(self, socket: Path, method: str, request: bytes, timeout_s: float) -> bytes:
+        if method == ALLOCATABLE:
+            self.asked_offered += 1
+            if self.offered is None:
+                raise CallFailed("unimplemented", "an old kubelet")
+            return allocatable({GPU: self.offered})
         self.asked += 1
         if self.away:
             raise CallFailed(self.away, "no")

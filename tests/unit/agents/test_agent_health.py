@@ -152,6 +152,29 @@ def test_a_gpu_that_is_not_read_for_long_is_degraded_but_not_out_of_use() -> Non
     ]
 
 
+def test_a_gpu_that_does_not_answer_while_others_do_hangs_after_ten_minutes() -> None:
+    blind = _watched(Memory(), 0, 12 * MINUTE, readable=False, others_readable=True)
+    assert [(each.memory.seen_ms, each.memory.health) for each in blind if each.changed] == [
+        (2 * MINUTE, GpuHealth.DEGRADED),
+        (10 * MINUTE, GpuHealth.UNHEALTHY),
+    ]
+    told = [(sign.rule, sign.since_ms, sign.at_ms) for each in blind for sign in each.signs]
+    assert told[-1] == ("hangs", 0, 10 * MINUTE), "what ran there may have died since it was read last"
+    later = _watched(blind[-1].memory, 12 * MINUTE, 30 * MINUTE, readable=False)
+    assert [sign for each in later for sign in each.signs] == [], "told once, whatever the others do then"
+    assert {each.memory.health for each in later} == {GpuHealth.UNHEALTHY}
+    back = _watched(later[-1].memory, 30 * MINUTE, 45 * MINUTE)
+    assert [each.memory.seen_ms for each in back if each.changed] == [39 * MINUTE + 50 * S]
+
+
+def test_a_driver_that_answers_for_nobody_makes_no_gpu_hang() -> None:
+    blind = _watched(Memory(), 0, 60 * MINUTE, readable=False)
+    assert {each.memory.health for each in blind[12:]} == {GpuHealth.DEGRADED}
+    # nor does a restart of the agent: it has watched the GPU only since then
+    hung = _watched(Memory(lasting=frozenset({"hangs"})), 0, 5 * MINUTE, readable=False, others_readable=True)
+    assert [sign.rule for each in hung for sign in each.signs] == ["unreadable"]
+
+
 def test_throttling_is_judged_by_whole_windows() -> None:
     def slowed(share: float) -> list[GpuHealth]:
         readings = [Signs(at * 10 * S, throttled_s=at * 10 * share) for at in range(200)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -320,3 +321,20 @@ def test_the_thread_sends_at_once_and_for_the_last_time_at_its_end(tmp_path: Pat
     agent.read(10 * S, a_gpu(xids={48: 9 * S}))
     assert agent.sender.stop(20.0)
     assert [verdict.xid for verdict in service.verdicts.values()] == [48]
+
+
+def test_a_gpu_that_hangs_beside_others_names_who_holds_it(tmp_path: Path) -> None:
+    """Nothing of a MIG device of its own speaks for the driver; another GPU does."""
+    agent = Agent(tmp_path, Service())
+    work = Workload("job-1", 1, 0, START)
+    part = replace(a_gpu("MIG-1"), detail=GpuDetail(parent_uuid=GPU))
+    for at_ms in range(0, 11 * MINUTE, 10 * S):
+        agent.read(at_ms, a_gpu(up=at_ms == 0, workload=work), part)
+    assert [verdict.rule for verdict in agent.verdicts.to_send()[1]] == ["unreadable"]
+    for at_ms in range(11 * MINUTE, 22 * MINUTE, 10 * S):
+        agent.read(at_ms, a_gpu(up=False, workload=work), a_gpu("GPU-2"))
+    made = agent.verdicts.to_send()[1]
+    assert [(each.rule, each.health, each.fault) for each in made[1:]] == [
+        ("hangs", GpuHealth.UNHEALTHY, True)
+    ]
+    assert [(holder.job_id, holder.attempt) for holder in made[1].holders] == [("job-1", 1)]

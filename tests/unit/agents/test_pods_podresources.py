@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 
 from agents.pods import podresources
-from agents.pods.podresources import Device, ListedPod, Malformed, pods_in
-from tests.fakekubelet.messages import FakePod, compiled, response
+from agents.pods.podresources import Device, ListedPod, Malformed, offered_in, pods_in
+from tests.fakekubelet.messages import FakePod, allocatable, compiled, response
 
 PROTO = Path(podresources.__file__).with_name("podresources.proto")
 READ = {
+    "AllocatableResourcesResponse": podresources.ALLOCATABLE_RESOURCES,
     "ListPodResourcesResponse": podresources.POD_RESOURCES,
     "PodResources": podresources.POD,
     "ContainerResources": podresources.CONTAINER,
@@ -28,7 +29,10 @@ def test_numbers_are_those_of_the_proto_file() -> None:
     }
     assert {name: fields for name, fields in written.items() if fields} == READ
     (service,) = file.service
-    assert f"/{file.package}.{service.name}/{service.method[0].name}" == podresources.LIST
+    assert [f"/{file.package}.{service.name}/{method.name}" for method in service.method] == [
+        podresources.LIST,
+        podresources.ALLOCATABLE,
+    ]
 
 
 def test_devices_of_all_containers_and_claims_are_read_and_the_rest_is_passed_over() -> None:
@@ -48,8 +52,16 @@ def test_devices_of_all_containers_and_claims_are_read_and_the_rest_is_passed_ov
     )
 
 
+def test_what_is_offered_is_read_and_cpus_and_memory_are_passed_over() -> None:
+    offered = {"nvidia.com/gpu": ["GPU-1", "GPU-2::0"], "nvidia.com/mig-1g.10gb": ["MIG-1"]}
+    assert offered_in(allocatable(offered)) == tuple(
+        Device(resource, each) for resource, ids in offered.items() for each in ids
+    )
+
+
 def test_an_empty_list_is_a_list() -> None:
     assert pods_in(b"") == ()
+    assert offered_in(b"") == ()
 
 
 @pytest.mark.parametrize("times", [1, 3])
@@ -71,3 +83,5 @@ def test_whatever_is_cut_short_is_refused_or_a_shorter_list(times: int) -> None:
 def test_nonsense_is_refused(wrong: bytes) -> None:
     with pytest.raises(Malformed):
         pods_in(wrong)
+    with pytest.raises(Malformed):
+        offered_in(wrong)

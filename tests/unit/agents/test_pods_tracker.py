@@ -53,10 +53,14 @@ def test_a_short_outage_changes_no_holder_and_is_counted(pods: Pods) -> None:
     series = pods.series()
     assert (series["hub_agent_pods_up"], series["hub_agent_pods_gap_seconds_total"]) == ({(): 0}, {(): 30})
     assert "hub_agent_pods" not in series
+    pods.at[0] += 7_000
+    assert pods.series()["hub_agent_pods_gap_seconds_total"] == {(): 37}, "it goes on"
     pods.away = ""
-    pods.ask(30)
+    pods.ask(23)
     assert pods.tracker.view.known
-    assert pods.series()["hub_agent_pods_gap_seconds_total"] == {(): 30}
+    assert pods.series()["hub_agent_pods_gap_seconds_total"] == {(): 60}, "from the last answer to the next"
+    pods.ask()
+    assert pods.series()["hub_agent_pods_gap_seconds_total"] == {(): 60}
 
 
 def test_a_kubelet_that_does_not_answer_is_asked_less_often(pods: Pods) -> None:
@@ -65,7 +69,8 @@ def test_a_kubelet_that_does_not_answer_is_asked_less_often(pods: Pods) -> None:
         pods.ask()
     # 300 s at 1, 2, 4, 8, 16, 30, 30 … s, each reached with the next of the usual 3 s
     assert 10 <= pods.asked <= 18
-    assert pods.series()["hub_agent_pods_failures_total"] == {("deadline_exceeded",): pods.asked}
+    failures = pods.series()["hub_agent_pods_failures_total"]
+    assert failures == {("absent",): 0, ("broken",): 0, ("deadline_exceeded",): pods.asked}
 
 
 def test_who_ends_during_an_outage_ends(pods: Pods) -> None:
@@ -84,7 +89,8 @@ def test_a_garbled_answer_is_no_answer(pods: Pods) -> None:
     pods.tracker._ask = lambda *_: b"\x0b"
     pods.ask()
     assert pods.spans() == [("GPU-1", "job-a", 1_003_000, None)]
-    assert pods.series()["hub_agent_pods_failures_total"] == {("malformed",): 1}
+    failures = pods.series()["hub_agent_pods_failures_total"]
+    assert {reason: count for reason, count in failures.items() if count} == {("malformed",): 1}
 
 
 def test_a_restart_goes_on_where_it_was(pods: Pods) -> None:

@@ -66,7 +66,12 @@ def test_an_operator_decides(api: Api) -> None:
     assert "in use" in ok("release", "GPU-n1-0", "--reason", "reseated")
     ok("policy", "auto_thousandths=50", "observe_only=true", "--reason", "a new driver")
     policy = json.loads(ok("policy", "--json"))["policy"]
-    assert policy == {"auto_thousandths": 50, "observe_only": True, "vanished_wall_s": 600}
+    assert policy == {
+        "auto_thousandths": 50,
+        "observe_only": True,
+        "stop_after_s": 600,
+        "vanished_wall_s": 600,
+    }
     assert gpuhub("show", "GPU-none").exit_code == 1
     for wrong in (["observe_only=true"], ["x=1", "--reason", "r"], ["observe_only=maybe", "--reason", "r"]):
         assert gpuhub("policy", *wrong).exit_code == 2

@@ -62,6 +62,7 @@ def expected(end: AttemptEnd, cancel: bool, restartable: bool, attempt: int, aba
         (end.stop_reason is StopReason.GRANT_ENDED, "grant_ended"),
         (end.stop_reason is StopReason.REQUEUED, "requeued"),
         (end.stop_reason is StopReason.IDLE_RECLAIMED, "idle_reclaimed"),
+        (end.stop_reason is StopReason.GPU_FAILED, "node_failed"),
         (end.lost, "node_failed"),
         (end.started, "failed"),
         (True, "abandoned"),

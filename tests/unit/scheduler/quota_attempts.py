@@ -220,6 +220,8 @@ def _end_reason(attempt: AttemptObject, item: EndedItem | LostItem) -> EndReason
         return EndReason.SUCCEEDED
     if attempt.stop is None:
         return EndReason.ABANDONED if item.first_started_at is None else EndReason.FAILED
+    if attempt.stop.reason is StopReason.GPU_FAILED:
+        return EndReason.NODE_FAILED
     return EndReason(attempt.stop.reason.value)
 
 

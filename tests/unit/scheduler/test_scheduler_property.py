@@ -21,7 +21,7 @@ EXAMPLES = int(os.environ.get("GPUHUB_EXAMPLES", "80"))
 
 Move = Callable[[World], None]
 
-ASKED = [StopReason.REQUEUED, StopReason.GRANT_ENDED, StopReason.IDLE_RECLAIMED]
+ASKED = [StopReason.REQUEUED, StopReason.GRANT_ENDED, StopReason.IDLE_RECLAIMED, StopReason.GPU_FAILED]
 QUOTA_FAULTS = st.sampled_from(["drop", "forget", "late", "double"])
 CLUSTER_FAULTS = st.sampled_from(["refuse", "drop", "forget", "late"])
 

@@ -70,6 +70,7 @@ HALF = an_attempt(first_started_at=CLAIM + 10)
         (started_attempt(stop_asked="requeued"), a_job(), NOW, a_stop(StopReason.REQUEUED, NOW)),
         (started_attempt(stop_asked="grant_ended"), a_job(), NOW, a_stop(StopReason.GRANT_ENDED, NOW)),
         (started_attempt(stop_asked="idle_reclaimed"), a_job(), NOW, a_stop(StopReason.IDLE_RECLAIMED, NOW)),
+        (started_attempt(stop_asked="gpu_failed"), a_job(), NOW, a_stop(StopReason.GPU_FAILED, NOW)),
         (started_attempt(stop_asked="requeued"), CANCELLED, NOW, a_stop(StopReason.CANCELLED, NOW)),
         (started_attempt(state=JobState.STOPPING, stop_asked="requeued"), a_job(), NOW, None),
         (started_attempt(walltime_ms=2 * HOUR_MS), a_job(), CLAIM + 10 + 2 * HOUR_MS - 1, None),
