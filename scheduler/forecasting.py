@@ -34,7 +34,6 @@ from scheduler.ahead.forecast import Eta, Forecast, Method, Question
 from scheduler.ahead.habits import Past
 from scheduler.backoff import Backoffs
 from scheduler.core import model
-from scheduler.core.spare import seen_by_others
 from scheduler.translate import Moment, changes_of
 
 PAST_KEPT_WALL_S = 600.0
@@ -184,7 +183,8 @@ class Forecaster:
 
     def _recent(self) -> tuple[Past, ...]:
         if self._monotonic_s() >= self._past_read_s + PAST_KEPT_WALL_S:
-            self._past = tuple(map(_past_of, self._desk.read_recent_jobs().items))
+            found = self._desk.read_recent_jobs()
+            self._past = tuple(map(_past_of, (*found.items, *found.opportunistic)))
             self._past_read_s = self._monotonic_s()
         return self._past
 
@@ -228,8 +228,7 @@ def _objects(standpoint: Standpoint, clock: Clock) -> list[model.Change]:
     for each in changes_of(standpoint.items, clock, standpoint.moment):
         pace = standpoint.paces.get(each.id) if isinstance(each, model.Grant) else None
         objects.append(replace(each, pace=pace) if isinstance(each, model.Grant) and pace else each)
-    # of opportunistic jobs nobody can say; the others start as if there were none, but for the wait for their leaving
-    return seen_by_others(objects, standpoint.now_ms)
+    return objects
 
 
 def _past_of(job: RecentJob) -> Past:
@@ -243,6 +242,9 @@ def _past_of(job: RecentJob) -> Past:
         restartable=job.restartable,
         submitted_at_ms=job.submitted_at,
         ran_ms=job.ran_ms,
+        fallbacks=job.fallback_classes,
+        topology=model.Topology(job.topology),
+        program_id=job.program_id or "",
     )
 
 

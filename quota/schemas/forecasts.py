@@ -7,6 +7,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
+from quota.schemas.scheduling import Topology
 from quota.schemas.values import Id, Instant, Reply, Request, Sequence, wrong
 
 
@@ -75,9 +76,17 @@ class RecentJob(Reply):
     submitted_at: Instant
     ran_ms: int | None
     """From start to end, if its only attempt succeeded, failed, was cancelled or reached the limit; else null."""
+    fallback_classes: tuple[str, ...] = ()
+    """What it accepted besides `gpu_class`, in order of preference."""
+    topology: Topology = Topology.ANY
+    program_id: str | None = None
+    """The programme that paid for an opportunistic job."""
 
 
 class RecentJobs(Reply):
     """The latest jobs, newest first."""
 
     items: tuple[RecentJob, ...]
+    opportunistic: tuple[RecentJob, ...] = ()
+    """The opportunistic ones of the same time, as many at most: they come when there is room and tell of nobody's
+    needs, so they take no place of the others."""

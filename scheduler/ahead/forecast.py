@@ -4,13 +4,15 @@ A future draws how long everything runs and what is submitted (`habits`) and is 
 (`play`). What has not started when the futures end is taken to be served on at the rate at which the jobs that wait
 now were served in them, or half of what its organization's grants are entitled to, if that is more: the GPU-hours ahead
 of it in its organization, over that rate.
+
+Opportunistic jobs are foretold in futures of their own, after everybody else: nobody's ETA depends on them.
 """
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from random import Random
@@ -21,6 +23,7 @@ from scheduler.ahead.play import look_ahead
 from scheduler.core.cycle import decide
 from scheduler.core.model import Attempt, Change, GpuClass, Grant, Job, JobState, Node, WaitReason
 from scheduler.core.policy import DAY_MS, MINUTE_MS
+from scheduler.core.spare import seen_by_others
 from scheduler.core.state import State
 
 ROOM = frozenset(
@@ -32,6 +35,7 @@ ROOM = frozenset(
         WaitReason.NO_FREE_GPU,
         WaitReason.NO_NODE_FITS,
         WaitReason.COOLDOWN,
+        WaitReason.NO_IDLE_GPU,
     }
 )
 """What a job gets out of as others end. Of other reasons it has to be seen to get out in the futures."""
@@ -106,35 +110,67 @@ class Question:
 def forecast(objects: Iterable[Change], now_ms: int, past: Iterable[Past], method: Method) -> Forecast:
     """Foretell every waiting job's start from a whole snapshot (as `look_ahead` takes it) and the recent past.
 
-    The same arguments give the same answer.
+    What is opportunistic, in the snapshot or in the past, changes no other job's ETA. The same arguments give the same
+    answer.
     """
-    objects = list(objects)
+    objects, past = list(objects), list(past)
+    ordinary = seen_by_others(objects, now_ms) if any(map(_is_spare, objects)) else objects
+    habits = Habits([each for each in past if not each.program_id], now_ms)
+    etas = _etas(ordinary, now_ms, habits, method, _is_ordinary, lambda job: job.organization_id)
+    if any(isinstance(each, Job) and each.program_id and each.waits for each in objects):
+        habits = Habits(past, now_ms)
+        # whose organization used least of late goes first: they are served as one queue
+        etas |= _etas(objects, now_ms, habits, method, _is_spare, lambda job: "")
+    return Forecast(now_ms, etas)
+
+
+def _is_ordinary(job: Change) -> bool:
+    return isinstance(job, Job) and not job.program_id
+
+
+def _is_spare(each: Change) -> bool:
+    return (isinstance(each, Attempt) and each.opportunistic) or (
+        isinstance(each, Job) and each.program_id != ""
+    )
+
+
+def _etas(
+    objects: Sequence[Change],
+    now_ms: int,
+    habits: Habits,
+    method: Method,
+    asked: Callable[[Job], bool],
+    queue_of: Callable[[Job], str],
+) -> dict[str, Eta]:
+    """The ETAs of the jobs that are asked for, from futures in which all jobs of the snapshot compete."""
     plan, _ = decide(State(), objects, now_ms)
-    starting = [start.job_id for start in plan.starts]
-    order = [*starting, *plan.order]
     jobs = {each.id: each for each in objects if isinstance(each, Job)}
+    everybody = [*(start.job_id for start in plan.starts), *plan.order]
+    order = [id for id in everybody if asked(jobs[id])]
+    others = [id for id in everybody if not asked(jobs[id])]
     shown = order[: method.most_jobs]
-    left_out = set(order[method.most_jobs :])
+    left_out = {*order[method.most_jobs :], *others[method.most_jobs :]}
     played = [each for each in objects if not (isinstance(each, Job) and each.id in left_out)]
     helped = [id for id in order if id not in plan.reasons or plan.reasons[id].code in ROOM]
-    others = set(shown) - set(helped)
-    habits = Habits(past, now_ms)
-    queues = _Queues([jobs[id] for id in helped], habits, _gpus_of(objects), _paces_of(objects, now_ms))
+    seen = set(shown) - set(helped)
+    queues = _Queues(
+        [jobs[id] for id in helped], habits, _gpus_of(objects), _paces_of(objects, now_ms), queue_of
+    )
     waits: dict[str, list[float]] = defaultdict(list)
     for number in range(method.futures):
         rng = Random(f"{method.seed}-{number}")
         outlook = _future(played, shown, now_ms, habits, rng, method)
         for id, wait_ms in queues.waits_ms(outlook, method.horizon_ms).items():
             waits[id].append(wait_ms)
-        for id in others:
+        for id in seen:
             start_ms = outlook.jobs[id].start_ms
             # money that comes back, a grant that begins: beyond the futures nobody can say
             waits[id].append(2.0 * method.horizon_ms if start_ms is None else start_ms - now_ms)
-    for id in others:
+    for id in seen:
         if _quantile(sorted(waits[id]), 0.5) >= method.horizon_ms:
             del waits[id]
     exact = set(order[: method.exact_jobs])
-    return Forecast(now_ms, {id: _eta(found, now_ms, id in exact, method) for id, found in waits.items()})
+    return {id: _eta(found, now_ms, id in exact, method) for id, found in waits.items()}
 
 
 def _future(
@@ -169,7 +205,7 @@ def _future(
 
 
 class _Queues:
-    """The jobs that wait for room, by organization and class, in order, with the work that each brings."""
+    """The jobs that wait for room, by queue (an organization) and class, in order, with the work that each brings."""
 
     def __init__(
         self,
@@ -177,17 +213,18 @@ class _Queues:
         habits: Habits,
         gpus: Mapping[str, int],
         paces: Mapping[tuple[str, str], float],
+        queue_of: Callable[[Job], str],
     ) -> None:
         self._gpus, self._paces = gpus, paces
         self._queues: dict[tuple[str, str], list[tuple[Job, int]]] = defaultdict(list)
         for job in order:
-            key = job.organization_id, job.gpu_class
+            key = queue_of(job), job.gpu_class
             self._queues[key].append((job, job.gpus * habits.mean_run_ms(job)))
 
     def waits_ms(self, outlook: Outlook, horizon_ms: int) -> dict[str, float]:
         """How long each job waits in one future; beyond its horizon at the rate at which its queue was served."""
         waits: dict[str, float] = {}
-        for (organization_id, gpu_class), queue in self._queues.items():
+        for (owner, gpu_class), queue in self._queues.items():
             started = {
                 job.id: prospect.start_ms - outlook.now_ms
                 for job, _ in queue
@@ -196,7 +233,7 @@ class _Queues:
             waits |= started
             served = sum(work for job, work in queue if job.id in started)
             gpus = self._gpus.get(gpu_class, 0)
-            entitled = min(gpus, self._paces.get((organization_id, gpu_class), 0.0))
+            entitled = min(gpus, self._paces.get((owner, gpu_class), 0.0))
             rate = max(served / horizon_ms, entitled * PACE_SHARE, gpus * LEAST_SHARE)
             ahead = 0.0
             for job, work in queue:
