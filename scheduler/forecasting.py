@@ -26,12 +26,14 @@ from quota.schemas.forecasts import (
     EtaItem,
     ForecastDocument,
     ForecastReply,
+    NewcomerItem,
     RecentJob,
     RecentJobs,
 )
-from quota.schemas.scheduling import FeedItem
+from quota.schemas.scheduling import FeedItem, Topology
 from scheduler.ahead.forecast import Eta, Forecast, Method, Question
 from scheduler.ahead.habits import Past
+from scheduler.ahead.newcomers import Alike
 from scheduler.backoff import Backoffs
 from scheduler.core import model
 from scheduler.translate import Moment, changes_of
@@ -41,6 +43,8 @@ PAST_KEPT_WALL_S = 600.0
 FIRST_AFTER_SHARE = 0.25
 """The first forecast comes after this share of the interval: a new leader has first to look round."""
 LONGEST_PAUSE_WALL_S = 900.0
+MOST_NEWCOMERS = 50_000
+"""So many the quota service takes."""
 GIVEN = ("PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH")
 """Of the environment the process gets what it takes to run; no token."""
 
@@ -250,7 +254,25 @@ def _past_of(job: RecentJob) -> Past:
 
 def _document(found: Forecast, epoch: int) -> ForecastDocument:
     return ForecastDocument(
-        epoch=epoch, as_of=found.as_of_ms, etas={id: _item(eta) for id, eta in found.etas.items()}
+        epoch=epoch,
+        as_of=found.as_of_ms,
+        etas={id: _item(eta) for id, eta in found.etas.items()},
+        newcomers=tuple(_newcomer(*each) for each in found.newcomers[:MOST_NEWCOMERS]),
+    )
+
+
+def _newcomer(alike: Alike, eta: Eta, jobs: int) -> NewcomerItem:
+    return NewcomerItem(
+        organization_id=alike.organization_id,
+        program_id=alike.program_id or None,
+        gpu_classes=alike.gpu_classes,
+        topology=Topology(alike.topology),
+        gpus_over=alike.gpus_over,
+        gpus_to=alike.gpus_to,
+        walltime_over_ms=alike.walltime_over_ms,
+        walltime_to_ms=alike.walltime_to_ms,
+        eta=_item(eta),
+        jobs=jobs,
     )
 
 

@@ -18,10 +18,12 @@ from enum import StrEnum
 from random import Random
 
 from scheduler.ahead.habits import Habits, Past
+from scheduler.ahead.newcomers import Alike, Newcomers, newcomers
 from scheduler.ahead.outlook import Outlook
 from scheduler.ahead.play import look_ahead
+from scheduler.ahead.queues import Queues, gpus_of, paces_of
 from scheduler.core.cycle import decide
-from scheduler.core.model import Attempt, Change, GpuClass, Grant, Job, JobState, Node, WaitReason
+from scheduler.core.model import Attempt, Change, Job, JobState, WaitReason
 from scheduler.core.policy import DAY_MS, MINUTE_MS
 from scheduler.core.spare import seen_by_others
 from scheduler.core.state import State
@@ -39,14 +41,6 @@ ROOM = frozenset(
     }
 )
 """What a job gets out of as others end. Of other reasons it has to be seen to get out in the futures."""
-
-PACE_SHARE = 0.5
-"""An organization is taken to be served at this share of what its pace needs at least: it may wait its turn for a day,
-but not for long. The rest goes to those of its jobs that come later and pass."""
-LEAST_SHARE = 0.02
-"""An organization that was not served at all is taken to get so much of its class's GPUs later."""
-
-LONGEST_MS = 10 * 365 * DAY_MS
 
 
 class Basis(StrEnum):
@@ -95,6 +89,9 @@ class Forecast:
 
     as_of_ms: int
     etas: Mapping[str, Eta]
+    newcomers: Sequence[tuple[Alike, Eta, int]] = ()
+    """For jobs that are not submitted yet, the closest likenesses first: when one that is submitted at this moment will
+    start, and from how many jobs of the futures that is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,12 +113,13 @@ def forecast(objects: Iterable[Change], now_ms: int, past: Iterable[Past], metho
     objects, past = list(objects), list(past)
     ordinary = seen_by_others(objects, now_ms) if any(map(_is_spare, objects)) else objects
     habits = Habits([each for each in past if not each.program_id], now_ms)
-    etas = _etas(ordinary, now_ms, habits, method, _is_ordinary, lambda job: job.organization_id)
+    found = _foretell(ordinary, now_ms, habits, method, _is_ordinary, lambda job: job.organization_id)
     if any(isinstance(each, Job) and each.program_id and each.waits for each in objects):
         habits = Habits(past, now_ms)
         # whose organization used least of late goes first: they are served as one queue
-        etas |= _etas(objects, now_ms, habits, method, _is_spare, lambda job: "")
-    return Forecast(now_ms, etas)
+        spare = _foretell(objects, now_ms, habits, method, _is_spare, lambda job: "")
+        found = Forecast(now_ms, {**found.etas, **spare.etas}, (*found.newcomers, *spare.newcomers))
+    return found
 
 
 def _is_ordinary(job: Change) -> bool:
@@ -134,15 +132,15 @@ def _is_spare(each: Change) -> bool:
     )
 
 
-def _etas(
+def _foretell(
     objects: Sequence[Change],
     now_ms: int,
     habits: Habits,
     method: Method,
     asked: Callable[[Job], bool],
     queue_of: Callable[[Job], str],
-) -> dict[str, Eta]:
-    """The ETAs of the jobs that are asked for, from futures in which all jobs of the snapshot compete."""
+) -> Forecast:
+    """Of the jobs that are asked for alone, from futures in which all jobs of the snapshot compete."""
     plan, _ = decide(State(), objects, now_ms)
     jobs = {each.id: each for each in objects if isinstance(each, Job)}
     everybody = [*(start.job_id for start in plan.starts), *plan.order]
@@ -153,14 +151,20 @@ def _etas(
     played = [each for each in objects if not (isinstance(each, Job) and each.id in left_out)]
     helped = [id for id in order if id not in plan.reasons or plan.reasons[id].code in ROOM]
     seen = set(shown) - set(helped)
-    queues = _Queues(
-        [jobs[id] for id in helped], habits, _gpus_of(objects), _paces_of(objects, now_ms), queue_of
+    queues = Queues(
+        [jobs[id] for id in helped], habits, gpus_of(objects), paces_of(objects, now_ms), queue_of
     )
     waits: dict[str, list[float]] = defaultdict(list)
+    fresh = Newcomers(method.every_ms)
     for number in range(method.futures):
         rng = Random(f"{method.seed}-{number}")
-        outlook = _future(played, shown, now_ms, habits, rng, method)
-        for id, wait_ms in queues.waits_ms(outlook, method.horizon_ms).items():
+        arrivals, runs_ms = habits.arrivals(rng, method.horizon_ms)
+        soon = [job for job in newcomers(arrivals, now_ms) if asked(job)]
+        awaited = [*shown, *(job.id for job in soon)]
+        outlook = _future(played, awaited, now_ms, habits, arrivals, runs_ms, rng, method)
+        found, beyond_ms = queues.waits_ms(outlook, method.horizon_ms)
+        fresh.note(outlook, soon, beyond_ms)
+        for id, wait_ms in found.items():
             waits[id].append(wait_ms)
         for id in seen:
             start_ms = outlook.jobs[id].start_ms
@@ -170,7 +174,11 @@ def _etas(
         if _quantile(sorted(waits[id]), 0.5) >= method.horizon_ms:
             del waits[id]
     exact = set(order[: method.exact_jobs])
-    return {id: _eta(found, now_ms, id in exact, method) for id, found in waits.items()}
+    return Forecast(
+        now_ms,
+        {id: _eta(each, now_ms, id in exact, method) for id, each in waits.items()},
+        [(alike, _eta(each, now_ms, True, method), len(each)) for alike, each in fresh.told()],
+    )
 
 
 def _future(
@@ -178,6 +186,8 @@ def _future(
     awaited: Sequence[str],
     now_ms: int,
     habits: Habits,
+    arrivals: Sequence[Job],
+    runs_ms: Mapping[str, int],
     rng: Random,
     method: Method,
 ) -> Outlook:
@@ -186,7 +196,6 @@ def _future(
         for each in objects
         if isinstance(each, Attempt) and each.state is not JobState.ENDED and each.started_at_ms is not None
     }
-    arrivals, runs_ms = habits.arrivals(rng, method.horizon_ms)
 
     def run_ms(job: Job) -> int:
         known = runs_ms.get(job.id)
@@ -202,72 +211,6 @@ def _future(
         every_ms=method.every_ms,
         walltime_shrinks=method.walltime_shrinks,
     )
-
-
-class _Queues:
-    """The jobs that wait for room, by queue (an organization) and class, in order, with the work that each brings."""
-
-    def __init__(
-        self,
-        order: Sequence[Job],
-        habits: Habits,
-        gpus: Mapping[str, int],
-        paces: Mapping[tuple[str, str], float],
-        queue_of: Callable[[Job], str],
-    ) -> None:
-        self._gpus, self._paces = gpus, paces
-        self._queues: dict[tuple[str, str], list[tuple[Job, int]]] = defaultdict(list)
-        for job in order:
-            key = queue_of(job), job.gpu_class
-            self._queues[key].append((job, job.gpus * habits.mean_run_ms(job)))
-
-    def waits_ms(self, outlook: Outlook, horizon_ms: int) -> dict[str, float]:
-        """How long each job waits in one future; beyond its horizon at the rate at which its queue was served."""
-        waits: dict[str, float] = {}
-        for (owner, gpu_class), queue in self._queues.items():
-            started = {
-                job.id: prospect.start_ms - outlook.now_ms
-                for job, _ in queue
-                if (prospect := outlook.jobs.get(job.id)) is not None and prospect.start_ms is not None
-            }
-            waits |= started
-            served = sum(work for job, work in queue if job.id in started)
-            gpus = self._gpus.get(gpu_class, 0)
-            entitled = min(gpus, self._paces.get((owner, gpu_class), 0.0))
-            rate = max(served / horizon_ms, entitled * PACE_SHARE, gpus * LEAST_SHARE)
-            ahead = 0.0
-            for job, work in queue:
-                if job.id not in started and job.gpus <= gpus:
-                    waits[job.id] = min(LONGEST_MS, horizon_ms + ahead / rate)
-                    ahead += work
-        return waits
-
-
-def _gpus_of(objects: Iterable[Change]) -> dict[str, int]:
-    gpus: dict[str, int] = defaultdict(int)
-    for each in objects:
-        if isinstance(each, Node) and each.schedulable:
-            for gpu_class, capacity in each.capacities.items():
-                gpus[gpu_class] += max(0, capacity.total - capacity.foreign)
-    return gpus
-
-
-def _paces_of(objects: Iterable[Change], now_ms: int) -> dict[tuple[str, str], float]:
-    """GPUs that would use up an organization's grants by the end of their terms, by (organization, class)."""
-    rates = {each.id: each.rate_thousandths for each in objects if isinstance(each, GpuClass)}
-    needed: dict[str, float] = defaultdict(float)  # thousandths of the reference GPU
-    for grant in objects:
-        if isinstance(grant, Grant) and grant.starts_at_ms <= now_ms < grant.ends_at_ms:
-            own = {path.accounts[-1].id: path.accounts[-1] for path in grant.paths if path.accounts}
-            granted = sum(account.granted_gpu_us for account in own.values())
-            for party in grant.parties:  # of a consortium's, to each alike
-                needed[party] += granted / (grant.ends_at_ms - grant.starts_at_ms) / len(grant.parties)
-    return {
-        (party, gpu_class): each / rate
-        for party, each in needed.items()
-        for gpu_class, rate in rates.items()
-        if rate > 0
-    }
 
 
 def _eta(waits_ms: Sequence[float], now_ms: int, exact: bool, method: Method) -> Eta:
