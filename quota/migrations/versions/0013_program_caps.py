@@ -1,6 +1,7 @@
-"""What forecasts say of jobs that are not submitted yet
+"""Caps of programmes; what forecasts say of jobs that are not submitted yet
 
-An old program goes on beside it: it leaves the column null, and quotes then tell no ETA.
+An old program goes on beside it: it keeps to no caps of programmes; forecasts that it stores leave the column null, and
+quotes then tell no ETA.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ depends_on = None
 
 
 def upgrade() -> None:
+    caps = sa.Column("caps", sa.Text(), server_default=sa.text("'{}'"), nullable=False)
+    op.add_column("programs", caps)
     op.add_column("forecast", sa.Column("newcomers", sa.LargeBinary(), nullable=True))
 
 

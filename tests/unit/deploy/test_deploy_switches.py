@@ -117,7 +117,9 @@ def test_submit_dry_run_shows_when_the_job_is_likely_to_start(api: Api) -> None:
     hub.database.write(lambda tx: put_forecast(tx, document))
     hub.clock.advance(120_000)
     shown = _ok(*asked)
-    assert "likely to start 2026-11-22 09:02:00 to 2026-11-22 11:02:00, about 2026-11-22 10:02:00 (KST)" in shown
+    assert (
+        "likely to start 2026-11-22 09:02:00 to 2026-11-22 11:02:00, about 2026-11-22 10:02:00 (KST)" in shown
+    )
     assert "foretold 2m ago from played futures, 31 jobs like it" in shown
     assert json.loads(_ok(*asked, "--json"))["eta"]["jobs"] == 31
 
