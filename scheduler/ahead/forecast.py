@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from random import Random
 
@@ -177,7 +177,7 @@ def _foretell(
     return Forecast(
         now_ms,
         {id: _eta(each, now_ms, id in exact, method) for id, each in waits.items()},
-        [(alike, _eta(each, now_ms, True, method), len(each)) for alike, each in fresh.told()],
+        [(alike, _eta_of_newcomers(each, now_ms, method), len(each)) for alike, each in fresh.told()],
     )
 
 
@@ -228,6 +228,13 @@ def _eta(waits_ms: Sequence[float], now_ms: int, exact: bool, method: Method) ->
         now_ms + max(round(median), round(least * math.exp(math.hypot(high, width)))),
         basis,
     )
+
+
+def _eta_of_newcomers(waits_ms: Sequence[float], now_ms: int, method: Method) -> Eta:
+    eta = _eta(waits_ms, now_ms, True, method)
+    # unlike one that waits already, a job that is not submitted yet may well wait for nothing at all
+    at_once = _quantile(sorted(waits_ms), 0.1) < MINUTE_MS
+    return replace(eta, low_ms=now_ms) if at_once else eta
 
 
 def _quantile(ordered: Sequence[float], share: float) -> float:

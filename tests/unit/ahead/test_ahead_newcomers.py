@@ -67,6 +67,24 @@ def test_who_has_not_started_when_the_futures_end_waits_on_behind_his_queue() ->
         assert (eta.median_ms - NOW_MS) / HOUR_MS == pytest.approx(23.5 + 8 * 8 / 4, abs=0.01)
 
 
+def test_where_some_wait_for_nothing_the_band_begins_now() -> None:
+    """Of three that come one after the other the first finds the node free; `j1` never fits."""
+    past = [came(HOUR_MS // 2, hours=1), *(came(HOUR_MS // 2 + i, hours=1) for i in (1, 2))]
+    method = replace(EXACT, futures=10, width_exact=1.3)
+    found = forecast(a_hub(a_job(hours=1, gpus=5), grant=a_grant(hours=100_000)), NOW_MS, past, method)
+    (first, *_) = [eta for _, eta, _ in found.newcomers]
+    assert first.low_ms == NOW_MS
+    assert first.median_ms == pytest.approx(NOW_MS + HOUR_MS, abs=10)
+
+
+def test_decisions_at_intervals_only_do_not_make_newcomers_wait() -> None:
+    """The node is free when he comes; the futures see that four minutes later."""
+    past = [came(HOUR_MS // 2 + 60_000, hours=1)]
+    method = replace(EXACT, futures=10, every_ms=300_000)
+    found = forecast(a_hub(a_job(hours=1, gpus=5), grant=a_grant(hours=100_000)), NOW_MS, past, method)
+    assert {eta.median_ms - NOW_MS for _, eta, _ in found.newcomers} == {0}
+
+
 @pytest.mark.parametrize(
     "shape",
     [
