@@ -144,6 +144,18 @@ class JobsWhatIf(Request):
     """When the first one comes, from the moment of the state on."""
     grant_id: ShortId | None = None
     restartable: Flag = False
+    opportunistic: Flag = False
+    """Jobs on GPUs that nobody else could use, paid by a programme."""
+    program_id: ShortId | None = None
+    """The programme that pays for opportunistic ones; may be left out where only one pays for the organization's."""
+
+    @model_validator(mode="after")
+    def _one_payer(self) -> JobsWhatIf:
+        if self.program_id is not None and not self.opportunistic:
+            raise wrong("program_id is for opportunistic jobs; others are paid from a grant")
+        if self.grant_id is not None and self.opportunistic:
+            raise wrong("an opportunistic job draws on no grant_id; a programme pays for it")
+        return self
 
 
 WhatIfChange = Annotated[
