@@ -30,7 +30,8 @@ from agents.health_file import HealthFile
 from agents.health_metrics import health_families
 from agents.loop import Deliverer, Loop, Sampler
 from agents.metrics import AgentCollector, Counts
-from agents.outbox import Outbox, OutboxUnusable, open_outbox
+from agents.outbox import Outbox, open_outbox
+from agents.outbox_file import OutboxUnusable
 from agents.pods.cgroups import Node
 from agents.pods.tracker import KubeletSettings, PodTracker
 from agents.settings import LEAST_SAMPLING_WALL_S, AgentSettings
