@@ -152,9 +152,11 @@ class JobsWhatIf(Request):
     @model_validator(mode="after")
     def _one_payer(self) -> JobsWhatIf:
         if self.program_id is not None and not self.opportunistic:
-            raise wrong("program_id is for opportunistic jobs; others are paid from a grant")
+            raise wrong("program_id is for opportunistic jobs: grant_id names the grant that pays")
         if self.grant_id is not None and self.opportunistic:
-            raise wrong("an opportunistic job draws on no grant_id; a programme pays for it")
+            raise wrong(
+                "an opportunistic job is paid by a programme: program_id, and not grant_id, may name it"
+            )
         return self
 
 
