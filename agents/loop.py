@@ -27,7 +27,8 @@ from agents.gpus.port import GpuReader, ReaderUnavailable
 from agents.jumps import SET_BACK_MS, SlowTime, set_back
 from agents.metrics import Counts, View
 from agents.model import EvidenceDoor, GpuReading, GpuState, Measured, NodeReading, RowKey, Span
-from agents.outbox import Outbox, OutboxBroken, OutboxUnwritable, UnsentRow
+from agents.outbox import Outbox, UnsentRow
+from agents.outbox_file import OutboxBroken, OutboxUnwritable
 from agents.usage import first_state, integrate
 from quota.clock import Clock, wall_ms
 from quota.refusals import ServiceProblem, ServiceUnavailable

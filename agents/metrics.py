@@ -17,7 +17,8 @@ from prometheus_client.metrics_core import Metric
 from agents import families
 from agents.detail_metrics import detail_families
 from agents.model import NS_PER_MS, GpuReading, GpuState, Measured, NodeReading
-from agents.outbox import OutboxBroken, OutboxUnwritable, Spool
+from agents.outbox import Spool
+from agents.outbox_file import OutboxBroken, OutboxUnwritable
 from agents.series import Book, Labels, Series
 
 COLLECT_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)

@@ -25,7 +25,8 @@ from agents.health_file import HealthFile
 from agents.health_metrics import health_families
 from agents.loop import Deliverer, Loop, Sampler
 from agents.metrics import AgentCollector, Counts
-from agents.outbox import Outbox, OutboxUnusable, open_outbox
+from agents.outbox import Outbox, open_outbox
+from agents.outbox_file import OutboxUnusable
 from agents.quota_door import QuotaDoor
 from agents.settings import (
     HANDED_OVER,

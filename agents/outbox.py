@@ -21,10 +21,8 @@ One SQLite file, one agent (a file lock says so). What happens if the process di
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
-import secrets
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -35,10 +33,9 @@ from typing import Any
 
 from agents import log
 from agents.model import NS_PER_MS, GpuState, Holding, Measured, RowKey
-from quota.clock import HOUR_MS, wall_ms
+from agents.outbox_file import OutboxUnusable, named_errors, open_database, take_lock
+from quota.clock import HOUR_MS
 from quota.schemas.usage import EvidenceRow
-
-SCHEMA_VERSION = 2
 
 KEPT_MS = 48 * HOUR_MS
 """How long delivered rows stay, in business time: answers questions, and keeps the file small."""
@@ -49,40 +46,6 @@ MOST_ROWS = 200_000
 COUNTED_EVERY = 32
 """Rows are counted with every so manieth cycle."""
 
-
-_SCHEMA = (
-    "CREATE TABLE agent (epoch TEXT NOT NULL, seq INTEGER NOT NULL)",
-    """CREATE TABLE gpus (
-        gpu_uuid TEXT PRIMARY KEY, gpu_class TEXT NOT NULL, node TEXT NOT NULL,
-        last_seen_ms INTEGER NOT NULL, gaps_ms TEXT NOT NULL,
-        busy_ns INTEGER NOT NULL, observed_ms INTEGER NOT NULL,
-        job_id TEXT NOT NULL, attempt INTEGER NOT NULL,
-        workload_busy_ns INTEGER NOT NULL, workload_observed_ms INTEGER NOT NULL,
-        attributed_ns INTEGER NOT NULL, sharers TEXT NOT NULL, runs TEXT NOT NULL) WITHOUT ROWID""",
-    """CREATE TABLE holdings (
-        gpu_uuid TEXT NOT NULL, job_id TEXT NOT NULL, attempt INTEGER NOT NULL, pod_index INTEGER NOT NULL,
-        since_ms INTEGER NOT NULL, until_ms INTEGER, replica INTEGER NOT NULL,
-        namespace TEXT NOT NULL, pod TEXT NOT NULL, uid TEXT NOT NULL)""",
-    """CREATE TABLE evidence (
-        id INTEGER PRIMARY KEY, job_id TEXT NOT NULL, attempt INTEGER NOT NULL, gpu_uuid TEXT NOT NULL,
-        hour_ms INTEGER NOT NULL, gpu_class TEXT NOT NULL, node TEXT NOT NULL,
-        busy_ns INTEGER NOT NULL, observed_ms INTEGER NOT NULL, seq INTEGER NOT NULL, unsent_since_ms INTEGER,
-        UNIQUE (job_id, attempt, gpu_uuid, hour_ms))""",
-    "CREATE INDEX evidence_unsent ON evidence (unsent_since_ms) WHERE unsent_since_ms IS NOT NULL",
-    "CREATE INDEX evidence_hour ON evidence (hour_ms)",
-    f"PRAGMA user_version = {SCHEMA_VERSION}",
-)
-
-_FROM_1 = (
-    "ALTER TABLE gpus ADD COLUMN attributed_ns INTEGER NOT NULL DEFAULT 0",
-    "ALTER TABLE gpus ADD COLUMN sharers TEXT NOT NULL DEFAULT '[]'",
-    "ALTER TABLE gpus ADD COLUMN runs TEXT NOT NULL DEFAULT '[]'",
-    # what was attributed until now is not known: the rest is counted from here on
-    "UPDATE gpus SET attributed_ns = busy_ns",
-    _SCHEMA[2],
-    f"PRAGMA user_version = {SCHEMA_VERSION}",
-)
-"""From format 1, which knew no pods, to this one."""
 
 _GAIN = """INSERT INTO evidence
     (job_id, attempt, gpu_uuid, hour_ms, gpu_class, node, busy_ns, observed_ms, seq, unsent_since_ms)
@@ -102,18 +65,6 @@ _LET_GO = """DELETE FROM evidence WHERE id IN (SELECT id FROM evidence WHERE NOT
     ORDER BY unsent_since_ms IS NOT NULL, hour_ms LIMIT ?) RETURNING unsent_since_ms"""
 
 _SENT = """UPDATE evidence SET unsent_since_ms = CASE WHEN seq = ? THEN NULL ELSE ? END WHERE id = ?"""
-
-
-class OutboxUnusable(Exception):
-    """The outbox cannot be opened; the message says what to do."""
-
-
-class OutboxUnwritable(Exception):
-    """The disk took nothing; what was to be stored must be kept and tried again."""
-
-
-class OutboxBroken(Exception):
-    """The file broke while it was open; a new start moves it aside."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,12 +194,12 @@ class Outbox:
 
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
-        with self._turn, _named_errors():
+        with self._turn, named_errors():
             yield self._connection
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
-        with self._turn, _named_errors():
+        with self._turn, named_errors():
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield self._connection
@@ -272,87 +223,13 @@ def open_outbox(path: Path, most_rows: int = MOST_ROWS) -> Outbox:
             f"cannot write to {path.parent}: {error.strerror}; choose another --outbox"
         ) from error
     try:
-        _take_lock(lock_file, path)
-        connection = _open_database(path)
+        take_lock(lock_file, path)
+        connection = open_database(path)
         epoch, seq = connection.execute("SELECT epoch, seq FROM agent").fetchone()
         return Outbox(connection, lock_file, epoch, seq, most_rows)
     except BaseException:
         os.close(lock_file)
         raise
-
-
-def _take_lock(lock_file: int, path: Path) -> None:
-    try:
-        fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        holder = os.pread(lock_file, 20, 0).decode("ascii", "replace").strip() or "unknown"
-        raise OutboxUnusable(
-            f"{path} is in use by another agent (process {holder}); stop it or choose another --outbox"
-        ) from error
-    os.truncate(lock_file, 0)
-    os.pwrite(lock_file, f"{os.getpid()}\n".encode(), 0)
-
-
-def _open_database(path: Path) -> sqlite3.Connection:
-    try:
-        return _connect(path)
-    except sqlite3.OperationalError as error:
-        raise OutboxUnusable(f"cannot open {path}: {error}; see the disk and the file's owner") from error
-    except sqlite3.DatabaseError as error:
-        aside = _move_aside(path)
-        log.error("outbox_unreadable", outbox=str(path), moved_to=str(aside), reason=str(error))
-        return _connect(path)
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-    try:
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = FULL")
-        (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
-        if verdict != "ok":
-            raise sqlite3.DatabaseError(verdict)
-        _make_tables(connection, path)
-        connection.execute("SELECT epoch, seq FROM agent")
-    except BaseException:
-        connection.close()
-        raise
-    return connection
-
-
-def _make_tables(connection: sqlite3.Connection, path: Path) -> None:
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
-    if version == SCHEMA_VERSION:
-        return
-    if version > SCHEMA_VERSION:
-        raise OutboxUnusable(f"{path} was written by a newer agent (format {version}); update this one")
-    connection.execute("BEGIN IMMEDIATE")
-    for statement in _SCHEMA if version == 0 else _FROM_1:
-        connection.execute(statement)
-    if version == 0:
-        connection.execute("INSERT INTO agent VALUES (?, 0)", (secrets.token_hex(8),))
-    connection.execute("COMMIT")
-
-
-def _move_aside(path: Path) -> Path:
-    aside = path.with_name(f"{path.name}.unreadable-{wall_ms()}")
-    for suffix in ("", "-wal", "-shm"):
-        part = Path(f"{path}{suffix}")
-        if part.exists():
-            part.rename(f"{aside}{suffix}")
-    return aside
-
-
-@contextmanager
-def _named_errors() -> Iterator[None]:
-    """SQLite's errors by what the caller can do about them."""
-    try:
-        yield
-    except sqlite3.OperationalError as error:
-        # Also I/O errors and read-only remounts: all of them mean "not now", and nothing was stored.
-        raise OutboxUnwritable(str(error)) from error
-    except sqlite3.DatabaseError as error:
-        raise OutboxBroken(str(error)) from error
 
 
 def _gain_rows(

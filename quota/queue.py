@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from sqlalchemy import Connection
 
 from quota.schemas.bookings import OccurrenceRoom
-from quota.schemas.forecasts import JobEta
+from quota.schemas.forecasts import JobEta, NewcomerItem
 from quota.schemas.scheduling import BookedRoom, Waiting, WaitReason
 
 
@@ -61,6 +61,14 @@ class Queue(Protocol):
 
     def eta(self, job_id: str) -> JobEta | None:
         """When a job is likely to start; None if the last forecast does not say."""
+        ...
+
+    def foretold_at_ms(self) -> int | None:
+        """The moment that the last forecast was made for; None if there never was one."""
+        ...
+
+    def newcomers(self, organization_id: str) -> Sequence[NewcomerItem]:
+        """What the last forecast says of jobs that the organization may submit, the closest likenesses first."""
         ...
 
     def code(self, job_id: str) -> WaitReason | None:

@@ -26,15 +26,16 @@ from quota.schemas.forecasts import (
     EtaItem,
     ForecastDocument,
     ForecastReply,
+    NewcomerItem,
     RecentJob,
     RecentJobs,
 )
-from quota.schemas.scheduling import FeedItem
+from quota.schemas.scheduling import FeedItem, Topology
 from scheduler.ahead.forecast import Eta, Forecast, Method, Question
 from scheduler.ahead.habits import Past
+from scheduler.ahead.newcomers import Alike
 from scheduler.backoff import Backoffs
 from scheduler.core import model
-from scheduler.core.spare import seen_by_others
 from scheduler.translate import Moment, changes_of
 
 PAST_KEPT_WALL_S = 600.0
@@ -42,6 +43,8 @@ PAST_KEPT_WALL_S = 600.0
 FIRST_AFTER_SHARE = 0.25
 """The first forecast comes after this share of the interval: a new leader has first to look round."""
 LONGEST_PAUSE_WALL_S = 900.0
+MOST_NEWCOMERS = 50_000
+"""So many the quota service takes."""
 GIVEN = ("PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH")
 """Of the environment the process gets what it takes to run; no token."""
 
@@ -184,7 +187,8 @@ class Forecaster:
 
     def _recent(self) -> tuple[Past, ...]:
         if self._monotonic_s() >= self._past_read_s + PAST_KEPT_WALL_S:
-            self._past = tuple(map(_past_of, self._desk.read_recent_jobs().items))
+            found = self._desk.read_recent_jobs()
+            self._past = tuple(map(_past_of, (*found.items, *found.opportunistic)))
             self._past_read_s = self._monotonic_s()
         return self._past
 
@@ -228,8 +232,7 @@ def _objects(standpoint: Standpoint, clock: Clock) -> list[model.Change]:
     for each in changes_of(standpoint.items, clock, standpoint.moment):
         pace = standpoint.paces.get(each.id) if isinstance(each, model.Grant) else None
         objects.append(replace(each, pace=pace) if isinstance(each, model.Grant) and pace else each)
-    # of opportunistic jobs nobody can say; the others start as if there were none, but for the wait for their leaving
-    return seen_by_others(objects, standpoint.now_ms)
+    return objects
 
 
 def _past_of(job: RecentJob) -> Past:
@@ -243,12 +246,33 @@ def _past_of(job: RecentJob) -> Past:
         restartable=job.restartable,
         submitted_at_ms=job.submitted_at,
         ran_ms=job.ran_ms,
+        fallbacks=job.fallback_classes,
+        topology=model.Topology(job.topology),
+        program_id=job.program_id or "",
     )
 
 
 def _document(found: Forecast, epoch: int) -> ForecastDocument:
     return ForecastDocument(
-        epoch=epoch, as_of=found.as_of_ms, etas={id: _item(eta) for id, eta in found.etas.items()}
+        epoch=epoch,
+        as_of=found.as_of_ms,
+        etas={id: _item(eta) for id, eta in found.etas.items()},
+        newcomers=tuple(_newcomer(*each) for each in found.newcomers[:MOST_NEWCOMERS]),
+    )
+
+
+def _newcomer(alike: Alike, eta: Eta, jobs: int) -> NewcomerItem:
+    return NewcomerItem(
+        organization_id=alike.organization_id,
+        program_id=alike.program_id or None,
+        gpu_classes=alike.gpu_classes,
+        topology=Topology(alike.topology),
+        gpus_over=alike.gpus_over,
+        gpus_to=alike.gpus_to,
+        walltime_over_ms=alike.walltime_over_ms,
+        walltime_to_ms=alike.walltime_to_ms,
+        eta=_item(eta),
+        jobs=jobs,
     )
 
 

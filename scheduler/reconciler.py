@@ -38,7 +38,7 @@ from scheduler.backoff import Backoffs
 from scheduler.cache import Cache
 from scheduler.clusters.port import ObjectStatus, PodPhase, StartOutcome
 from scheduler.sightings import Sighting, is_foreign, sight
-from scheduler.translate import spec_of, stop_spec_of, stranger_of
+from scheduler.specs import spec_of, stop_spec_of, stranger_of
 from scheduler.views import ClusterView
 
 DAY_MS = 86_400_000

@@ -18,7 +18,7 @@ from quota.schemas.scheduling import (
 from scheduler.clusters.port import NodeStatus
 from scheduler.gateway import ClusterNews
 from scheduler.sightings import report_of
-from scheduler.translate import node_reports
+from scheduler.specs import node_reports
 from scheduler.views import ClusterView
 
 TELL_AGAIN_WALL_S = 5.0

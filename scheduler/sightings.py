@@ -17,7 +17,7 @@ from quota.schemas.scheduling import (
     StartedItem,
 )
 from scheduler.clusters.port import ObjectStatus, PodPhase, PodStatus
-from scheduler.translate import spec_of
+from scheduler.specs import spec_of
 from scheduler.views import ClusterView
 
 HASHES_KEPT = 50_000

@@ -29,7 +29,7 @@ from prometheus_client.metrics_core import Metric
 from agents import families, log
 from agents.attribution import by_gpu, present_of, spans_of
 from agents.model import Holding, Shares
-from agents.outbox import OutboxBroken, OutboxUnwritable
+from agents.outbox_file import OutboxBroken, OutboxUnwritable
 from agents.pods.cgroups import Node, Process
 from agents.pods.holdings import Holdings, judge
 from agents.pods.offers import Offer, Offers

@@ -1,4 +1,5 @@
-"""`gpuhub caps`: how many GPUs an organization may keep, how large and long a job may be, how many may wait."""
+"""`gpuhub caps`: how many GPUs an organization may keep, how large and long a job may be, how many may wait; of the
+hub, of an organization, of a programme."""
 
 from __future__ import annotations
 
@@ -18,15 +19,25 @@ from quota.schemas.caps import (
     OrganizationCaps,
     OrganizationCapsDocument,
     OrganizationCapsPut,
+    ProgramBound,
+    ProgramCaps,
+    ProgramCapsDocument,
+    ProgramCapsPut,
 )
+
+Shown = CapsDocument | OrganizationCapsDocument | ProgramCapsDocument
 
 Json = Annotated[bool, JsonOption]
 Why = Annotated[str, typer.Option("--reason", help="Why; kept in the audit trail.")]
 NAMES = tuple(HubCaps.model_fields)
 OWN_NAMES = tuple(OrganizationCaps.model_fields)
+PROGRAM_NAMES = tuple(ProgramCaps.model_fields)
 Organization = Annotated[
     str | None,
     typer.Option("--organization", help="An organization's own caps; default: the hub's."),
+]
+Program = Annotated[
+    str | None, typer.Option("--program", help="A programme's caps on jobs that it may pay for.")
 ]
 Changes = Annotated[
     list[str],
@@ -35,6 +46,8 @@ Changes = Annotated[
         + ", ".join(NAMES)
         + "; of an organization's: "
         + ", ".join(OWN_NAMES)
+        + "; of a programme's: "
+        + ", ".join(PROGRAM_NAMES)
     ),
 ]
 
@@ -42,19 +55,39 @@ caps_app = typer.Typer(no_args_is_help=True, help="GPUs at once, size and wallti
 
 
 @caps_app.command("show")
-def show(organization: Organization = None, as_json: Json = False) -> None:
-    """Show the hub's caps, or an organization's with those in effect; a member names its own organization."""
+def show(organization: Organization = None, program: Program = None, as_json: Json = False) -> None:
+    """Show the hub's caps, an organization's with those in effect, or a programme's; a member names its own
+    organization."""
+    _one_of(organization, program)
     with service() as client:
-        found = client.read_caps() if organization is None else client.read_organization_caps(organization)
+        found: Shown
+        if program is not None:
+            found = client.read_program_caps(program)
+        elif organization is not None:
+            found = client.read_organization_caps(organization)
+        else:
+            found = client.read_caps()
     _tell(found, as_json)
 
 
 @caps_app.command("set")
-def put(changes: Changes, reason: Why, organization: Organization = None, as_json: Json = False) -> None:
+def put(
+    changes: Changes,
+    reason: Why,
+    organization: Organization = None,
+    program: Program = None,
+    as_json: Json = False,
+) -> None:
     """Change some of them; what is not named stays. They bind from the next start and submission on."""
+    _one_of(organization, program)
     with service() as client:
-        stored: CapsDocument | OrganizationCapsDocument
-        if organization is None:
+        stored: Shown
+        if program is not None:
+            its_own = client.read_program_caps(program)
+            wanted = _changed(its_own.caps.model_dump(mode="json"), changes, PROGRAM_NAMES)
+            of_program = ProgramCapsPut.model_validate_json(json.dumps({"caps": wanted, "reason": reason}))
+            stored = client.put_program_caps(program, of_program, its_own.etag)
+        elif organization is None:
             hub = client.read_caps()
             wanted = _changed(hub.caps.model_dump(mode="json"), changes, NAMES)
             body = CapsPut.model_validate_json(json.dumps({"caps": wanted, "reason": reason}))
@@ -65,6 +98,11 @@ def put(changes: Changes, reason: Why, organization: Organization = None, as_jso
             its = OrganizationCapsPut.model_validate_json(json.dumps({"caps": wanted, "reason": reason}))
             stored = client.put_organization_caps(organization, its, own.etag)
     _tell(stored, as_json)
+
+
+def _one_of(organization: str | None, program: str | None) -> None:
+    if organization is not None and program is not None:
+        raise UsageTrouble("name --organization or --program, not both")
 
 
 def _changed(caps: dict[str, Any], changes: Iterable[str], names: tuple[str, ...]) -> dict[str, Any]:
@@ -84,7 +122,7 @@ def _value(text: str) -> object:
         return text
 
 
-def _tell(found: CapsDocument | OrganizationCapsDocument, as_json: bool) -> None:
+def _tell(found: Shown, as_json: bool) -> None:
     if as_json:
         json_out(found)
         return
@@ -92,6 +130,10 @@ def _tell(found: CapsDocument | OrganizationCapsDocument, as_json: bool) -> None
         changed = moment(found.changed_at) if found.changed_at else "never"
         title = f"version {found.version}, changed (KST): {changed}"
         console().print(table(title, ("what", ">value"), _rows(found.caps.model_dump(mode="json"), "no cap")))
+        return
+    if isinstance(found, ProgramCapsDocument):
+        its = _rows(found.caps.model_dump(mode="json"), "no cap of its own")
+        console().print(table(f"caps of programme {found.program_id}", ("what", ">value"), its))
         return
     own = _rows(found.caps.model_dump(mode="json"), "the hub's")
     console().print(table(f"own caps of {found.organization_id}", ("what", ">value"), own))
@@ -103,6 +145,18 @@ def _tell(found: CapsDocument | OrganizationCapsDocument, as_json: bool) -> None
         ("jobs that wait", str(bound.queued_jobs), str(found.queued_jobs)),
     ]
     console().print(table("in effect", ("cap", ">at most", ">now"), rows))
+    if found.programs:
+        columns = ("programme", ">GPUs of one job", ">walltime of one job", ">jobs that wait", ">now")
+        console().print(
+            table("tighter, for jobs that a programme may pay for", columns, map(_bound, found.programs))
+        )
+
+
+def _bound(one: ProgramBound) -> tuple[str, ...]:
+    caps = one.caps
+    walltime = "" if caps.job_walltime_s is None else duration_text(caps.job_walltime_s)
+    gpus, queued = ("" if cap is None else str(cap) for cap in (caps.job_gpus, caps.queued_jobs))
+    return one.program_id, gpus, walltime, queued, str(one.queued_jobs)
 
 
 def _rows(caps: Mapping[str, Any], absent: str) -> list[tuple[str, str]]:

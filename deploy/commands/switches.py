@@ -14,7 +14,8 @@ from deploy.session import UsageTrouble, service
 from deploy.show import AUDITORS, OPERATORS, JsonOption, console, hours, json_out, moment, table, won
 from deploy.waiting import reason_text
 from quota.client import QuotaClient
-from quota.schemas.quotes import ClassQuote, GrantQuote, Quote
+from quota.schemas.forecasts import EtaBasis
+from quota.schemas.quotes import ClassQuote, GrantQuote, NoEta, Quote
 from quota.schemas.switches import (
     Affected,
     FreezeChange,
@@ -32,6 +33,13 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what it would do, 
 Organization = Annotated[str, typer.Argument(help="The organization's id.")]
 Cluster = Annotated[str | None, typer.Option(help="Only this cluster; default: the whole hub.")]
 GpuClass = Annotated[str | None, typer.Option(help="Only this GPU class; default: the whole hub.")]
+NO_ETA = {
+    NoEta.STARTS_NOW: "it would start now",
+    NoEta.NOT_BY_TIME: "time alone does not start it",
+    NoEta.NO_FORECAST: "the scheduler has made none",
+    NoEta.FORECAST_TOO_OLD: "the last one is more than a day old",
+    NoEta.NONE_ALIKE: "none is known of jobs like it",
+}
 
 
 def freeze(
@@ -177,6 +185,7 @@ def show_quote(found: Quote) -> None:
     lines = [f"starts {starts}; place {wait.position or wait.position_at_worst} in the queue"]
     if wait.room_at_the_latest is not None and wait.room_at_the_latest > found.as_of:
         lines.append(f"room at the latest by {moment(wait.room_at_the_latest)} KST if nothing goes before it")
+    lines.append(_quoted_start(found))
     if wait.start_by is not None:
         lines.append(f"must start by {moment(wait.start_by)} KST for a grant to pay for all of it")
     if wait.history is not None:
@@ -188,6 +197,17 @@ def show_quote(found: Quote) -> None:
     if wait.ranking_age_s is not None:
         lines.append(f"the queue was ranked {duration_text(wait.ranking_age_s)} ago")
     out.print("\n".join(lines), markup=False)
+
+
+def _quoted_start(found: Quote) -> str:
+    eta = found.eta
+    if eta is None:
+        return f"no forecast of its start: {NO_ETA[found.no_eta or NoEta.NO_FORECAST]}"
+    on = "played futures" if eta.basis is EtaBasis.EXACT else "the rate at which its organization is served"
+    return (
+        f"submitted now, likely to start {moment(eta.low)} to {moment(eta.high)}, about {moment(eta.median)} (KST)"
+        f"; foretold {duration_text(eta.age_s)} ago from {on}, {eta.jobs} jobs like it"
+    )
 
 
 def _class_cells(one: ClassQuote) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Calls about the caps of the hub and of organizations."""
+"""Calls about the caps of the hub, of organizations and of programmes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from quota.schemas import caps
 
 
 class CapsCalls(Transport):
-    """Calls about the caps of the hub and of organizations."""
+    """Calls about the caps of the hub, of organizations and of programmes."""
 
     def read_caps(self) -> caps.CapsDocument:
         """The hub's caps (operators, auditors)."""
@@ -28,3 +28,14 @@ class CapsCalls(Transport):
         """Change an organization's own caps (operators); with `if_match` only if they still have that etag."""
         path = f"/v1/organizations/{organization_id}/caps"
         return self._send("PUT", path, body, caps.OrganizationCapsDocument, if_match=if_match)
+
+    def read_program_caps(self, program_id: str) -> caps.ProgramCapsDocument:
+        """A programme's caps on jobs (operators, auditors)."""
+        return self._get(f"/v1/programs/{program_id}/caps", caps.ProgramCapsDocument)
+
+    def put_program_caps(
+        self, program_id: str, body: caps.ProgramCapsPut, if_match: str | None = None
+    ) -> caps.ProgramCapsDocument:
+        """Change a programme's caps on jobs (operators); with `if_match` only if they still have that etag."""
+        path = f"/v1/programs/{program_id}/caps"
+        return self._send("PUT", path, body, caps.ProgramCapsDocument, if_match=if_match)

@@ -6,7 +6,7 @@ import json
 import threading
 import zlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pydantic import TypeAdapter
@@ -22,7 +22,7 @@ from quota.jobs.tables import jobs
 from quota.programs.tables import grants
 from quota.queue import Place
 from quota.schemas.bookings import OccurrenceRoom
-from quota.schemas.forecasts import JobEta
+from quota.schemas.forecasts import JobEta, NewcomerItem
 from quota.schemas.scheduling import (
     BookedRoom,
     RankingDocument,
@@ -174,6 +174,14 @@ class StoredQueue:
     def eta(self, job_id: str) -> JobEta | None:
         """When a job is likely to start; None if the last forecast does not say."""
         return self._forecast.eta(job_id)
+
+    def foretold_at_ms(self) -> int | None:
+        """The moment that the last forecast was made for; None if there never was one."""
+        return self._forecast.as_of_ms()
+
+    def newcomers(self, organization_id: str) -> Sequence[NewcomerItem]:
+        """What the last forecast says of jobs that the organization may submit, the closest likenesses first."""
+        return self._forecast.newcomers(organization_id)
 
     def booked(self, occurrence_id: str) -> OccurrenceRoom | None:
         """Where the room of one time of a booking is; None if no cycle has said."""

@@ -52,6 +52,8 @@ forecast = Table(
     Column("stored_at_ms", BigInteger, nullable=False),
     # zlib of JSON: job -> [low, median, high, basis]
     Column("body", LargeBinary, nullable=False),
+    # zlib of JSON: NewcomerItem, closest likenesses first; null: of a program that knew none
+    Column("newcomers", LargeBinary),
 )
 
 fair_share = Table(

@@ -1,4 +1,4 @@
-"""HTTP door of the caps: the hub's, and an organization's own."""
+"""HTTP door of the caps: the hub's, an organization's own, and a programme's."""
 
 from __future__ import annotations
 
@@ -8,9 +8,17 @@ from quota.door import HubRoute, IfMatch, access, caller_of, hub_of, tagged
 from quota.identity import caps
 from quota.identity import service as identity
 from quota.jobs import organization_caps
-from quota.schemas.caps import CapsDocument, CapsPut, OrganizationCapsDocument, OrganizationCapsPut
+from quota.programs import caps as programs
+from quota.schemas.caps import (
+    CapsDocument,
+    CapsPut,
+    OrganizationCapsDocument,
+    OrganizationCapsPut,
+    ProgramCapsDocument,
+    ProgramCapsPut,
+)
 from quota.schemas.identity import Role, Scope
-from quota.schemas.values import Slug
+from quota.schemas.values import Id, Slug
 
 router = APIRouter(tags=["operators' switches"], route_class=HubRoute)
 
@@ -49,11 +57,12 @@ def put_caps(request: Request, body: CapsPut, if_match: IfMatch = None) -> Respo
     openapi_extra=access(Role.OPERATOR, Role.AUDITOR, Role.MEMBER, scope=Scope.IDENTITY_READ),
 )
 def read_organization_caps(request: Request, organization_id: Slug) -> Response:
-    """An organization's own caps with their ETag, those in effect, and how far they are reached; a member may read its
-    own."""
-    with hub_of(request).database.read() as connection:
+    """An organization's own caps with their ETag, those in effect, those of its programmes, and how far they are
+    reached; a member may read its own."""
+    hub = hub_of(request)
+    with hub.database.read() as connection:
         identity.show_organization(connection, caller_of(request), organization_id)
-        found = organization_caps.show_caps(connection, organization_id)
+        found = organization_caps.show_caps(connection, organization_id, hub.clock.now_ms())
     return tagged(found, found.etag)
 
 
@@ -71,5 +80,35 @@ def put_organization_caps(
     caller = caller_of(request)
     stored = hub_of(request).database.write(
         lambda tx: organization_caps.put_caps(tx, caller, organization_id, body, if_match)
+    )
+    return tagged(stored, stored.etag)
+
+
+@router.get(
+    "/v1/programs/{program_id}/caps",
+    operation_id="read_program_caps",
+    response_model=ProgramCapsDocument,
+    openapi_extra=access(Role.OPERATOR, Role.AUDITOR, scope=Scope.GRANTS_READ),
+)
+def read_program_caps(request: Request, program_id: Id) -> Response:
+    """A programme's caps on jobs with their ETag (operators, auditors); members see them in their organization's."""
+    with hub_of(request).database.read() as connection:
+        found = programs.read_caps(connection, program_id)
+    return tagged(found, found.etag)
+
+
+@router.put(
+    "/v1/programs/{program_id}/caps",
+    operation_id="put_program_caps",
+    response_model=ProgramCapsDocument,
+    openapi_extra=access(Role.OPERATOR, scope=Scope.GRANTS_WRITE),
+)
+def put_program_caps(
+    request: Request, program_id: Id, body: ProgramCapsPut, if_match: IfMatch = None
+) -> Response:
+    """Change a programme's caps on jobs (operators); what it does not name is none. Jobs that wait or run stay. 412."""
+    caller = caller_of(request)
+    stored = hub_of(request).database.write(
+        lambda tx: programs.put_caps(tx, caller, program_id, body, if_match)
     )
     return tagged(stored, stored.etag)

@@ -13,7 +13,8 @@ from quota.errors import BadRequest, CapacityTaken, GrantNotActive, Insufficient
 from quota.identity import service as identity
 from quota.identity.freezing import check_not_frozen
 from quota.jobs.booked import free_until_ms
-from quota.jobs.organization_caps import longest_walltime_s
+from quota.jobs.organization_caps import longest_walltime
+from quota.jobs.program_caps import Tightest
 from quota.jobs.service import lock_job
 from quota.jobs.tables import attempts, jobs
 from quota.ledger import extending, holds
@@ -46,7 +47,8 @@ class _Room:
     """How many more whole seconds each bound leaves an attempt, and the bounds."""
 
     limit_s: int
-    max_walltime_s: int
+    longest: Tightest
+    """The cap that `limit_s` is of."""
     grant_s: int
     balance_s: int
     told_s: int
@@ -130,10 +132,10 @@ def _room(tx: Tx, organization_id: str, row: Row[Any], held: Hold, queue: Queue 
         told_gpu_us = extending.room_gpu_us(tx, [f"share:{row.grant_id}:{organization_id}"])
     grant_ends_ms, ends_ms = int(grant.ends_at_ms), starts_ms + row.walltime_ms
     booked_at_ms = None if queue is None else free_until_ms(tx, queue, row, ends_ms)
-    max_walltime_s = longest_walltime_s(tx, organization_id)
+    longest = longest_walltime(tx, organization_id, row.grant_id)
     return _Room(
-        limit_s=max_walltime_s - row.walltime_ms // 1000,
-        max_walltime_s=max_walltime_s,
+        limit_s=longest.cap - row.walltime_ms // 1000,
+        longest=longest,
         grant_s=(grant_ends_ms - starts_ms - row.walltime_ms) // 1000,
         balance_s=left_gpu_us // per_s,
         told_s=told_gpu_us // per_s,
@@ -154,11 +156,19 @@ def _check_open(tx: Tx, row: Row[Any], held: Hold) -> None:
 
 
 def _check_fits(body: JobExtension, held: Hold, room: _Room, grant_id: str) -> None:
+    if body.walltime_s > room.limit_s and room.longest.program_id is not None:
+        raise BadRequest(
+            "a job of programme {program_id} may run for at most {limit_s} s; {fitting_walltime_s} s more fit",
+            field="walltime_s",
+            program_id=room.longest.program_id,
+            limit_s=room.longest.cap,
+            fitting_walltime_s=room.fitting_s,
+        )
     if body.walltime_s > room.limit_s:
         raise BadRequest(
             "a job may run for at most {limit_s} s; {fitting_walltime_s} s more fit",
             field="walltime_s",
-            limit_s=room.max_walltime_s,
+            limit_s=room.longest.cap,
             fitting_walltime_s=room.fitting_s,
         )
     if body.walltime_s > room.grant_s:

@@ -11,6 +11,8 @@ from quota.errors import JobTooLarge, OrganizationCapReached, QueueFull, Walltim
 from quota.fleet.pool import Pool, open_pool, whole_pool
 from quota.identity import caps
 from quota.identity.freezing import caps_relied_on
+from quota.jobs import program_caps
+from quota.jobs.program_caps import Bounds, Tightest, tightest
 from quota.jobs.tables import attempts, jobs
 from quota.ledger.tables import holds
 from quota.prepared import Prepared
@@ -44,7 +46,7 @@ _QUEUED = Prepared(
 )
 
 
-def show_caps(connection: Connection, organization_id: str) -> OrganizationCapsDocument:
+def show_caps(connection: Connection, organization_id: str, now_ms: int) -> OrganizationCapsDocument:
     """An organization's own caps, those in effect, and how far they are reached. Raises NotFound."""
     hub, own = caps.read_caps(connection).caps, caps.own_caps(connection, organization_id)
     in_effect = CapsInEffect(
@@ -59,6 +61,7 @@ def show_caps(connection: Connection, organization_id: str) -> OrganizationCapsD
         in_effect=in_effect,
         gpus_in_use=gpus_of(connection, organization_id),
         queued_jobs=queued_of(connection, organization_id),
+        programs=program_caps.shown(connection, organization_id, now_ms),
         etag=caps.tag_of_own(organization_id, own),
     )
 
@@ -68,7 +71,7 @@ def put_caps(
 ) -> OrganizationCapsDocument:
     """Change an organization's own caps and show them. Raises NotFound, PreconditionFailed."""
     caps.put_own_caps(tx, caller, organization_id, body, if_match)
-    return show_caps(tx.connection, organization_id)
+    return show_caps(tx.connection, organization_id, tx.now_ms)
 
 
 def gpus_of(connection: Connection, organization_id: str) -> int:
@@ -84,23 +87,16 @@ def queued_of(connection: Connection, organization_id: str) -> int:
     return int(_QUEUED.one(connection, {"organization": organization_id}).jobs)
 
 
-def check_submission(tx: Tx, organization_id: str, body: JobSubmission) -> None:
-    """Refuse a job that the caps never let run, or one more than may wait.
+def check_submission(tx: Tx, organization_id: str, body: JobSubmission, bounds: Bounds) -> None:
+    """Refuse a job that the caps never let run, or one more than may wait; `bounds` are those of its programmes.
 
     An organization's submissions are counted one after the other, so that of two at once both are seen. Raises
     JobTooLarge, WalltimeTooLong, QueueFull with the cap.
     """
     hub, own = caps.hub_caps_of(tx), caps.own_caps_counted(tx, organization_id)
-    _check_size(tx.connection, hub, own, body)
-    longest_s = own.job_walltime_s or hub.job_walltime_s
-    if body.walltime_s > longest_s:
-        raise WalltimeTooLong(
-            "the job asks for {walltime_s} s, a job of {organization_id} may run for at most {max_walltime_s} s",
-            field="walltime_s",
-            walltime_s=body.walltime_s,
-            max_walltime_s=longest_s,
-            organization_id=organization_id,
-        )
+    _check_size(tx.connection, hub, own, bounds, body)
+    _check_walltime(organization_id, own.job_walltime_s or hub.job_walltime_s, bounds, body.walltime_s)
+    program_caps.check_queues(tx.connection, organization_id, bounds)
     most = own.queued_jobs or hub.queued_jobs
     queued = queued_of(tx.connection, organization_id)
     if queued >= most:
@@ -112,10 +108,12 @@ def check_submission(tx: Tx, organization_id: str, body: JobSubmission) -> None:
         )
 
 
-def longest_walltime_s(tx: Tx, organization_id: str) -> int:
-    """How long a job of this organization may run, extensions included."""
+def longest_walltime(tx: Tx, organization_id: str, grant_id: str) -> Tightest:
+    """How many seconds a job of this organization on this grant may run, extensions included."""
     own = caps.own_caps(tx.connection, organization_id)
-    return own.job_walltime_s or caps.hub_caps_of(tx).job_walltime_s
+    of_hub = own.job_walltime_s or caps.hub_caps_of(tx).job_walltime_s
+    bounds = program_caps.bounds_on_grant(tx.connection, grant_id)
+    return tightest(of_hub, bounds, "job_walltime_s") or Tightest(of_hub)
 
 
 def gpus_left(connection: Connection, organization_id: str) -> tuple[int, int] | None:
@@ -162,15 +160,34 @@ def _cap(hub: HubCaps, own: OrganizationCaps, pool: Callable[[], Pool]) -> int |
     return of_pool if own.max_gpus is None else min(own.max_gpus, of_pool)
 
 
-def _check_size(connection: Connection, hub: HubCaps, own: OrganizationCaps, body: JobSubmission) -> None:
+def _check_walltime(organization_id: str, of_hub_s: int, bounds: Bounds, walltime_s: int) -> None:
+    longest = tightest(of_hub_s, bounds, "job_walltime_s") or Tightest(of_hub_s)
+    if walltime_s <= longest.cap:
+        return
+    if longest.program_id is not None:
+        raise program_caps.refuse_walltime(longest.program_id, walltime_s, longest.cap)
+    raise WalltimeTooLong(
+        "the job asks for {walltime_s} s, a job of {organization_id} may run for at most {max_walltime_s} s",
+        field="walltime_s",
+        walltime_s=walltime_s,
+        max_walltime_s=longest.cap,
+        organization_id=organization_id,
+    )
+
+
+def _check_size(
+    connection: Connection, hub: HubCaps, own: OrganizationCaps, bounds: Bounds, body: JobSubmission
+) -> None:
     gpus, field = body.pods * body.gpus_per_pod, "pods" if body.pods > 1 else "gpus_per_pod"
-    of_job = own.job_gpus or hub.job_gpus
-    if of_job is not None and gpus > of_job:
+    of_job = tightest(own.job_gpus or hub.job_gpus, bounds, "job_gpus")
+    if of_job is not None and gpus > of_job.cap:
+        if of_job.program_id is not None:
+            raise program_caps.refuse_size(of_job.program_id, gpus, of_job.cap, field)
         raise JobTooLarge(
             "the job takes {needed_gpus} GPUs, one job may take at most {max_gpus}",
             field=field,
             needed_gpus=gpus,
-            max_gpus=of_job,
+            max_gpus=of_job.cap,
         )
     cap = _cap(hub, own, lambda: whole_pool(connection))
     if cap is not None and gpus > cap:

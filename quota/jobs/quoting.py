@@ -16,6 +16,7 @@ from quota.ids import earliest_id
 from quota.jobs import opportunistic, organization_caps
 from quota.jobs.caps import gpus_in_use
 from quota.jobs.choices import accepts, unit_of
+from quota.jobs.foretelling import quoted_eta
 from quota.jobs.openings import FleetView
 from quota.jobs.outlook import (
     Ask,
@@ -38,8 +39,10 @@ from quota.schemas.quotes import (
     ClassQuote,
     GrantQuote,
     GrantVerdict,
+    NoEta,
     Quote,
     QuotedCost,
+    QuotedEta,
     StartOutlook,
     WaitEstimate,
     WaitHistory,
@@ -101,6 +104,8 @@ def quote(
     ]
     # as the scheduler would: the first that starts now, else where room comes first
     best = min(options, key=_rank)
+    program_id = None if fund is None else fund.program_id
+    eta = quoted_eta(queue, organization_id, program_id, body, best.estimate, now_ms)
     return Quote(
         as_of=now_ms,
         organization_id=organization_id,
@@ -109,11 +114,13 @@ def quote(
         walltime_s=body.walltime_s,
         cost=best.quote.cost,
         grant_id=best.quote.grant_id,
-        program_id=None if fund is None else fund.program_id,
+        program_id=program_id,
         leaves_within_s=None if fund is None else notice_ms // 1000 + body.grace_s,
         grants=tuple(_grant_quote(one) for one in best.judged),
         could_ever_start=any(option.quote.could_ever_start for option in options),
         estimate=best.estimate,
+        eta=eta if isinstance(eta, QuotedEta) else None,
+        no_eta=eta if isinstance(eta, NoEta) else None,
         classes=tuple(option.quote for option in options),
     )
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
-from sqlalchemy import Connection, Row, and_, select
+from sqlalchemy import ColumnElement, Connection, Row, and_, select
 
 from quota.jobs.tables import attempts, jobs
 from quota.schemas.forecasts import RecentJob, RecentJobs
+from quota.schemas.scheduling import Topology
 
 LONGEST_PAST = 20_000
 OWN_ENDS = frozenset({"succeeded", "failed", "cancelled", "time_limit"})
@@ -17,17 +19,24 @@ OWN_ENDS = frozenset({"succeeded", "failed", "cancelled", "time_limit"})
 def recent_jobs(connection: Connection, limit: int) -> RecentJobs:
     """The newest jobs, newest first, at most `limit`, whatever their age: a hub of few jobs learns from older ones.
 
-    Without opportunistic ones: they come when there is room, and tell of nobody's needs.
+    Opportunistic ones apart, of the same time and as many at most.
     """
+    found = _newest(connection, limit, jobs.c.program_id.is_(None))
+    since = jobs.c.id >= found[-1].id if len(found) == limit else jobs.c.id > ""
+    spare = _newest(connection, limit, and_(jobs.c.program_id.is_not(None), since))
+    return RecentJobs(items=tuple(map(_recent, found)), opportunistic=tuple(map(_recent, spare)))
+
+
+def _newest(connection: Connection, limit: int, which: ColumnElement[bool]) -> list[Row[Any]]:
     first = and_(attempts.c.job_id == jobs.c.id, attempts.c.attempt == 1, jobs.c.attempt == 1)
     statement = (
         select(jobs, attempts.c.last_started_at_ms, attempts.c.ended_at_ms.label("attempt_ended_at_ms"))
         .join(attempts, first, isouter=True)
-        .where(jobs.c.program_id.is_(None))
+        .where(which)
         .order_by(jobs.c.id.desc())
         .limit(limit)
     )
-    return RecentJobs(items=tuple(_recent(row) for row in connection.execute(statement)))
+    return list(connection.execute(statement))
 
 
 def _recent(row: Row[Any]) -> RecentJob:
@@ -44,4 +53,7 @@ def _recent(row: Row[Any]) -> RecentJob:
         restartable=row.restartable,
         submitted_at=row.submitted_at_ms,
         ran_ms=ran_ms,
+        fallback_classes=tuple(json.loads(row.fallback_classes)),
+        topology=Topology(row.topology),
+        program_id=row.program_id,
     )

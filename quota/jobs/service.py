@@ -16,7 +16,7 @@ from quota.fleet.rules import Rate
 from quota.identity import service as identity
 from quota.idle.views import warnings_of
 from quota.ids import new_id
-from quota.jobs import opportunistic, organization_caps, views
+from quota.jobs import opportunistic, organization_caps, program_caps, views
 from quota.jobs.choices import stored_fallbacks, unit_of
 from quota.jobs.states import check_move
 from quota.jobs.tables import attempts, jobs
@@ -65,8 +65,11 @@ def submit(tx: Tx, caller: Caller, body: JobSubmission) -> Job:
     if body.opportunistic:
         identity.read_organization(tx.connection, organization_id)
         fund = opportunistic.fund_of(tx.connection, organization_id, body, tx.now_ms)
+    payable = _payable(tx, organization_id) if fund is None else []
     _check_could_run(tx, organization_id, body, costs, fund)
-    organization_caps.check_submission(tx, organization_id, body)
+    program_id = None if fund is None else fund.program_id
+    bounds = program_caps.bounds_of(tx.connection, payable, body, program_id)
+    organization_caps.check_submission(tx, organization_id, body, bounds)
     spec = {
         "image": body.image,
         "command": list(body.command),
@@ -78,7 +81,7 @@ def submit(tx: Tx, caller: Caller, body: JobSubmission) -> Job:
         "name": body.name,
         "organization_id": organization_id,
         "grant_id": body.grant_id,
-        "program_id": None if fund is None else fund.program_id,
+        "program_id": program_id,
         "gpu_class": body.gpu_class,
         "fallback_classes": stored_fallbacks(body.accepted_classes),
         "gpus_per_pod": body.gpus_per_pod,
@@ -255,7 +258,7 @@ def _check_could_fit(connection: Connection, body: JobSubmission, gpu_class: str
 def _check_could_pay(tx: Tx, organization_id: str, body: JobSubmission, cost_gpu_us: int) -> None:
     """Held time is not counted against the job: holds come back."""
     identity.read_organization(tx.connection, organization_id)
-    rows = programs.payable_grants(tx.connection, organization_id, tx.now_ms)
+    rows = _payable(tx, organization_id)
     if body.grant_id is not None:
         rows = [row for row in rows if row.id == body.grant_id]
         if not rows:
@@ -281,6 +284,11 @@ def _check_could_pay(tx: Tx, organization_id: str, body: JobSubmission, cost_gpu
             needed_gpu_us=cost_gpu_us,
             left_gpu_us=left,
         )
+
+
+def _payable(tx: Tx, organization_id: str) -> list[Row[Any]]:
+    key = ("payable", organization_id)
+    return tx.once(key, lambda: programs.payable_grants(tx.connection, organization_id, tx.now_ms))
 
 
 def _job_row(connection: Connection, job_id: str) -> Row[Any]:

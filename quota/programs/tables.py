@@ -25,6 +25,8 @@ programs = Table(
     Column("created_at_ms", BigInteger, nullable=False),
     # the policy that its new grants take a copy of
     Column("policy_id", String(40), nullable=False, server_default=text("'default'")),
+    # ProgramCaps as JSON; what it does not name is no cap
+    Column("caps", Text, nullable=False, server_default=text("'{}'")),
 )
 
 policies = Table(

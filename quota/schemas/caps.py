@@ -91,6 +91,52 @@ class OrganizationCapsPut(Request):
     reason: Reason
 
 
+class ProgramCaps(Request):
+    """What a programme has of its own, as one for a course may; null: none. It only narrows: of the hub's (or the
+    organization's) and the programme's the tighter one binds."""
+
+    job_gpus: Cap | None = None
+    job_walltime_s: Walltime | None = None
+    queued_jobs: QueuedJobs | None = None
+    """How many jobs of one organization may wait that the programme could pay for."""
+
+
+class ProgramCapsPut(Request):
+    """Set a programme's caps, whole: what is left out is none."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "caps": {"job_gpus": 1, "job_walltime_s": 14_400, "queued_jobs": 4},
+                    "reason": "a course of 200 students",
+                }
+            ]
+        }
+    )
+
+    caps: ProgramCaps
+    reason: Reason
+
+
+class ProgramCapsDocument(Reply):
+    """A programme's caps."""
+
+    program_id: str
+    caps: ProgramCaps
+    etag: str
+    """What `If-Match` takes."""
+
+
+class ProgramBound(Reply):
+    """A programme whose grants an organization may draw on, with the caps that it sets."""
+
+    program_id: str
+    caps: ProgramCaps
+    queued_jobs: int
+    """The organization's waiting jobs that it could pay for."""
+
+
 class CapsInEffect(Reply):
     """What binds an organization now, its own caps and the hub's taken together."""
 
@@ -110,5 +156,7 @@ class OrganizationCapsDocument(Reply):
     gpus_in_use: int
     """Of attempts that keep their GPUs, stopping ones and those lost from sight included."""
     queued_jobs: int
+    programs: tuple[ProgramBound, ...] = ()
+    """Tighter ones for jobs that these programmes may pay for, by id; those without any are left out."""
     etag: str
     """What `If-Match` takes; changes with `caps` alone."""

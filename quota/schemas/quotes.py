@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
+from quota.schemas.forecasts import EtaBasis
 from quota.schemas.scheduling import Waiting
 from quota.schemas.values import GpuHoursOut, GpuUs, Instant, Reply
 
@@ -100,6 +101,42 @@ class WaitEstimate(Reply):
     history: WaitHistory | None
 
 
+class QuotedEta(Reply):
+    """When the job is likely to start if it is submitted now: in four of five cases between `low` and `high`. It waits
+    as long as jobs like it do that its organization submits soon in the futures that the scheduler last played."""
+
+    low: Instant
+    median: Instant
+    high: Instant
+    basis: EtaBasis
+    jobs: int
+    """So many jobs of these futures were like it."""
+    gpus_from: int
+    gpus_to: int | None
+    walltime_over_s: int
+    walltime_to_s: int | None
+    """What like it means: so many GPUs in all (null: and more), time limits over the one and up to the other (null: any
+    longer)."""
+    as_of: Instant
+    """The moment that the futures were played from: what happened since then is not in them."""
+    age_s: int
+
+
+class NoEta(StrEnum):
+    """Why a quote tells no ETA."""
+
+    STARTS_NOW = "starts_now"
+    """The next cycle starts it, as far as can be seen."""
+    NOT_BY_TIME = "not_by_time"
+    """It waits for something that time alone does not bring, or could never start: see `waiting`."""
+    NO_FORECAST = "no_forecast"
+    """The scheduler never published one."""
+    FORECAST_TOO_OLD = "forecast_too_old"
+    """The last one is older than the day that it foretold."""
+    NONE_ALIKE = "none_alike"
+    """Its organization submitted too few jobs like it of late, or nobody waited when the last forecast was made."""
+
+
 class ClassQuote(Reply):
     """What the job would cost on one of the classes that it accepts, and when it could start there."""
 
@@ -137,5 +174,9 @@ class Quote(Reply):
     """In the order in which they are asked."""
     could_ever_start: bool
     estimate: WaitEstimate
+    eta: QuotedEta | None = None
+    """When it is likely to start if it is submitted now."""
+    no_eta: NoEta | None = None
+    """Why there is no `eta`."""
     classes: tuple[ClassQuote, ...]
     """Every class that the job accepts, in order of preference."""

@@ -144,6 +144,20 @@ class JobsWhatIf(Request):
     """When the first one comes, from the moment of the state on."""
     grant_id: ShortId | None = None
     restartable: Flag = False
+    opportunistic: Flag = False
+    """Jobs on GPUs that nobody else could use, paid by a programme."""
+    program_id: ShortId | None = None
+    """The programme that pays for opportunistic ones; may be left out where only one pays for the organization's."""
+
+    @model_validator(mode="after")
+    def _one_payer(self) -> JobsWhatIf:
+        if self.program_id is not None and not self.opportunistic:
+            raise wrong("program_id is for opportunistic jobs: grant_id names the grant that pays")
+        if self.grant_id is not None and self.opportunistic:
+            raise wrong(
+                "an opportunistic job is paid by a programme: program_id, and not grant_id, may name it"
+            )
+        return self
 
 
 WhatIfChange = Annotated[

@@ -4,23 +4,28 @@ A future draws how long everything runs and what is submitted (`habits`) and is 
 (`play`). What has not started when the futures end is taken to be served on at the rate at which the jobs that wait
 now were served in them, or half of what its organization's grants are entitled to, if that is more: the GPU-hours ahead
 of it in its organization, over that rate.
+
+Opportunistic jobs are foretold in futures of their own, after everybody else: nobody's ETA depends on them.
 """
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from random import Random
 
 from scheduler.ahead.habits import Habits, Past
+from scheduler.ahead.newcomers import Alike, Newcomers, newcomers
 from scheduler.ahead.outlook import Outlook
 from scheduler.ahead.play import look_ahead
+from scheduler.ahead.queues import Queues, gpus_of, paces_of
 from scheduler.core.cycle import decide
-from scheduler.core.model import Attempt, Change, GpuClass, Grant, Job, JobState, Node, WaitReason
+from scheduler.core.model import Attempt, Change, Job, JobState, WaitReason
 from scheduler.core.policy import DAY_MS, MINUTE_MS
+from scheduler.core.spare import seen_by_others
 from scheduler.core.state import State
 
 ROOM = frozenset(
@@ -32,17 +37,10 @@ ROOM = frozenset(
         WaitReason.NO_FREE_GPU,
         WaitReason.NO_NODE_FITS,
         WaitReason.COOLDOWN,
+        WaitReason.NO_IDLE_GPU,
     }
 )
 """What a job gets out of as others end. Of other reasons it has to be seen to get out in the futures."""
-
-PACE_SHARE = 0.5
-"""An organization is taken to be served at this share of what its pace needs at least: it may wait its turn for a day,
-but not for long. The rest goes to those of its jobs that come later and pass."""
-LEAST_SHARE = 0.02
-"""An organization that was not served at all is taken to get so much of its class's GPUs later."""
-
-LONGEST_MS = 10 * 365 * DAY_MS
 
 
 class Basis(StrEnum):
@@ -91,6 +89,9 @@ class Forecast:
 
     as_of_ms: int
     etas: Mapping[str, Eta]
+    newcomers: Sequence[tuple[Alike, Eta, int]] = ()
+    """For jobs that are not submitted yet, the closest likenesses first: when one that is submitted at this moment will
+    start, and from how many jobs of the futures that is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,35 +107,78 @@ class Question:
 def forecast(objects: Iterable[Change], now_ms: int, past: Iterable[Past], method: Method) -> Forecast:
     """Foretell every waiting job's start from a whole snapshot (as `look_ahead` takes it) and the recent past.
 
-    The same arguments give the same answer.
+    What is opportunistic, in the snapshot or in the past, changes no other job's ETA. The same arguments give the same
+    answer.
     """
-    objects = list(objects)
+    objects, past = list(objects), list(past)
+    ordinary = seen_by_others(objects, now_ms) if any(map(_is_spare, objects)) else objects
+    habits = Habits([each for each in past if not each.program_id], now_ms)
+    found = _foretell(ordinary, now_ms, habits, method, _is_ordinary, lambda job: job.organization_id)
+    if any(isinstance(each, Job) and each.program_id and each.waits for each in objects):
+        habits = Habits(past, now_ms)
+        # whose organization used least of late goes first: they are served as one queue
+        spare = _foretell(objects, now_ms, habits, method, _is_spare, lambda job: "")
+        found = Forecast(now_ms, {**found.etas, **spare.etas}, (*found.newcomers, *spare.newcomers))
+    return found
+
+
+def _is_ordinary(job: Change) -> bool:
+    return isinstance(job, Job) and not job.program_id
+
+
+def _is_spare(each: Change) -> bool:
+    return (isinstance(each, Attempt) and each.opportunistic) or (
+        isinstance(each, Job) and each.program_id != ""
+    )
+
+
+def _foretell(
+    objects: Sequence[Change],
+    now_ms: int,
+    habits: Habits,
+    method: Method,
+    asked: Callable[[Job], bool],
+    queue_of: Callable[[Job], str],
+) -> Forecast:
+    """Of the jobs that are asked for alone, from futures in which all jobs of the snapshot compete."""
     plan, _ = decide(State(), objects, now_ms)
-    starting = [start.job_id for start in plan.starts]
-    order = [*starting, *plan.order]
     jobs = {each.id: each for each in objects if isinstance(each, Job)}
+    everybody = [*(start.job_id for start in plan.starts), *plan.order]
+    order = [id for id in everybody if asked(jobs[id])]
+    others = [id for id in everybody if not asked(jobs[id])]
     shown = order[: method.most_jobs]
-    left_out = set(order[method.most_jobs :])
+    left_out = {*order[method.most_jobs :], *others[method.most_jobs :]}
     played = [each for each in objects if not (isinstance(each, Job) and each.id in left_out)]
     helped = [id for id in order if id not in plan.reasons or plan.reasons[id].code in ROOM]
-    others = set(shown) - set(helped)
-    habits = Habits(past, now_ms)
-    queues = _Queues([jobs[id] for id in helped], habits, _gpus_of(objects), _paces_of(objects, now_ms))
+    seen = set(shown) - set(helped)
+    queues = Queues(
+        [jobs[id] for id in helped], habits, gpus_of(objects), paces_of(objects, now_ms), queue_of
+    )
     waits: dict[str, list[float]] = defaultdict(list)
+    fresh = Newcomers(method.every_ms)
     for number in range(method.futures):
         rng = Random(f"{method.seed}-{number}")
-        outlook = _future(played, shown, now_ms, habits, rng, method)
-        for id, wait_ms in queues.waits_ms(outlook, method.horizon_ms).items():
+        arrivals, runs_ms = habits.arrivals(rng, method.horizon_ms)
+        soon = [job for job in newcomers(arrivals, now_ms) if asked(job)]
+        awaited = [*shown, *(job.id for job in soon)]
+        outlook = _future(played, awaited, now_ms, habits, arrivals, runs_ms, rng, method)
+        found, beyond_ms = queues.waits_ms(outlook, method.horizon_ms)
+        fresh.note(outlook, soon, beyond_ms)
+        for id, wait_ms in found.items():
             waits[id].append(wait_ms)
-        for id in others:
+        for id in seen:
             start_ms = outlook.jobs[id].start_ms
             # money that comes back, a grant that begins: beyond the futures nobody can say
             waits[id].append(2.0 * method.horizon_ms if start_ms is None else start_ms - now_ms)
-    for id in others:
+    for id in seen:
         if _quantile(sorted(waits[id]), 0.5) >= method.horizon_ms:
             del waits[id]
     exact = set(order[: method.exact_jobs])
-    return Forecast(now_ms, {id: _eta(found, now_ms, id in exact, method) for id, found in waits.items()})
+    return Forecast(
+        now_ms,
+        {id: _eta(each, now_ms, id in exact, method) for id, each in waits.items()},
+        [(alike, _eta_of_newcomers(each, now_ms, method), len(each)) for alike, each in fresh.told()],
+    )
 
 
 def _future(
@@ -142,6 +186,8 @@ def _future(
     awaited: Sequence[str],
     now_ms: int,
     habits: Habits,
+    arrivals: Sequence[Job],
+    runs_ms: Mapping[str, int],
     rng: Random,
     method: Method,
 ) -> Outlook:
@@ -150,7 +196,6 @@ def _future(
         for each in objects
         if isinstance(each, Attempt) and each.state is not JobState.ENDED and each.started_at_ms is not None
     }
-    arrivals, runs_ms = habits.arrivals(rng, method.horizon_ms)
 
     def run_ms(job: Job) -> int:
         known = runs_ms.get(job.id)
@@ -168,71 +213,6 @@ def _future(
     )
 
 
-class _Queues:
-    """The jobs that wait for room, by organization and class, in order, with the work that each brings."""
-
-    def __init__(
-        self,
-        order: Sequence[Job],
-        habits: Habits,
-        gpus: Mapping[str, int],
-        paces: Mapping[tuple[str, str], float],
-    ) -> None:
-        self._gpus, self._paces = gpus, paces
-        self._queues: dict[tuple[str, str], list[tuple[Job, int]]] = defaultdict(list)
-        for job in order:
-            key = job.organization_id, job.gpu_class
-            self._queues[key].append((job, job.gpus * habits.mean_run_ms(job)))
-
-    def waits_ms(self, outlook: Outlook, horizon_ms: int) -> dict[str, float]:
-        """How long each job waits in one future; beyond its horizon at the rate at which its queue was served."""
-        waits: dict[str, float] = {}
-        for (organization_id, gpu_class), queue in self._queues.items():
-            started = {
-                job.id: prospect.start_ms - outlook.now_ms
-                for job, _ in queue
-                if (prospect := outlook.jobs.get(job.id)) is not None and prospect.start_ms is not None
-            }
-            waits |= started
-            served = sum(work for job, work in queue if job.id in started)
-            gpus = self._gpus.get(gpu_class, 0)
-            entitled = min(gpus, self._paces.get((organization_id, gpu_class), 0.0))
-            rate = max(served / horizon_ms, entitled * PACE_SHARE, gpus * LEAST_SHARE)
-            ahead = 0.0
-            for job, work in queue:
-                if job.id not in started and job.gpus <= gpus:
-                    waits[job.id] = min(LONGEST_MS, horizon_ms + ahead / rate)
-                    ahead += work
-        return waits
-
-
-def _gpus_of(objects: Iterable[Change]) -> dict[str, int]:
-    gpus: dict[str, int] = defaultdict(int)
-    for each in objects:
-        if isinstance(each, Node) and each.schedulable:
-            for gpu_class, capacity in each.capacities.items():
-                gpus[gpu_class] += max(0, capacity.total - capacity.foreign)
-    return gpus
-
-
-def _paces_of(objects: Iterable[Change], now_ms: int) -> dict[tuple[str, str], float]:
-    """GPUs that would use up an organization's grants by the end of their terms, by (organization, class)."""
-    rates = {each.id: each.rate_thousandths for each in objects if isinstance(each, GpuClass)}
-    needed: dict[str, float] = defaultdict(float)  # thousandths of the reference GPU
-    for grant in objects:
-        if isinstance(grant, Grant) and grant.starts_at_ms <= now_ms < grant.ends_at_ms:
-            own = {path.accounts[-1].id: path.accounts[-1] for path in grant.paths if path.accounts}
-            granted = sum(account.granted_gpu_us for account in own.values())
-            for party in grant.parties:  # of a consortium's, to each alike
-                needed[party] += granted / (grant.ends_at_ms - grant.starts_at_ms) / len(grant.parties)
-    return {
-        (party, gpu_class): each / rate
-        for party, each in needed.items()
-        for gpu_class, rate in rates.items()
-        if rate > 0
-    }
-
-
 def _eta(waits_ms: Sequence[float], now_ms: int, exact: bool, method: Method) -> Eta:
     waits = sorted(max(0.0, each) for each in waits_ms)
     median = _quantile(waits, 0.5)
@@ -248,6 +228,13 @@ def _eta(waits_ms: Sequence[float], now_ms: int, exact: bool, method: Method) ->
         now_ms + max(round(median), round(least * math.exp(math.hypot(high, width)))),
         basis,
     )
+
+
+def _eta_of_newcomers(waits_ms: Sequence[float], now_ms: int, method: Method) -> Eta:
+    eta = _eta(waits_ms, now_ms, True, method)
+    # unlike one that waits already, a job that is not submitted yet may well wait for nothing at all
+    at_once = _quantile(sorted(waits_ms), 0.1) < MINUTE_MS
+    return replace(eta, low_ms=now_ms) if at_once else eta
 
 
 def _quantile(ordered: Sequence[float], share: float) -> float:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from random import Random
 
-from scheduler.core.model import Job
+from scheduler.core.model import Job, Topology
 from scheduler.core.policy import DAY_MS, HOUR_MS
 
 ENOUGH_RUNS = 10
@@ -39,6 +39,11 @@ class Past:
     submitted_at_ms: int
     ran_ms: int | None
     """How long it ran until it ended by itself, was cancelled or reached its walltime; None: it has not."""
+    fallbacks: tuple[str, ...] = ()
+    """Further classes that it accepted."""
+    topology: Topology = Topology.ANY
+    program_id: str = ""
+    """The programme whose fund pays for an opportunistic job; "": it was none."""
 
     @property
     def gpus(self) -> int:
@@ -118,6 +123,9 @@ def _to_come(id: str, past: Past, at_ms: int) -> Job:
         walltime_ms=past.walltime_ms,
         submitted_at_ms=at_ms,
         restartable=past.restartable,
+        fallbacks=past.fallbacks,
+        topology=past.topology,
+        program_id=past.program_id,
     )
 
 

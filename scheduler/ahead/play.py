@@ -69,8 +69,8 @@ def look_ahead(
 
     `objects` is a whole snapshot, what a fresh `State` is given: the latest version of each object and no tombstones;
     hand in the promised `Reservations`, the `BookedRooms` and the grants' latest paces, or they are forgotten.
-    `arrivals` are jobs that come later, in order of submission. Given `awaited`, ids of waiting jobs, it ends once all
-    of them have started.
+    `arrivals` are jobs that come later, in order of submission. Given `awaited`, ids of jobs that wait or arrive, it
+    ends once all of them have started.
     `every_ms`: decide at multiples of this after `now_ms` only, which is quicker; 0: whenever something happened.
 
     Assumed is what nobody can know: clusters heard of now stay in sight and others out of it; nodes, grants, rates
@@ -152,7 +152,8 @@ class _Ahead:
 
     def play(self, until_ms: int, awaited: Collection[str] | None, every_ms: int) -> Outlook:
         """All events in order, then what came of them."""
-        missing = None if awaited is None else {id for id in awaited if self._waits(id)}
+        coming = {job.id for job in self.arrivals}
+        missing = None if awaited is None else {id for id in awaited if self._waits(id) or id in coming}
         state, now_ms = State(), self.began_ms
         self._happen(now_ms)
         complete = False

@@ -49,6 +49,7 @@ class Horizon:
         self._screens: dict[Place, Screen] = {}
         self._booked: dict[Place, dict[str, list[Interval]]] = {}
         self._beside: dict[Place, dict[str, Taken]] = defaultdict(dict)  # without reservations
+        self._promised: dict[Place, dict[str, Taken]] = {}
         self._bounds: dict[Place, Screen] = {}  # what bookings leave, whatever is reserved
 
     @property
@@ -102,21 +103,23 @@ class Horizon:
         self._screens.pop(place, None)
         self._bounds.pop(place, None)
 
-    def room_back(self, shape: Shape, clusters: Iterable[str]) -> tuple[int, str] | None:
-        """(moment, attempt): whose end at the latest leaves enough free in one cluster, reservations aside."""
-        best: tuple[int, str] | None = None
-        for cluster in clusters:
-            place = shape.gpu_class, cluster
-            shelf = self._fleet.open.get(shape.gpu_class, {}).get(cluster)
-            profile = self._profiles.get(place)
-            if shelf is None or profile is None or shelf.holding(shape.gpus_per_pod) < shape.pods:
-                continue
-            on_nodes = self._picks.get(place, {})
-            picked = {node: sum(gpus for _, _, gpus in taken) for node, taken in on_nodes.items() if taken}
-            found = profile.room_back(shape.gpus_per_pod, shape.pods, shelf.nodes, picked)
-            if found and (best is None or found < best):
-                best = found
-        return best
+    def profile(self, place: Place) -> Profile | None:
+        """What is known of the nodes of one class in one cluster."""
+        return self._profiles.get(place)
+
+    def promised(self, place: Place) -> Mapping[str, Taken]:
+        """By node of which something is: reservations, bookings, and for good what this cycle gave away."""
+        found = self._promised.get(place)
+        if found is None:
+            by_node: dict[str, list[Interval]] = defaultdict(list)
+            for node, intervals in self._picks[place].items():
+                by_node[node] += [(begin, NEVER_MS, gpus) for begin, _, gpus in intervals]
+            for more in (self._seated[place], self._booked.get(place, {})):
+                for node, intervals in more.items():
+                    by_node[node] += intervals
+            found = {node: Taken(intervals) for node, intervals in by_node.items() if intervals}
+            self._promised[place] = found
+        return found
 
     def taken(self, place: Place, node: str) -> Taken:
         """What picks, reservations and bookings take of a node."""
@@ -295,6 +298,7 @@ class Horizon:
                 on_nodes[node].remove(interval)
             self._taken[place].pop(node, None)
         self._screens.pop(place, None)
+        self._promised.pop(place, None)
 
     def _taken_beside(self, place: Place, node: str) -> Taken:
         """What picks and bookings take of a node."""
@@ -305,6 +309,7 @@ class Horizon:
         return found
 
     def _changed(self, place: Place, nodes: Iterable[str]) -> None:
+        self._promised.pop(place, None)
         for node in nodes:
             self._taken[place].pop(node, None)
             if self._booked:

@@ -8,7 +8,12 @@ from scheduler.core.fit import Shape, span_of
 from scheduler.core.model import Attempt, Job, JobState, Preempt, Reason, Start, WaitReason
 from scheduler.core.picks import Picks
 from scheduler.core.placement import Room, choose_room, pods_of
+from scheduler.core.policy import DAY_MS, Policy, Preemption
+from scheduler.core.preempt import lost_ms
 from scheduler.core.spare import Spare, Spot
+
+Loss = tuple[int, int]
+"""(GPU-milliseconds of work, how often the job was stopped for others of late)"""
 
 
 class Ground:
@@ -113,25 +118,29 @@ def real_starts(cycle: Picks, ground: Ground) -> tuple[list[Start], list[Start]]
 
 
 def stops_of(cycle: Picks, spare: Spare, ground: Ground, withheld: Iterable[Start]) -> list[Preempt]:
-    """Of those in the way the fewest, of equally few the youngest."""
+    """Of those in the way the fewest; of equally few those that lose least, have lost least, are youngest."""
     for_job: dict[Spot, str] = {}
     wishes = [(start.job_id, _room_of(start)) for start in withheld] + list(cycle.keeps.items())
     for job_id, room in wishes:
         for node in room.gpus_by_node:
             for_job.setdefault((room.gpu_class, room.cluster, node), job_id)
-    there: dict[Spot, list[Attempt]] = {}
+    there: dict[Spot, list[tuple[Attempt, Loss]]] = {}
     for attempt in spare.yielding_attempts():
         if attempt.state is not JobState.STOPPING:
+            loss = loss_of(spare.jobs.get(attempt.job_id), attempt, cycle.known.policy, cycle.known.now_ms)
             for spot in _gpus_of(attempt):
-                there.setdefault(spot, []).append(attempt)
+                there.setdefault(spot, []).append((attempt, loss))
     missing = Counter({spot: ground.short(spot) - ground.leaving[spot] for spot in for_job})
     chosen: dict[str, tuple[Attempt, str]] = {}
+    losses = {attempt.id: loss for found in there.values() for attempt, loss in found}
     for spot in sorted(for_job):
-        left = [each for each in there.get(spot, ()) if each.id not in chosen]
-        for attempt in fewest_youngest([(each, _gpus_of(each)[spot]) for each in left], missing[spot]):
+        left = [(each, _gpus_of(each)[spot], loss) for each, loss in there.get(spot, ())]
+        for attempt in fewest_cheapest([each for each in left if each[0].id not in chosen], missing[spot]):
             chosen[attempt.id] = attempt, for_job[spot]
             missing.subtract(_gpus_of(attempt))
-    for id, (attempt, _) in sorted(chosen.items(), key=lambda item: _age(item[1][0])):
+    for id, (attempt, _) in sorted(
+        chosen.items(), key=lambda item: (*(-each for each in losses[item[0]]), *_age(item[1][0]))
+    ):
         # a gang stopped for one node may have made another one's stop needless
         gpus = _gpus_of(attempt)
         if all(missing[spot] + count <= 0 for spot, count in gpus.items() if spot in for_job):
@@ -147,26 +156,42 @@ def stops_of(cycle: Picks, spare: Spare, ground: Ground, withheld: Iterable[Star
     ]
 
 
-def fewest_youngest(there: list[tuple[Attempt, int]], missing: int) -> list[Attempt]:
+def loss_of(job: Job | None, attempt: Attempt, policy: Policy, now_ms: int) -> Loss:
+    """What a stop that is told now would lose, and how often the job was stopped for others within the last day.
+
+    One that comes again loses what it did since its last checkpoint and its restart, any other all that it did; what
+    does not run yet, or ends before the stop comes, loses nothing. On all its GPUs.
+    """
+    times = len([at_ms for at_ms in job.preempted_at_ms if now_ms - at_ms < DAY_MS]) if job else 0
+    stop_ms = now_ms + policy.opportunistic_notice_ms
+    if attempt.started_at_ms is None or (attempt.ends_at_ms is not None and attempt.ends_at_ms <= stop_ms):
+        return 0, times
+    ran_ms = stop_ms - attempt.started_at_ms
+    if job is not None and job.restartable:
+        ran_ms = lost_ms(policy.preemption or Preemption(), ran_ms)
+    return ran_ms * attempt.gpus_held, times
+
+
+def fewest_cheapest(there: list[tuple[Attempt, int, Loss]], missing: int) -> list[Attempt]:
     """The fewest of these attempts (each with its GPUs on a node) that free so many GPUs; of equally few those that
-    were claimed last, then by id. All of them when even that is too little."""
+    lose least together, then those that were stopped least often, then the youngest, then by id. All of them when even
+    that is too little."""
     if missing <= 0:
         return []
     there = sorted(there, key=lambda each: _age(each[0]), reverse=True)
-    sizes = sorted((gpus for _, gpus in there), reverse=True)
+    sizes = sorted((gpus for _, gpus, _ in there), reverse=True)
     count = next((n for n in range(1, len(sizes) + 1) if sum(sizes[:n]) >= missing), len(sizes))
-    chosen: list[Attempt] = []
-    for number, (attempt, gpus) in enumerate(there):
-        # the youngest goes, if the largest of those left can make up for what is then missing
-        rest = sorted((size for _, size in there[number + 1 :]), reverse=True)
-        if gpus + sum(rest[: count - len(chosen) - 1]) >= missing or number + count - len(chosen) == len(
-            there
-        ):
-            chosen.append(attempt)
-            missing -= gpus
-        if len(chosen) == count:
-            break
-    return chosen
+    # by (how many, GPUs freed, more than enough is enough): the cheapest, and who that is, the youngest first
+    best: dict[tuple[int, int], tuple[int, int, tuple[int, ...]]] = {(0, 0): (0, 0, ())}
+    for rank, (_, gpus, (lost, times)) in enumerate(there):
+        for (number, freed), (all_lost, all_times, ranks) in list(best.items()):
+            if number < count:
+                key = number + 1, min(missing, freed + gpus)
+                found = all_lost + lost, all_times + times, (*ranks, rank)
+                best[key] = min(found, best.get(key, found))
+    if (count, missing) not in best:
+        return [attempt for attempt, _, _ in there]
+    return [there[rank][0] for rank in best[count, missing][2]]
 
 
 def _age(attempt: Attempt) -> tuple[int, str]:

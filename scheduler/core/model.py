@@ -61,7 +61,8 @@ class WaitReason(StrEnum):
     """(gpu_class, gpus)"""
     NO_FREE_GPU = "no_free_gpu"
     """(gpu_class, needed, free, [room_at_ms, ending_job]): fewer are free in all clusters together than the job needs.
-    The last two where they are known: by when running jobs have made room at the latest, and whose end does so"""
+    The last two where they are known: by when there is room for its walltime at the latest, what is promised to others
+    left alone, and whose end makes it"""
     NO_NODE_FITS = "no_node_fits"
     """(gpu_class, gpus_per_pod, pods, pods_fit, [room_at_ms, ending_job]): enough are free, but scattered over nodes
     or clusters. `within` besides where one "node" has to hold all pods (they then count as one), or one "rack"."""

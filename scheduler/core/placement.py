@@ -23,17 +23,24 @@ def choose_room(
     shape: Shape, topology: Topology, fleet: Fleet, clusters: Iterable[str], limits: Limits | None = None
 ) -> Room | None:
     """Room for all pods, lying to each other as the job prefers if there is such room."""
-    wishes = list[Shape]()
-    if topology is Topology.PREFER_SAME_NODE:
-        wishes.append(shape._replace(gpus_per_pod=shape.gpus, pods=1, within=NODE))
-    if topology in (Topology.PREFER_SAME_NODE, Topology.PREFER_SAME_RACK):
-        wishes.append(shape._replace(within=RACK))
     clusters = tuple(clusters)
-    for wish in wishes if shape.pods > 1 else ():
+    for wish in wishes_of(shape, topology):
         room = place(wish, fleet.domains(wish, clusters), limits)
         if room:
             return room
     return place(shape, fleet.domains(shape, clusters), limits, spread=topology is Topology.SPREAD)
+
+
+def wishes_of(shape: Shape, topology: Topology) -> list[Shape]:
+    """What the gang prefers, the most wanted first."""
+    wishes = list[Shape]()
+    if shape.pods == 1:
+        return wishes
+    if topology is Topology.PREFER_SAME_NODE:
+        wishes.append(shape._replace(gpus_per_pod=shape.gpus, pods=1, within=NODE))
+    if topology in (Topology.PREFER_SAME_NODE, Topology.PREFER_SAME_RACK):
+        wishes.append(shape._replace(within=RACK))
+    return wishes
 
 
 def place(

@@ -53,9 +53,12 @@ def victim_of(job: Job, attempt: Attempt, gpu_class: str, rule: Preemption, now_
     stop_ms = now_ms + rule.notice_ms
     if attempt.ends_at_ms is not None and attempt.ends_at_ms <= stop_ms:
         return None
-    ran_ms = stop_ms - started_ms
-    lost_ms = (ran_ms % rule.checkpoint_ms if rule.checkpoint_ms else 0) + rule.restart_ms
-    return Victim(attempt, nodes.pop(), job.gpus, lost_ms * job.gpus)
+    return Victim(attempt, nodes.pop(), job.gpus, lost_ms(rule, stop_ms - started_ms) * job.gpus)
+
+
+def lost_ms(rule: Preemption, ran_ms: int) -> int:
+    """What a restartable attempt that ran so long loses: what it did since its last checkpoint, and its restart."""
+    return (ran_ms % rule.checkpoint_ms if rule.checkpoint_ms else 0) + rule.restart_ms
 
 
 def choose(

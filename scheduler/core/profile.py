@@ -91,8 +91,8 @@ class NodeProfile:
         return found
 
     def ending_at(self, end_ms: int) -> str:
-        """The attempt that gives GPUs back then; of several the first by id."""
-        return min(attempt for attempt, (at_ms, _) in self._gpus.items() if at_ms == end_ms)
+        """The attempt that gives GPUs back then; of several the first by id, "" if none does."""
+        return min((attempt for attempt, (at_ms, _) in self._gpus.items() if at_ms == end_ms), default="")
 
     def _cumulate(self) -> list[int]:
         if self._cumulated is None:
@@ -113,6 +113,10 @@ class Taken:
         self.times = sorted(changes)
         self.levels = [0, *accumulate(changes[time] for time in self.times)]
         """[i]: GPUs taken before times[i], and from times[i - 1] on."""
+
+    def at(self, at_ms: int) -> int:
+        """How many are taken at a moment."""
+        return self.levels[bisect_right(self.times, at_ms)]
 
 
 def least_free(node: NodeProfile, taken: Taken, from_ms: int, to_ms: int, now_ms: int) -> int:
@@ -192,33 +196,6 @@ class Profile:
                     insort(ordered, (at_ms, name))
         self._dirty[size] = set()
         return ordered
-
-    def room_back(
-        self, size: int, pods: int, open_nodes: Mapping[str, object], picked: Mapping[str, int]
-    ) -> tuple[int, str] | None:
-        """(moment, attempt): when running attempts have made room for so many pods at the latest, and which does so.
-
-        `picked`: GPUs by node that this cycle gave away, taken to be gone for good. Reservations do not count. A
-        moment may lie in the past, when an attempt has not ended in time. None: not in sight, or there is room now.
-        """
-        found: list[tuple[int, str]] = []
-        for slot in self.slots(size, open_nodes):
-            if len(found) == pods:
-                break
-            if slot[1] not in picked:
-                found.append(slot)
-        latest_ms = found[-1][0] if len(found) == pods else NEVER_MS - 1
-        for name in picked.keys() & open_nodes.keys():
-            for count in range(1, pods + 1):
-                at_ms = self.nodes[name].when(count * size + picked[name], 0)
-                if at_ms > latest_ms:
-                    break
-                found.append((at_ms, name))
-        found.sort()
-        if len(found) < pods or not found[pods - 1][0]:
-            return None
-        at_ms, name = found[pods - 1]
-        return at_ms, self.nodes[name].ending_at(at_ms)
 
     def _of(self, name: str, size: int, open_nodes: Mapping[str, object]) -> list[int]:
         if name not in open_nodes:

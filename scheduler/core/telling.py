@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
+from scheduler.core.comeback import Comeback, Moment
 from scheduler.core.fit import FitKey, Shape
 from scheduler.core.groups import Group, Leaf
 from scheduler.core.model import RACK, Reason, WaitReason
@@ -26,6 +27,10 @@ class Teller:
     def __init__(self, cycle: Picks) -> None:
         self._cycle, self._known = cycle, cycle.known
         self._explained: dict[FitKey, Reason] = {}
+        self._roomy: dict[tuple[FitKey, int], Reason] = {}  # with the moment of room, by span
+        self._beside: dict[FitKey, bool] = {}  # whether the span matters for it
+        self._moments: dict[tuple[FitKey, Moment | None], Reason] = {}
+        self._comeback = Comeback(cycle.horizon, cycle.known.fleet)
         self._fitting: dict[FitKey, bool] = {}
 
     def tell(self, judged: Iterable[str]) -> Told:
@@ -164,19 +169,35 @@ class Teller:
             reason = self._explained[shape[:5]] = explain(shape, fleet, cycle.reach)
             if kept:
                 fleet.take(kept.gpu_class, kept.cluster, kept.gpus_by_node)
-            elif reason.code in (WaitReason.NO_FREE_GPU, WaitReason.NO_NODE_FITS) and shape.within != RACK:
-                reason = self._explained[shape[:5]] = self._with_room(shape, reason)
-        return reason
+        if shape.within == RACK or reason.code not in (WaitReason.NO_FREE_GPU, WaitReason.NO_NODE_FITS):
+            return reason
+        if shape.kept_for in self._cycle.keeps:
+            return reason
+        return self._with_room(shape, reason)
 
     def _with_room(self, shape: Shape, reason: Reason) -> Reason:
-        """The same with the moment at which running attempts have made room at the latest, if that is in sight."""
-        cycle = self._cycle
-        room = cycle.horizon.room_back(shape, cycle.reach.open_to(shape.gpu_class))
-        if room is None:
-            return reason
-        at_ms, attempt_id = room
-        job_id, _, _ = attempt_id.rpartition("-")
-        return Reason(reason.code, {**reason.numbers, "room_at_ms": at_ms, "ending_job": job_id})
+        """The same with the moment at which room has come back at the latest, if that is in sight."""
+        key, clusters = shape[:5], self._cycle.reach.open_to(shape.gpu_class)
+        beside = self._beside.get(key)
+        if beside is None:
+            beside = self._beside[key] = self._comeback.depends_on_span(shape, clusters)
+        spanned = key, shape.span_ms if beside else 0
+        if spanned not in self._roomy:
+            room = self._comeback.room_back(shape, clusters)
+            # most spans are told the same: then by the same object
+            told = self._moments.get((key, room))
+            if told is None:
+                told = self._moments[key, room] = reason if room is None else _back_at(reason, room)
+            self._roomy[spanned] = told
+        return self._roomy[spanned]
+
+
+def _back_at(reason: Reason, room: Moment) -> Reason:
+    at_ms, attempt_id = room
+    numbers = {**reason.numbers, "room_at_ms": at_ms}
+    if attempt_id:
+        numbers["ending_job"], _, _ = attempt_id.rpartition("-")
+    return Reason(reason.code, numbers)
 
 
 def _say(reasons: dict[str, Reason], changed: dict[str, Reason], group: Group, reason: Reason) -> None:

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from scheduler.core.entitlement import decayed
 from scheduler.core.fit import Shape, Shelf
 from scheduler.core.leaving import Ground, shape_of
-from scheduler.core.model import Fund, Job, Reason, Start, WaitReason
+from scheduler.core.model import Fund, Job, Reason, Start, Topology, WaitReason
 from scheduler.core.picks import Picks
-from scheduler.core.placement import Room, pods_of
+from scheduler.core.placement import Room, pods_of, wishes_of
 from scheduler.core.reasons import explain, with_others
 from scheduler.core.spare import Spare, Spot
 
@@ -26,6 +26,7 @@ class Turns:
         self._usage: dict[str, float] = {}
         self._held: Counter[str] = Counter()  # by organization, of open attempts and this cycle's picks
         self._full: dict[Shape, Reason] = {}
+        self._unmet: set[Shape] = set()  # preferences for which there is no room any more
         self._given: Counter[Spot] = Counter()  # by this cycle's picks
         now_ms, half_life_ms = cycle.known.now_ms, cycle.known.policy.half_life_ms
         for each in spare.organizations.values():
@@ -119,20 +120,37 @@ class Turns:
         return None
 
     def _place(self, job: Job, shape: Shape) -> Room | Reason:
-        """Idle room, in the reverse of the order in which others take it; else why there is none."""
+        """Idle room, in the reverse of the order in which others take it; else why there is none.
+
+        Where there is room as the job prefers its pods to lie it gets that.
+        """
         full = self._full.get(shape)
-        if full is None:
-            cycle, clusters = self._cycle, self._cycle.reach.open_to(shape.gpu_class)
-            limits = cycle.horizon.limits(shape, clusters)
-            idle = 0
-            for cluster, shelf in cycle.known.fleet.domains(shape, clusters):
-                free = self._idle(shape.gpu_class, cluster, shelf, limits.get(cluster, {}))
-                idle += sum(free.values())
-                room = self._pack(shape, cluster, shelf, free)
+        if full is not None:
+            return full
+        for wish in wishes_of(shape, job.topology):
+            if wish not in self._unmet:
+                room, _ = self._room(wish)
                 if room is not None:
                     return room
-            full = self._full[shape] = self._no_room(shape, idle)
+                self._unmet.add(wish)
+        room, idle = self._room(shape, spread=job.topology is Topology.SPREAD)
+        if room is not None:
+            return room
+        full = self._full[shape] = self._no_room(shape, idle)
         return full
+
+    def _room(self, shape: Shape, *, spread: bool = False) -> tuple[Room | None, int]:
+        """The first domain (cluster or rack) that takes all pods; else None and how many GPUs are idle in all."""
+        cycle, clusters = self._cycle, self._cycle.reach.open_to(shape.gpu_class)
+        limits = cycle.horizon.limits(shape, clusters)
+        idle = 0
+        for cluster, shelf in cycle.known.fleet.domains(shape, clusters):
+            free = self._idle(shape.gpu_class, cluster, shelf, limits.get(cluster, {}))
+            idle += sum(free.values())
+            room = self._pack(shape, cluster, shelf, free, spread=spread)
+            if room is not None:
+                return room, idle
+        return None, idle
 
     def _no_room(self, shape: Shape, idle: int) -> Reason:
         """Paused, out of sight, or in use."""
@@ -156,27 +174,32 @@ class Turns:
         }
         return {name: gpus for name, gpus in found.items() if gpus > 0}
 
-    def _pack(self, shape: Shape, cluster: str, shelf: Shelf, free: Mapping[str, int]) -> Room | None:
-        """The emptiest nodes first, and of these where opportunistic jobs are already: others come there last."""
-        size, missing = shape.gpus_per_pod, shape.pods
-        if sum(gpus // size for gpus in free.values()) < missing:
+    def _pack(
+        self, shape: Shape, cluster: str, shelf: Shelf, free: Mapping[str, int], *, spread: bool
+    ) -> Room | None:
+        """The emptiest nodes first, and of these where opportunistic jobs are already: others come there last.
+
+        `spread`: pod by pod onto these nodes in turn.
+        """
+        size = shape.gpus_per_pod
+        if sum(gpus // size for gpus in free.values()) < shape.pods:
             return None
-        chosen = dict[str, int]()
 
         def last_place(name: str) -> tuple[int, int, str]:
             spot = shape.gpu_class, cluster, name
             given = self._given[spot]
             return shelf.nodes[name][0] + given, self._spare.yielding[spot] + given, name
 
-        for name in sorted(
-            (name for name, gpus in free.items() if gpus >= size), key=last_place, reverse=True
-        ):
-            here = min(missing, free[name] // size)
-            chosen[name] = here * size
-            missing -= here
-            if not missing:
-                return Room(shape.gpu_class, cluster, chosen)
-        return None
+        names = sorted((name for name, gpus in free.items() if gpus >= size), key=last_place, reverse=True)
+        chosen = Counter[str]()
+        missing = shape.pods
+        while missing:
+            for name in names:
+                here = min(missing, (free[name] - chosen[name]) // size, 1 if spread else missing)
+                if here:
+                    chosen[name] += here * size
+                    missing -= here
+        return Room(shape.gpu_class, cluster, chosen)
 
     def _begin(self, job: Job, fund: Fund, room: Room, cost_gpu_us: int) -> Start:
         self._ground.take(room, job.walltime_ms)

@@ -243,6 +243,7 @@ class _Draft:
         self._found("gpu_class", change.gpu_class, "gpu_class")
         if change.grant_id is not None:
             self._found("grant", change.grant_id, "grant_id")
+        program_id = self._payer(change) if change.opportunistic else None
         for n in range(change.count):
             self.arrivals.append(
                 JobObject(
@@ -260,10 +261,31 @@ class _Draft:
                     attempt=0,
                     not_before=None,
                     cancel_requested_at=None,
+                    program_id=program_id,
                 )
             )
         shape = f"{change.pods} x {change.gpus_per_pod} {change.gpu_class} for {change.walltime_s} s"
-        self.told.append(f"{change.count} jobs of {change.organization_id} more, each {shape}")
+        paid = "" if program_id is None else f", opportunistic, paid by {program_id}"
+        self.told.append(f"{change.count} jobs of {change.organization_id} more, each {shape}{paid}")
+
+    def _payer(self, change: wire.JobsWhatIf) -> str:
+        """The programme that pays for opportunistic jobs of this organization."""
+        grants = [item.grant for item in self.items.values() if item.grant is not None]
+        paying = {grant.program_id for grant in grants if not grant.organization_id}
+        mine = {
+            grant.program_id
+            for grant in grants
+            if change.organization_id in {grant.organization_id, *(p.organization_id for p in grant.paths)}
+        }
+        could = sorted(paying & mine)
+        if change.program_id is None and len(could) == 1:
+            return could[0]
+        if change.program_id in could:
+            return str(change.program_id)
+        there = ", ".join(could) or "none"
+        raise _Wrong(
+            "program_id", f"name a programme that pays for opportunistic jobs of this organization: {there}"
+        )
 
     # --- objects ---
 

@@ -9,6 +9,9 @@ replay did with it.
   whole wait.
 - `median_error_of_the_rest`: the same over (start - moment of the forecast), the part of the wait that was foretold.
 - `coverage`: the share of starts within the band, which is to hold 80 % of them.
+- `quoted_share`, `quoted_coverage`, `quoted_median_off`: of the jobs that are submitted within the hour after such a
+  moment, how many the forecast had a quote for, how many of those started within its band, and the median of
+  |quoted median wait - wait|.
 
 The widths of `Method` and the shares of the rate were chosen while looking at the first three pools, at other moments;
 `philly4_64` tests them. Figures of virtual time: the same on any machine, but for the seconds.
@@ -26,7 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from scheduler.ahead.forecast import Basis, Eta, Method, forecast
+from scheduler.ahead.forecast import Basis, Eta, Forecast, Method, forecast
 from scheduler.ahead.habits import Past
 from scheduler.core.model import Job
 from scheduler.core.policy import PRESETS
@@ -44,6 +47,7 @@ POOLS = (
     ("philly4_64", TRACES / "philly-muri/trace4.csv.gz", Settings(8, 8)),
 )
 MOMENTS = 12
+QUOTED_MS = 3_600_000
 PAST_JOBS = 20_000
 ERROR_GOAL, COVERAGE_GOAL = 0.30, (0.75, 0.90)
 
@@ -66,6 +70,19 @@ class Foretold:
         return abs(self.eta.median_ms - self.start_ms) / max(1, self.start_ms - since_ms)
 
 
+@dataclass(frozen=True, slots=True)
+class Quoted:
+    """One job that came after a moment, and what its quote would have said; None: nothing."""
+
+    wait_ms: int
+    band_ms: tuple[int, int, int] | None
+    """Low, median, high."""
+
+    @property
+    def covered(self) -> bool:
+        return self.band_ms is not None and self.band_ms[0] <= self.wait_ms <= self.band_ms[2]
+
+
 def run(only: Sequence[str] = ()) -> list[dict[str, object]]:
     """The figures of each pool, or of some; nothing where a trace is absent."""
     rows: list[dict[str, object]] = []
@@ -81,22 +98,51 @@ def run(only: Sequence[str] = ()) -> list[dict[str, object]]:
 
 def foretold(
     path: Path, settings: Settings, moments: int = MOMENTS, method: Method | None = None
-) -> tuple[list[Foretold], float]:
-    """Every (moment, waiting job) of a replay, and the mean seconds of CPU that a forecast took."""
+) -> tuple[list[Foretold], list[Quoted], float]:
+    """Every (moment, waiting job) of a replay, the jobs that came after, and the mean CPU seconds of a forecast."""
     jobs = arrange(read_trace(path), settings)
     scenes, records = _played(jobs, settings, moments)
     method = method or Method(walltime_shrinks=True)
     found: list[Foretold] = []
+    quoted: list[Quoted] = []
     began_s = time.process_time()
     for scene in scenes:
         past = list(_past(jobs, records, settings, scene.now_ms))
-        etas = forecast(scene.objects, scene.now_ms, past, method).etas
+        told = forecast(scene.objects, scene.now_ms, past, method)
+        etas = told.etas
+        quoted += _quoted(told, jobs, records, settings)
         new = {each.id for each in scene.objects if isinstance(each, Job) and each.attempt == 0}
         for id in scene.order:
             start_s = records[id].first_start_s
             if id in new and start_s is not None:
                 found.append(Foretold(scene.now_ms, records[id].submit_s * 1000, start_s * 1000, etas[id]))
-    return found, (time.process_time() - began_s) / max(1, len(scenes))
+    return found, quoted, (time.process_time() - began_s) / max(1, len(scenes))
+
+
+def _quoted(
+    told: Forecast, jobs: Sequence[TraceJob], records: dict[str, Record], settings: Settings
+) -> Iterator[Quoted]:
+    """The jobs of the next hour."""
+    now_s = told.as_of_ms // 1000
+    first = bisect_right(jobs, now_s, key=lambda job: job.submit_s)
+    last = bisect_right(jobs, now_s + QUOTED_MS // 1000, key=lambda job: job.submit_s)
+    for job in jobs[first:last]:
+        start_s = records[job.id].first_start_s
+        if start_s is not None:
+            pods, gpus_per_pod = gang(job.gpus, settings.gpus_per_node)
+            yield Quoted((start_s - job.submit_s) * 1000, _quote(told, job, pods * gpus_per_pod))
+
+
+def _quote(told: Forecast, job: TraceJob, gpus: int) -> tuple[int, int, int] | None:
+    for alike, eta, _ in told.newcomers:
+        if (
+            alike.organization_id == job.organization
+            and alike.gpus_over < gpus <= (alike.gpus_to or gpus)
+            and alike.walltime_over_ms < job.limit_s * 1000 <= (alike.walltime_to_ms or job.limit_s * 1000)
+        ):
+            low, median_ms, high = (at - told.as_of_ms for at in (eta.low_ms, eta.median_ms, eta.high_ms))
+            return low, median_ms, high
+    return None
 
 
 def _played(
@@ -139,7 +185,9 @@ def _past(
         )
 
 
-def _rows(name: str, found: Sequence[Foretold], took_s: float) -> Iterator[dict[str, object]]:
+def _rows(
+    name: str, found: Sequence[Foretold], quoted: Sequence[Quoted], took_s: float
+) -> Iterator[dict[str, object]]:
     yield _row(f"{name}_median_error", _error(found), "of the wait", ERROR_GOAL)
     yield _row(
         f"{name}_median_error_of_the_rest", median(each.error(each.at_ms) for each in found), "of the rest"
@@ -155,6 +203,15 @@ def _rows(name: str, found: Sequence[Foretold], took_s: float) -> Iterator[dict[
                 f"{name}_{basis}_coverage", sum(each.covered for each in some) / len(some), "of starts"
             )
             yield _row(f"{name}_{basis}_forecasts", len(some), "jobs")
+    yield _row(f"{name}_quoted_jobs", len(quoted), "jobs")
+    known = [(each, each.band_ms) for each in quoted if each.band_ms is not None]
+    if known:
+        off_s = [abs(band[1] - each.wait_ms) / 1000 for each, band in known]
+        yield _row(f"{name}_quoted_share", len(known) / len(quoted), "of jobs")
+        yield _row(
+            f"{name}_quoted_coverage", sum(each.covered for each, _ in known) / len(known), "of starts"
+        )
+        yield _row(f"{name}_quoted_median_off", median(off_s), "s")
     yield _row(f"{name}_cpu", took_s, "s")
 
 

@@ -323,6 +323,9 @@ REQUESTS: dict[str, Maker] = {
     "put_organization_caps": lambda api: Request(
         api.operator, {"caps": {"max_gpus": 99}, **REASON}, {"organization_id": _organization(api)}
     ),
+    "put_program_caps": lambda api: Request(
+        api.operator, {"caps": {"job_gpus": 99}, **REASON}, {"program_id": _program(api)}
+    ),
     "put_share": lambda api: Request(
         api.operator, {"gpu_hours": "2", **REASON}, {"grant_id": _grant(api).id, "organization_id": "beta"}
     ),

@@ -81,6 +81,8 @@ def _programs(world: World) -> dict[str, Callable[[], Valid]]:
         "change_program": _post(world, "change_program", "operator", {"program_id": "ax-2026"}),
         "put_fund": _post(world, "put_fund", "operator", {"program_id": "ax"}),
         "read_fund": _get("auditor", program_id="ax"),
+        "put_program_caps": _post(world, "put_program_caps", "operator", {"program_id": "ax-2026"}),
+        "read_program_caps": _get("auditor", program_id="ax-2026"),
         "adjust_program": _post(world, "adjust_program", "operator", {"program_id": "ax"}),
         "list_programs": _get("auditor"),
         "award_grant": _post(world, "award_grant", "operator", organization_id="beta"),

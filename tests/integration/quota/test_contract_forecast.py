@@ -12,6 +12,7 @@ from quota.jobs.recent import recent_jobs
 from quota.schemas.forecasts import EtaBasis, EtaItem, ForecastDocument, ForecastReply, JobEta
 from quota.schemas.jobs import Job
 from tests.builders import HOUR_MS, Hub, a_hub
+from tests.integration.quota.test_opportunistic import put_fund
 
 
 @pytest.fixture
@@ -112,3 +113,44 @@ def test_the_past_tells_what_was_asked_for_and_how_long_it_ran(hub: Hub) -> None
     ]
     with hub.database.read() as connection:
         assert recent_jobs(connection, 1).items == found[:1]
+
+
+def test_the_past_tells_the_shape_of_a_job_and_opportunistic_ones_apart(hub: Hub) -> None:
+    hub.award()
+    put_fund(hub)
+    plain = hub.submit()
+    classes = {"gpu_class": "a100", "gpu_classes": ["a100", "h100"]}
+    gang = hub.submit(gpus_per_pod=1, pods=2, topology="same_node", **classes)
+    spare = [hub.submit(opportunistic=True) for _ in range(3)]
+    with hub.database.read() as connection:
+        found, two = recent_jobs(connection, 10), recent_jobs(connection, 2)
+        newest = recent_jobs(connection, 1)
+    assert [(each.topology.value, each.fallback_classes, each.program_id) for each in found.items] == [
+        ("same_node", ("h100",), None),
+        ("any", (), None),
+    ]
+    assert [each.pods for each in found.items] == [gang.pods, plain.pods]
+    assert [each.program_id for each in found.opportunistic] == ["ax"] * len(spare)
+    assert two.items == found.items, "opportunistic ones take no place of theirs"
+    assert two.opportunistic == found.opportunistic[:2]
+    assert newest.opportunistic == found.opportunistic[:1]
+
+
+def test_opportunistic_jobs_older_than_the_past_that_is_told_are_left_out(hub: Hub) -> None:
+    hub.award()
+    put_fund(hub)
+    hub.submit(opportunistic=True)
+    hub.submit(), hub.submit()
+    with hub.database.read() as connection:
+        assert recent_jobs(connection, 2).opportunistic == ()
+        assert len(recent_jobs(connection, 3).opportunistic) == 1
+
+
+def test_an_opportunistic_job_shows_its_eta_too(hub: Hub) -> None:
+    hub.award()
+    put_fund(hub)
+    job = hub.submit(opportunistic=True)
+    _foretell(hub, hub.now, {job.id: HOUR_MS})
+    eta = _shown(hub, job)
+    assert eta is not None
+    assert eta.median == hub.now + HOUR_MS

@@ -109,6 +109,8 @@ ALLOWED: dict[str, set[str]] = {
     "put_policy": {"operator"},
     "read_fund": STAFF,
     "put_fund": {"operator"},
+    "read_program_caps": STAFF,
+    "put_program_caps": {"operator"},
     "put_share": {"operator", "member"},
     "read_share": READERS,
     "move_share": {"operator", "member"},

@@ -68,7 +68,7 @@ def _read(hub: Hub) -> CapsDocument:
 
 def _show(hub: Hub, firm: str = "alpha") -> OrganizationCapsDocument:
     with hub.database.read() as connection:
-        return organization_caps.show_caps(connection, firm)
+        return organization_caps.show_caps(connection, firm, hub.now)
 
 
 def _put(hub: Hub, wanted: HubCaps, if_match: str | None = None) -> CapsDocument:

@@ -15,9 +15,11 @@ from scheduler.core.cycle import decide
 from scheduler.core.model import (
     Attempt,
     Change,
+    Grant,
     Job,
     JobState,
     Node,
+    Path,
     Plan,
     PodPlacement,
     Reason,
@@ -116,6 +118,131 @@ def check_room(world: World, plan: Plan) -> int:
         assert reason.numbers["room_at_ms"] == expected[0]
         assert reason.numbers["ending_job"] in expected[1]
     return told
+
+
+SPANS_MS = [60_000 * each for each in (5, 15, 30)] + [
+    HOUR_MS * each for each in (1, 2, 3, 4, 6, 8, 12, 16, 24, 36, 48)
+]
+"""Up to which walltimes are rounded up (facts: few kinds of many jobs)."""
+
+
+def room_beside(world: World, plan: Plan, job: Job) -> int | None:
+    """Plainly: at every moment at which something ends, whether so many pods fit for all of the walltime."""
+    span_ms = next((span for span in SPANS_MS if job.walltime_ms <= span), 0)
+    assert span_ms, "the worlds have no longer jobs"
+    free, usable = free_after(world, plan), usable_clusters(world, job.gpu_class, START_MS)
+    nodes = [
+        node
+        for node in of(world, Node)
+        if isinstance(node, Node)
+        and node.cluster in usable
+        and node.schedulable
+        and job.gpu_class in node.capacities
+    ]
+    comes = [
+        (attempt.ends_at_ms, attempt.cluster, pod.node, pod.count)
+        for attempt in of(world, Attempt)
+        if isinstance(attempt, Attempt) and attempt.capacity_held and attempt.ends_at_ms is not None
+        for pod in attempt.pods
+        if pod.gpu_class == job.gpu_class
+    ]
+    walltimes = {each.id: each.walltime_ms for each in of(world, Job) if isinstance(each, Job)}
+    kept = [
+        (each.starts_at_ms, each.starts_at_ms + walltimes[each.job_id], each.cluster, node, gpus)
+        for each in plan.reservations
+        if each.gpu_class == job.gpu_class
+        for node, gpus in each.gpus_by_node.items()
+    ]
+
+    def least(node: Node, from_ms: int) -> int:
+        moments = [from_ms, *(begin for begin, *_ in kept if from_ms < begin < from_ms + span_ms)]
+        return min(
+            free[node.cluster, node.node, job.gpu_class]
+            + sum(
+                gpus
+                for at, cluster, name, gpus in comes
+                if at <= moment and (cluster, name) == (node.cluster, node.node)
+            )
+            - sum(
+                gpus
+                for begin, end, cluster, name, gpus in kept
+                if begin <= moment < end and (cluster, name) == (node.cluster, node.node)
+            )
+            for moment in moments
+        )
+
+    for moment in sorted({START_MS, *(at for at, *_ in comes), *(end for _, end, *_ in kept)}):
+        if moment < START_MS:
+            continue
+        pods: Counter[str] = Counter()
+        for node in nodes:
+            pods[node.cluster] += max(0, least(node, moment)) // job.gpus_per_pod
+        if any(count >= job.pods for count in pods.values()):
+            return moment
+    return None
+
+
+def check_beside(world: World, plan: Plan) -> tuple[int, int]:
+    """As `check_room`, beside reservations. Answers how many were told a moment, and of how many they moved it."""
+    told = later = 0
+    for job in of(world, Job):
+        reason = plan.reasons.get(job.id) if isinstance(job, Job) else None
+        if reason is None or reason.code not in ROOM_CODES:
+            continue
+        assert isinstance(job, Job)
+        if job.pods > 1 and job.topology is Topology.SAME_RACK:
+            continue
+        alone = _as_told(job, reason)
+        expected, found = room_beside(world, plan, alone), reason.numbers.get("room_at_ms")
+        plain = room_back(world, plan, alone)
+        if expected is None:
+            assert found is None or plain is None
+            continue
+        if expected == START_MS:
+            assert isinstance(found, int)
+            assert found <= START_MS, "who should have ended"
+            continue
+        assert found == expected
+        told += 1
+        assert plain is not None
+        later += expected > max(START_MS, plain[0])
+    return told, later
+
+
+def a_promising_world(seed: int) -> tuple[World, Plan]:
+    """Many jobs, as much money as they need, and reservations for a few of any size."""
+    world, rng = a_busy_world(seed), Random(seed)
+    for job in list(of(world, Job)):
+        assert isinstance(job, Job)
+        for copy in range(5):
+            walltime_ms = rng.choice((1, 2, 5)) * HOUR_MS // 2
+            gpus = rng.choice((1, 2, job.gpus_per_pod))
+            more = replace(job, id=f"{job.id}-{copy}", gpus_per_pod=gpus, walltime_ms=walltime_ms)
+            put(world, replace(more, state=JobState.QUEUED, cancel_requested=False, not_before_ms=None))
+    for grant in list(of(world, Grant)):
+        assert isinstance(grant, Grant)
+        paths = tuple(
+            Path(
+                tuple(replace(account, granted_gpu_us=1 << 60) for account in path.accounts),
+                path.organization_id,
+            )
+            for path in grant.paths
+        )
+        put(world, replace(grant, paths=paths, max_gpus=None))
+    policy = replace(PRESETS["grant-easy"], reservation_gpus=1, promise_gpus=1, reservations=4)
+    return world, decide(State(), [*world.values(), policy], START_MS)[0]
+
+
+@settings(max_examples=200, deadline=None)
+@given(SEEDS)
+def test_room_is_back_beside_reservations_when_a_plain_search_says_so(seed: int) -> None:
+    check_beside(*a_promising_world(seed))
+
+
+def test_reservations_move_the_moment_often() -> None:
+    found = [check_beside(*a_promising_world(seed)) for seed in range(200)]
+    assert sum(told for told, _ in found) > 100
+    assert sum(later for _, later in found) > 30
 
 
 def _as_told(job: Job, reason: Reason) -> Job:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from agents.model import Holding
-from agents.outbox import OutboxUnwritable
+from agents.outbox_file import OutboxUnwritable
 from agents.pods.cgroups import Node
 from agents.pods.podresources import ALLOCATABLE
 from agents.pods.tracker import KubeletSettings, PodTracker

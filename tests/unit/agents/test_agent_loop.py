@@ -10,7 +10,8 @@ import pytest
 
 from agents import loop as loop_module
 from agents.loop import Loop
-from agents.outbox import Outbox, OutboxBroken, open_outbox
+from agents.outbox import Outbox, open_outbox
+from agents.outbox_file import OutboxBroken
 from quota.schemas.usage import EvidenceBatch
 from tests.unit.agents.agent_world import (
     HOUR_MS,

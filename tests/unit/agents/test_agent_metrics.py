@@ -12,7 +12,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from agents.exposition import make_app
 from agents.metrics import AgentCollector
-from agents.outbox import Outbox, OutboxUnwritable, Spool, open_outbox
+from agents.outbox import Outbox, Spool, open_outbox
+from agents.outbox_file import OutboxUnwritable
 from tests.unit.agents.agent_world import START_MS, Agent, Gpu, Gpus, Hold, Service, an_agent, steady
 
 MINUTE_MS = 60_000

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from agents.model import Holding, Measured, RowKey
-from agents.outbox import KEPT_MS, Outbox, OutboxBroken, OutboxUnusable, OutboxUnwritable, Spool, open_outbox
+from agents.outbox import KEPT_MS, Outbox, Spool, open_outbox
+from agents.outbox_file import OutboxBroken, OutboxUnusable, OutboxUnwritable
 from agents.usage import first_state
 from tests.unit.agents.agent_world import HOUR_MS, PERIOD_MS, START_MS
 from tests.unit.agents.logs import captured

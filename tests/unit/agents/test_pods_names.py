@@ -7,7 +7,7 @@ import pytest
 from agents.pods.names import Named, Part, device_named, part_of
 from quota.ids import new_id
 from scheduler.clusters.kubernetes.manifests import job_of
-from scheduler.translate import spec_of
+from scheduler.specs import spec_of
 from tests.unit.scheduler.quota_objects import an_attempt
 from tests.unit.scheduler.test_kubernetes_manifests import NODES, SETTINGS
 

@@ -9,8 +9,20 @@ import pytest
 
 from scheduler.ahead.forecast import Basis, Forecast, Method, forecast
 from scheduler.ahead.habits import ENOUGH_RUNS, Habits, Past
-from scheduler.core.model import Change, Job
-from tests.unit.ahead.test_ahead_live import DAY_MS, HOUR_MS, NOW_MS, a_grant, a_hub, a_job, a_run
+from scheduler.core.model import (
+    Account,
+    Capacity,
+    Change,
+    GpuClass,
+    Job,
+    Node,
+    Organization,
+    Pace,
+    PodPlacement,
+    Topology,
+)
+from tests.unit.ahead.test_ahead_live import DAY_MS, GPU_HOUR, HOUR_MS, NOW_MS, a_grant, a_hub, a_job, a_run
+from tests.unit.ahead.test_ahead_opportunistic import FUND
 
 EXACT = Method(width_exact=0.0, width_rate=0.0, every_ms=0)
 """Nothing widens the bands."""
@@ -140,3 +152,108 @@ def test_arrivals_are_a_past_day_again() -> None:
     assert [job.submitted_at_ms for job in Habits(submitted, NOW_MS).arrivals(Random(0), 3 * HOUR_MS)[0]] == [
         NOW_MS + HOUR_MS
     ]
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"fallbacks": ("a100",)},
+        {"topology": Topology.SAME_NODE, "pods": 2, "gpus_per_pod": 2},
+        {"topology": Topology.PREFER_SAME_RACK, "pods": 4, "gpus_per_pod": 1},
+        {"program_id": "p"},
+    ],
+)
+def test_jobs_to_come_have_the_shape_of_those_they_are_drawn_from(shape: dict[str, object]) -> None:
+    (job,), _ = Habits([a_past(submitted_at_ms=NOW_MS - HOUR_MS, **shape)], NOW_MS).arrivals(
+        Random(0), DAY_MS
+    )
+    fields = ("fallbacks", "topology", "pods", "gpus_per_pod", "program_id")
+    (plain,), _ = Habits([a_past(submitted_at_ms=NOW_MS - HOUR_MS)], NOW_MS).arrivals(Random(0), DAY_MS)
+    expected = {name: getattr(plain, name) for name in fields} | shape
+    assert {name: getattr(job, name) for name in fields} == expected
+
+
+def who_comes_first(*more: Change, **shape: object) -> float:
+    """The hours until `j1` starts, if an organization that is far behind its pace submits a job in a quarter of an
+    hour, as it did yesterday. The only node of four GPUs is free in an hour."""
+    behind = replace(a_grant("g2", organization="o2"), pace=Pace(500 * HOUR_MS, NOW_MS))
+    hub = a_hub(*a_run(), a_job(), Organization("o2"), behind, *more, used=4, grant=a_grant(held=8))
+    came_ms = NOW_MS - DAY_MS + HOUR_MS // 4
+    past = a_past(1.0, organization_id="o2", submitted_at_ms=came_ms, **shape)
+    return hours(forecast(hub, NOW_MS, [past], EXACT), "j1")[1]
+
+
+def test_who_will_come_and_take_another_class_is_in_nobodys_way() -> None:
+    other = (GpuClass("a100", 1000), Node("c1", "n2", True, {"a100": Capacity(4)}))
+    assert who_comes_first(*other) == 3
+    assert who_comes_first(*other, fallbacks=("a100",)) == 1
+
+
+def test_a_gang_to_come_keeps_to_one_node_if_the_past_one_did() -> None:
+    """Two nodes of four GPUs, and a gang of two pods of four: no node has room for both."""
+    run, attempt = a_run("r2")
+    second = Node("c1", "n2", True, {"h100": Capacity(4, 0, 4)})
+    other = (run, replace(attempt, pods=(PodPlacement("n2", "h100", 4),)), second)
+    assert who_comes_first(*other, pods=2) == 3
+    assert who_comes_first(*other, pods=2, topology=Topology.SAME_NODE) == 1
+
+
+def a_shared_hub(*spare: Change) -> list[Change]:
+    """Two firms' jobs wait for a node that is taken for an hour; `spare` is there besides."""
+    jobs = [a_job(f"j{i}", submitted_at_ms=NOW_MS - 1000 + i) for i in range(3)]
+    return a_hub(*a_run(), *jobs, FUND, *spare, used=4, grant=a_grant(held=8))
+
+
+def test_an_opportunistic_job_has_an_eta_after_everybody_else() -> None:
+    waits = [replace(a_job(f"s{i}", gpus=4), program_id="p") for i in range(2)]
+    found = forecast(a_shared_hub(*waits), NOW_MS, (), EXACT)
+    assert [hours(found, id)[1] for id in ("j0", "j1", "j2", "s0", "s1")] == [1, 3, 5, 7, 9]
+    assert {found.etas[id].basis for id in ("s0", "s1")} == {Basis.EXACT}
+
+
+def test_what_is_opportunistic_changes_nobody_elses_eta() -> None:
+    past = [a_past(i / 40) for i in range(40)]
+    past += [a_past(1.0, submitted_at_ms=NOW_MS - DAY_MS + i * HOUR_MS) for i in range(9)]
+    came = [
+        a_past(0.1, submitted_at_ms=NOW_MS - DAY_MS + i * HOUR_MS, organization_id=owner, program_id="p")
+        for i in range(9)
+        for owner in ("o1", "o2")
+    ]
+    job, attempt = a_run("s0")
+    runs = replace(job, program_id="p"), replace(attempt, grant_id="fund", opportunistic=True)
+    on_n2 = replace(runs[1], pods=(PodPlacement("n2", "h100", 4),))
+    waits = [replace(a_job(f"s{i}"), program_id="p") for i in range(1, 4)]
+    second = Node("c1", "n2", True, {"h100": Capacity(4, 0, 4)})
+    method = Method(futures=3)
+    without = forecast(
+        a_shared_hub(replace(second, capacities={"h100": Capacity(4)})), NOW_MS, past, method
+    ).etas
+    found = forecast(a_shared_hub(second, runs[0], on_n2, *waits), NOW_MS, [*past, *came], method).etas
+    assert {id: eta for id, eta in found.items() if id.startswith("j")} == without
+    assert {id for id in found if id.startswith("s")} == {"s1", "s2", "s3"}
+
+
+def test_an_opportunistic_job_behind_the_futures_has_the_rate_at_which_such_are_served() -> None:
+    waits = [replace(a_job(f"s{i:02d}", hours=12), program_id="p") for i in range(6)]
+    rich = replace(FUND, account=Account("a-fund", 1000 * GPU_HOUR))
+    found = forecast(a_hub(rich, *waits), NOW_MS, (), EXACT)
+    starts = [hours(found, f"s{i:02d}")[1] for i in range(6)]
+    assert starts[:2] == [0, 12]
+    assert [found.etas[f"s{i:02d}"].basis for i in range(6)] == [Basis.EXACT] * 2 + [Basis.RATE] * 4
+    # three in a day, the third as it ends; then 144 GPU-hours a day, 48 each
+    assert starts[2:] == [24, 24, 32, 40]
+
+
+def test_an_opportunistic_job_that_nobody_pays_for_has_no_eta() -> None:
+    waits = replace(a_job("s0"), program_id="p")
+    assert forecast(a_hub(replace(FUND, pays=False), waits), NOW_MS, (), EXACT).etas == {}
+
+
+def test_who_comes_and_is_opportunistic_is_in_the_way_of_none_but_his_like() -> None:
+    """Of two firms the one that used nothing goes first when its job has come."""
+    used = Organization("o1", opportunistic_usage_gpu_us=1e15, opportunistic_as_of_ms=NOW_MS)
+    hub = [each for each in a_shared_hub(replace(a_job("s0"), program_id="p")) if each != Organization("o1")]
+    came_ms = NOW_MS - DAY_MS + HOUR_MS // 4
+    past = a_past(1.0, organization_id="o2", submitted_at_ms=came_ms, program_id="p")
+    found = forecast([*hub, used, Organization("o2")], NOW_MS, [past], EXACT)
+    assert [hours(found, id)[1] for id in ("j2", "s0")] == [5, 9]

@@ -1,10 +1,14 @@
 """Opportunistic jobs get what is idle, in turns, and leave before anybody else is stopped."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from itertools import combinations
+from random import Random
+
+import pytest
 
 from scheduler.core.cycle import decide
-from scheduler.core.leaving import fewest_youngest
+from scheduler.core.leaving import fewest_cheapest, loss_of
 from scheduler.core.model import (
     Account,
     Attempt,
@@ -18,6 +22,7 @@ from scheduler.core.model import (
     Reason,
     Stop,
     Tombstone,
+    Topology,
     WaitReason,
 )
 from scheduler.core.policy import MINUTE_MS, PRESETS, Policy
@@ -347,20 +352,149 @@ def test_reasons_told_again_are_not_news() -> None:
     assert plan.order == ("s1",)
 
 
-def test_fewest_then_youngest() -> None:
-    def chosen(missing: int, *there: tuple[str, int, int]) -> list[str]:
+def test_fewest_then_cheapest_then_youngest() -> None:
+    def chosen(missing: int, *there: tuple[str, int, int, int, int]) -> list[str]:
         attempts = [
-            (replace(_attempt(spare_attempt(id)), claimed_at_ms=claimed_ms), gpus)
-            for id, gpus, claimed_ms in there
+            (replace(_attempt(spare_attempt(id)), claimed_at_ms=claimed_ms), gpus, (lost, times))
+            for id, gpus, claimed_ms, lost, times in there
         ]
-        return [attempt.job_id for attempt in fewest_youngest(attempts, missing)]
+        found = fewest_cheapest(attempts, missing)
+        assert found == fewest_cheapest(attempts[::-1], missing)
+        return [attempt.job_id for attempt in found]
 
-    assert chosen(0, ("a", 1, 1)) == []
-    assert chosen(3, ("a", 2, 1), ("b", 2, 2), ("c", 1, 3)) == ["c", "b"]
-    assert chosen(4, ("a", 2, 1), ("b", 2, 2), ("c", 1, 3)) == ["b", "a"]
-    assert chosen(2, ("a", 2, 1), ("b", 1, 2), ("c", 1, 3)) == ["a"]
-    assert chosen(9, ("a", 2, 1), ("b", 2, 2)) == ["b", "a"]
-    assert chosen(1, ("a", 1, 5), ("b", 1, 5)) == ["b"]
+    assert chosen(0, ("a", 1, 1, 0, 0)) == []
+    # the fewest, however dear
+    assert chosen(2, ("a", 2, 1, 99, 9), ("b", 1, 2, 0, 0), ("c", 1, 3, 0, 0)) == ["a"]
+    # of two pairs that suffice the cheaper one, although its members are older
+    assert chosen(3, ("a", 2, 1, 5, 0), ("b", 2, 2, 9, 0), ("c", 1, 3, 1, 0)) == ["c", "a"]
+    assert chosen(4, ("a", 2, 1, 5, 0), ("b", 2, 2, 9, 0), ("c", 1, 3, 1, 0)) == ["b", "a"]
+    # equal losses: who was stopped least often, then the youngest, then by id
+    assert chosen(1, ("a", 1, 5, 3, 1), ("b", 1, 9, 3, 2)) == ["a"]
+    assert chosen(1, ("a", 1, 5, 3, 1), ("b", 1, 9, 3, 1)) == ["b"]
+    assert chosen(1, ("a", 1, 5, 3, 1), ("b", 1, 5, 3, 1)) == ["b"]
+    assert chosen(9, ("a", 2, 1, 0, 0), ("b", 2, 2, 0, 0)) == ["b", "a"]
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_nobody_cheaper_would_do(seed: int) -> None:
+    """Against all subsets of up to seven attempts."""
+    rng = Random(seed)
+    there = [
+        (
+            replace(_attempt(spare_attempt(f"r{n}")), claimed_at_ms=rng.randrange(3)),
+            rng.randint(1, 4),
+            (rng.randrange(4), rng.randrange(2)),
+        )
+        for n in range(rng.randint(1, 7))
+    ]
+    missing = rng.randint(1, 8)
+    enough = [
+        some
+        for count in range(len(there) + 1)
+        for some in combinations(there, count)
+        if sum(gpus for _, gpus, _ in some) >= missing
+    ]
+    found = fewest_cheapest(there, missing)
+    if not enough:
+        assert {each.id for each in found} == {each.id for each, _, _ in there}
+        return
+
+    def cost(some: Iterable[tuple[Attempt, int, tuple[int, int]]]) -> tuple[int, int, int]:
+        some = list(some)
+        return len(some), sum(loss[0] for _, _, loss in some), sum(loss[1] for _, _, loss in some)
+
+    chosen = [each for each in there if each[0].id in {one.id for one in found}]
+    assert cost(chosen) == min(map(cost, enough))
+
+
+def test_what_a_stop_loses() -> None:
+    policy, hour = PRESETS["gpuhub"], HOUR_MS
+    notice, restart = policy.opportunistic_notice_ms, 10 * MINUTE_MS
+    job, attempt = spare_attempt(on={"n1": 2, "n2": 2}, age_ms=5 * hour // 2)
+    assert isinstance(job, Job)
+    assert isinstance(attempt, Attempt)
+    # comes again: half an hour and the notice since its last checkpoint, and the restart, on four GPUs
+    assert loss_of(replace(job, restartable=True), attempt, policy, NOW_MS) == (
+        (hour // 2 + notice + restart) * 4,
+        0,
+    )
+    assert loss_of(job, attempt, policy, NOW_MS) == ((5 * hour // 2 + notice) * 4, 0)
+    assert loss_of(job, replace(attempt, started_at_ms=None), policy, NOW_MS) == (0, 0)
+    assert loss_of(job, replace(attempt, ends_at_ms=NOW_MS + notice), policy, NOW_MS) == (0, 0)
+    often = replace(job, preempted_at_ms=(NOW_MS - DAY_MS, NOW_MS - DAY_MS + 1, NOW_MS - hour))
+    assert loss_of(often, attempt, policy, NOW_MS)[1] == 2
+
+
+def test_of_equally_few_those_leave_that_lose_least() -> None:
+    """Two that come again and saved what they did up to a minute or to half an hour ago; one that would lose all."""
+    world: list[Change] = [a_node(used=8), a_fund(), a_job("j1", gpus=2)]
+    for name, age_ms, again in (("r0", 61, True), ("r1", 90, True), ("r2", 12, False), ("r3", 10, False)):
+        job, attempt = spare_attempt(name, on={"n1": 2}, age_ms=age_ms * MINUTE_MS)
+        assert isinstance(job, Job)
+        world += [replace(job, restartable=again), attempt]
+    # r0 loses 2 minutes and its restart, r3 eleven minutes
+    assert [stop.job_id for stop in plan_of(*world).stops] == ["r3"]
+    world[-1] = replace(_attempt(world[-2:]), started_at_ms=NOW_MS - 20 * MINUTE_MS)
+    assert [stop.job_id for stop in plan_of(*world).stops] == ["r0"]
+
+
+def test_one_whose_stop_a_gangs_made_needless_stays() -> None:
+    """Six of eight are wanted on each of two nodes: on the first the single one would do, on the second only a gang."""
+    world: list[Change] = [a_node("n1", used=4), a_node("n2", used=4), a_fund(), a_job("j1", gpus=6, pods=2)]
+    world += spare_attempt("single", on={"n1": 2}, age_ms=HOUR_MS)
+    world += spare_attempt("gang", on={"n1": 2, "n2": 4}, age_ms=2 * HOUR_MS)
+    assert [stop.job_id for stop in plan_of(*world).stops] == ["gang"]
+
+
+# --- how the pods of a gang lie -------------------------------------------------------------------
+
+
+def laid(topology: Topology, pods: int, *nodes: Change, gpus: int = 2) -> list[str]:
+    """The node of each pod of an opportunistic gang."""
+    gang = replace(spare_job(gpus=gpus, pods=pods), topology=topology)
+    return sorted(nodes_of(plan_of(*nodes, a_fund(), gang), "s1"))
+
+
+def test_a_gang_lies_on_one_node_if_it_prefers_that_and_may_else_be_scattered() -> None:
+    # the emptiest first: without a wish n2 takes the first pods
+    halves = [a_node("n1", used=4), a_node("n2", used=2), a_node("n3", used=4)]
+    assert laid(Topology.ANY, 4, *halves) == ["n2", "n2", "n2", "n3"]
+    assert laid(Topology.PREFER_SAME_NODE, 3, *halves) == ["n2", "n2", "n2"]
+    whole = [*halves, a_node("n0")]
+    assert laid(Topology.PREFER_SAME_NODE, 4, *whole) == ["n0"] * 4
+    assert laid(Topology.PREFER_SAME_NODE, 4, *halves) == ["n2", "n2", "n2", "n3"], "nowhere else"
+
+
+def test_a_gang_lies_in_one_rack_if_it_prefers_that() -> None:
+    nodes = [
+        replace(a_node("n1", used=4), rack="r1"),
+        replace(a_node("n2", used=5), rack="r1"),
+        replace(a_node("n3", used=3), rack="r2"),
+    ]
+    assert laid(Topology.ANY, 3, *nodes) == ["n1", "n3", "n3"]
+    for topology in (Topology.PREFER_SAME_RACK, Topology.PREFER_SAME_NODE):
+        assert laid(topology, 3, *nodes) == ["n1", "n1", "n2"]
+    assert laid(Topology.PREFER_SAME_RACK, 4, *nodes) == ["n1", "n1", "n3", "n3"], "no rack has so much"
+
+
+def test_a_gang_that_is_spread_lies_on_distinct_nodes_where_there_are_enough() -> None:
+    nodes = [a_node(f"n{n}") for n in range(3)]
+    assert laid(Topology.ANY, 3, *nodes) == ["n2", "n2", "n2"]
+    assert laid(Topology.SPREAD, 3, *nodes) == ["n0", "n1", "n2"]
+    assert laid(Topology.SPREAD, 4, *nodes) == ["n0", "n1", "n2", "n2"]
+    full = [a_node("n0", used=6), a_node("n1"), a_node("n2", used=8)]
+    assert laid(Topology.SPREAD, 4, *full) == ["n0", "n1", "n1", "n1"]
+
+
+def test_what_two_gangs_prefer_is_given_once() -> None:
+    nodes = [a_node("n1"), a_node("n2", used=4), a_node("n3", used=4)]
+    gangs = [
+        replace(spare_job(id, gpus=4, pods=2, submitted=n), topology=Topology.PREFER_SAME_NODE)
+        for n, id in enumerate(("s1", "s2"))
+    ]
+    plan = plan_of(*nodes, a_fund(), *gangs)
+    assert nodes_of(plan, "s1") == ["n1", "n1"]
+    assert sorted(nodes_of(plan, "s2")) == ["n2", "n3"]
 
 
 def _attempt(changes: list[Change]) -> Attempt:

@@ -10,8 +10,10 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from deploy.cli import firm_app
+from quota.dispatch.forecasts import put_forecast
+from quota.schemas.forecasts import EtaBasis, EtaItem, ForecastDocument, NewcomerItem
 from tests import databases
-from tests.builders import Api, an_api
+from tests.builders import HOUR_MS, Api, an_api
 
 
 @pytest.fixture
@@ -97,8 +99,29 @@ def test_submit_dry_run_shows_the_quote_and_submits_nothing(api: Api) -> None:
     assert "costs at most 2.00 GPU-h" in shown
     assert grant.id in shown
     assert "starts now" in shown
+    assert "no forecast of its start: it would start now" in shown
     assert json.loads(_ok(*asked, "--json"))["grant_id"] == grant.id
     assert api.hub.contents() == before
+
+
+def test_submit_dry_run_shows_when_the_job_is_likely_to_start(api: Api) -> None:
+    hub = api.hub
+    grant = hub.award()
+    for node in ("n0", "n1"):
+        hub.run(hub.submit(gpus_per_pod=8), grant, node)
+    asked = ("submit", "train", "--organization", "alpha", "--walltime", "1h", "--gpus", "2", "--dry-run")
+    assert "no forecast of its start: the scheduler has made none" in _ok(*asked)
+    eta = EtaItem(low=hub.now, median=hub.now + HOUR_MS, high=hub.now + 2 * HOUR_MS, basis=EtaBasis.EXACT)
+    like = NewcomerItem(organization_id="alpha", gpu_classes=("h100",), eta=eta, jobs=31)
+    document = ForecastDocument(epoch=hub.epoch, as_of=hub.now, etas={}, newcomers=(like,))
+    hub.database.write(lambda tx: put_forecast(tx, document))
+    hub.clock.advance(120_000)
+    shown = _ok(*asked)
+    assert (
+        "likely to start 2026-11-22 09:02:00 to 2026-11-22 11:02:00, about 2026-11-22 10:02:00 (KST)" in shown
+    )
+    assert "foretold 2m ago from played futures, 31 jobs like it" in shown
+    assert json.loads(_ok(*asked, "--json"))["eta"]["jobs"] == 31
 
 
 def _ok(*arguments: str) -> str:

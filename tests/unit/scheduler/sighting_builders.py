@@ -7,7 +7,7 @@ from typing import Any
 
 from quota.schemas.scheduling import AttemptObject, JobState, StopReason, StopRecord
 from scheduler.clusters.port import ObjectStatus, Observation, PodPhase, PodStatus
-from scheduler.translate import spec_of
+from scheduler.specs import spec_of
 from scheduler.views import ClusterView
 from tests.unit.scheduler.cluster_model import a_pod, an_object
 from tests.unit.scheduler.quota_objects import an_attempt

@@ -14,7 +14,8 @@ import pytest
 
 from quota.client import ServiceUnavailable
 from quota.clock import Clock
-from quota.schemas.forecasts import ForecastDocument, ForecastReply, RecentJobs
+from quota.schemas.forecasts import ForecastDocument, ForecastReply, RecentJob, RecentJobs
+from quota.schemas.scheduling import Topology
 from scheduler.forecasting import Forecaster, Standpoint
 from scheduler.metrics import Metrics
 from tests.unit.scheduler.quota_book import problem
@@ -30,9 +31,11 @@ class Desk:
     def __init__(self) -> None:
         self.documents: list[ForecastDocument] = []
         self.trouble: Exception | None = None
+        self.past: tuple[RecentJob, ...] = ()
+        self.opportunistic: tuple[RecentJob, ...] = ()
 
     def read_recent_jobs(self, limit: int = 20_000) -> RecentJobs:
-        return RecentJobs(items=())
+        return RecentJobs(items=self.past, opportunistic=self.opportunistic)
 
     def put_forecast(self, body: ForecastDocument) -> ForecastReply:
         if self.trouble is not None:
@@ -109,6 +112,40 @@ def test_every_job_that_waits_for_room_gets_a_band_from_a_process_of_its_own(des
     assert value(metrics, "hub_sched_forecast_timestamp_seconds") == standpoint.now_ms / 1000
     assert value(metrics, "hub_sched_forecast_duration_seconds_count") == 1
     assert value(metrics, "hub_sched_forecast_failures_total") == 0
+
+
+def test_the_shapes_of_the_past_come_again_and_say_what_quotes_are_told(desk: Desk) -> None:
+    world = a_full_world()
+    standpoint = a_standpoint(world)
+    job = next(item.job for item in standpoint.items if item.job is not None)
+    came = RecentJob(
+        organization_id=job.organization_id,
+        grant_id=None,
+        gpu_class=job.gpu_class,
+        gpus_per_pod=1,
+        pods=2,
+        walltime_ms=60_000,
+        restartable=False,
+        submitted_at=standpoint.now_ms - 86_400_000 + 60_000,
+        ran_ms=60_000,
+        fallback_classes=("a100",),
+        topology=Topology.SAME_NODE,
+    )
+    desk.past = (came,) * 2
+    desk.opportunistic = (came.model_copy(update={"program_id": "ax"}),) * 2
+    a_forecaster(desk, Metrics(), Watch()).once(standpoint)
+    (document,) = desk.documents
+    for found in document.newcomers:
+        assert (found.organization_id, found.program_id) == (job.organization_id, None), "nobody waits who is"
+        assert found.gpu_classes == (job.gpu_class, "a100")
+        assert found.topology is Topology.SAME_NODE
+        assert found.jobs == 16, "two in each of eight futures"
+        assert (found.gpus_over, found.gpus_to) == (1, 4)
+        assert found.eta.low >= standpoint.now_ms
+    assert [(each.walltime_over_ms, each.walltime_to_ms) for each in document.newcomers] == [
+        (0, 3_600_000),
+        (0, None),
+    ]
 
 
 def test_where_nothing_waits_no_process_is_asked(desk: Desk) -> None:

@@ -21,7 +21,7 @@ from scheduler.planner import Planner
 from scheduler.ranking import RankingPublisher, Standing
 from scheduler.reconciler import Limits, Reconciler
 from scheduler.reporting import ClusterReporter
-from scheduler.translate import spec_of
+from scheduler.specs import spec_of
 from scheduler.views import ClusterView
 from tests.unit.scheduler.cluster_model import ClusterModel, Time, an_object
 from tests.unit.scheduler.quota_model import QuotaModel

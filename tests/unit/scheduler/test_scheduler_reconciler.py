@@ -19,7 +19,7 @@ from quota.schemas.scheduling import (
 from scheduler.actions import ExtendObject, NotifyObject, PlaceObject, StartObject, StopObject
 from scheduler.clusters.port import PodPhase, PodStatus
 from scheduler.reconciler import Limits, action_of, due_of, leftovers_of, stop_of
-from scheduler.translate import spec_of
+from scheduler.specs import spec_of
 from tests.unit.scheduler.cluster_model import a_pod, an_object
 from tests.unit.scheduler.quota_objects import a_job, an_attempt
 from tests.unit.scheduler.sighting_builders import (

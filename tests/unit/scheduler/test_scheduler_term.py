@@ -8,7 +8,7 @@ import pytest
 
 from quota.schemas.scheduling import EndReason, JobState, WaitReason
 from scheduler.crash import POINTS
-from scheduler.translate import spec_of
+from scheduler.specs import spec_of
 from tests.unit.scheduler.cluster_model import a_pod, an_object
 from tests.unit.scheduler.quota_objects import an_attempt
 from tests.unit.scheduler.scheduler_world import World

@@ -20,18 +20,16 @@ from quota.schemas.scheduling import (
 from scheduler.clusters.port import NodeStatus
 from scheduler.core import model
 from scheduler.core.policy import PRESETS, Entitlement, Lane, Policy, Preemption, Ranking
+from scheduler.specs import node_reports, spec_of, stop_spec_of
 from scheduler.translate import (
     Moment,
     changes_of,
     job_of,
-    node_reports,
     policy_of,
     preempt_item,
     reservation_of,
     reservations_of,
-    spec_of,
     start_item,
-    stop_spec_of,
     waiting_of,
 )
 from tests.unit.scheduler.cluster_model import Time

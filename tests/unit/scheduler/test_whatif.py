@@ -9,6 +9,7 @@ import pytest
 
 from quota.clock import Clock
 from quota.schemas.fair_share import ProgramShare
+from quota.schemas.scheduling import FeedItem
 from quota.schemas.what_if import WhatIfRequest
 from scheduler.core.policy import PRESETS
 from scheduler.translate import policy_of
@@ -267,3 +268,56 @@ def test_no_grant_becomes_smaller_than_what_it_has_spent() -> None:
     state = a_small_hub(*a_firm("gamma", granted_gpu_h=10, used_gpu_h=5))
     with pytest.raises(BadChange, match=r"has used and holds 5 GPU hours"):
         change(state, _asked({"kind": "grant", "id": "g-gamma", "gpu_hours": "4.9"}).changes)
+
+
+def a_fund(program: str = "p", hours: int = 100) -> FeedItem:
+    """What a programme pays opportunistic jobs from: a grant of nobody."""
+    grant = the_grant(a_firm("alpha"), "g-alpha")
+    account = (
+        grant.paths[0]
+        .accounts[-1]
+        .model_copy(update={"id": f"a-fund-{program}", "granted_gpu_us": hours * GPU_HOUR_US})
+    )
+    path = grant.paths[0].model_copy(update={"accounts": (account,), "organization_id": ""})
+    fund = grant.model_copy(
+        update={"id": f"fund-{program}", "organization_id": "", "program_id": program, "paths": (path,)}
+    )
+    return FeedItem(kind="grant", id=fund.id, seq=1, grant=fund)
+
+
+def some_spare(**more: Any) -> dict[str, Any]:
+    fields = {"kind": "jobs", "organization_id": "beta", "gpu_class": "h100", "gpus_per_pod": 8}
+    return fields | {"walltime_s": 3600, "count": 2, "opportunistic": True} | more
+
+
+def test_opportunistic_jobs_that_come_besides_wait_for_everybody_else(queue: SchedulerState) -> None:
+    program = the_grant(queue.items, "g-beta").program_id
+    state = a_state(*queue.items, a_fund(program))
+    reply = what_if(state, _asked(some_spare()))
+    assert reply.changed_to == (
+        f"2 jobs of beta more, each 1 x 8 h100 for 3600 s, opportunistic, paid by {program}",
+    )
+    assert (reply.difference.all_jobs.jobs, reply.difference.all_jobs.started) == (2, 2)
+    # four hours for everybody else, then one after the other
+    assert reply.difference.organizations["beta"].jobs == 2
+    assert reply.changed.all_jobs.p95_wait_ms == 5 * HOUR_MS
+    assert reply.difference.grants["g-beta"].used_gpu_us == 0
+    assert reply.base.all_jobs.mean_wait_ms == 3 * HOUR_MS + HOUR_MS // 2
+    named = change(state, _asked(some_spare(program_id=program)).changes)
+    assert {job.program_id for job in named.arrivals} == {program}
+
+
+def test_who_pays_for_opportunistic_jobs_has_to_be_known(queue: SchedulerState) -> None:
+    program = the_grant(queue.items, "g-beta").program_id
+    with pytest.raises(BadChange, match=r"changes\.0\.program_id: name a programme that pays .*: none"):
+        change(queue, _asked(some_spare()).changes)
+    other = a_state(*queue.items, a_fund("other"), a_fund(program))
+    with pytest.raises(BadChange, match=f": {program}"):
+        change(other, _asked(some_spare(program_id="other")).changes)
+    assert change(other, _asked(some_spare()).changes).arrivals[0].program_id == program
+
+
+@pytest.mark.parametrize("wrong", [{"grant_id": "g-beta"}, {"opportunistic": False, "program_id": "p"}])
+def test_an_opportunistic_job_is_paid_by_a_programme_and_no_other_is(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"is paid by a programme|is for opportunistic jobs"):
+        _asked(some_spare(**wrong))
