@@ -19,14 +19,30 @@ settings.register_profile(
 settings.load_profile("hub")
 
 
-@pytest.hookimpl(trylast=True)  # after the tests were shuffled
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files that kill processes or start a control plane begin, the rest of the end-to-end tests follow: they take
-    minutes each, and the last files should be short ones, so that no worker waits long for the other.
-    """
-    items.sort(
-        key=lambda item: ({"crash", "kubernetes"}.isdisjoint(item.keywords), "e2e" not in item.path.parts)
-    )
+TESTS = Path(__file__).parent
+SLOW_FOLDERS = frozenset({"contract", "integration", "e2e"})
+SLOW_MARKS = frozenset({"postgres", "crash", "e2e", "long", "kubernetes", "prometheus"})
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--part fast` is what `make check` runs, `--part slow` everything else that `make test` runs."""
+    parser.addoption("--part", choices=("fast", "slow"), help="run only the fast tests, or only all others")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave only the part that was asked for."""
+    part = config.getoption("part")
+    if part is None:
+        return
+    slow, fast = [item for item in items if is_slow(item)], [item for item in items if not is_slow(item)]
+    items[:], left_out = (slow, fast) if part == "slow" else (fast, slow)
+    config.hook.pytest_deselected(items=left_out)
+
+
+def is_slow(item: pytest.Item) -> bool:
+    """Whether it needs more than this process and SQLite, or more than a moment."""
+    folder = item.path.relative_to(TESTS).parts[0]
+    return folder in SLOW_FOLDERS or not SLOW_MARKS.isdisjoint(item.keywords)
 
 
 @pytest.fixture
