@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests import databases, engines
+from tests import databases, engines, order
 
 settings.register_profile(
     "hub",
@@ -20,7 +20,6 @@ settings.load_profile("hub")
 engines.install()
 
 
-TESTS = Path(__file__).parent
 SLOW_FOLDERS = frozenset({"contract", "integration", "e2e"})
 SLOW_MARKS = frozenset({"postgres", "crash", "e2e", "long", "kubernetes", "prometheus"})
 
@@ -30,8 +29,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--part", choices=("fast", "slow"), help="run only the fast tests, or only all others")
 
 
+@pytest.hookimpl(trylast=True)  # after the tests were shuffled
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave only the part that was asked for."""
+    """Leave only the part that was asked for, the longest files first."""
+    items.sort(key=lambda item: order.place(item.path))
     part = config.getoption("part")
     if part is None:
         return
@@ -42,7 +43,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def is_slow(item: pytest.Item) -> bool:
     """Whether it needs more than this process and SQLite, or more than a moment."""
-    folder = item.path.relative_to(TESTS).parts[0]
+    folder = item.path.relative_to(order.TESTS).parts[0]
     return folder in SLOW_FOLDERS or not SLOW_MARKS.isdisjoint(item.keywords)
 
 
