@@ -65,3 +65,16 @@ def postgres_url() -> Iterator[str]:
 def database_url(request: pytest.FixtureRequest) -> str:
     """Each of the two databases in turn."""
     return str(request.getfixturevalue(f"{request.param}_url"))
+
+
+@pytest.fixture(scope="module", params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
+def shared_database_url(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    """Each of the two databases in turn, for all tests of a file that do not mind what others left in it."""
+    if request.param == "sqlite":
+        yield databases.new_sqlite(tmp_path_factory.mktemp("shared"))
+        return
+    url = databases.new_postgres()
+    yield url
+    databases.drop_postgres(url)
