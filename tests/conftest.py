@@ -19,7 +19,6 @@ settings.register_profile(
 settings.load_profile("hub")
 engines.install()
 
-
 SLOW_FOLDERS = frozenset({"contract", "integration", "e2e"})
 SLOW_MARKS = frozenset({"postgres", "crash", "e2e", "long", "kubernetes", "prometheus"})
 
@@ -44,7 +43,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def is_slow(item: pytest.Item) -> bool:
     """Whether it needs more than this process and SQLite, or more than a moment."""
     folder = item.path.relative_to(order.TESTS).parts[0]
-    return folder in SLOW_FOLDERS or not SLOW_MARKS.isdisjoint(item.keywords)
+    return folder in SLOW_FOLDERS or any(mark.name in SLOW_MARKS for mark in item.iter_markers())
 
 
 @pytest.fixture
