@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -171,6 +172,7 @@ class Hub:
             ends_at=self.now + 90 * DAY_MS if ends_at is None else ends_at,
             reason="a test",
         )
+        _begin_a_millisecond()
         return self.database.write(lambda tx: awards.award(tx, OPERATOR, body))
 
     def top_up(self, grant: Grant, hours: str) -> Grant:
@@ -183,6 +185,7 @@ class Hub:
 
     def submit(self, organization: str = "alpha", **fields: Any) -> Job:
         body = a_submission(**fields)
+        _begin_a_millisecond()
         return self.database.write(lambda tx: jobs.submit(tx, a_member(organization), body))
 
     def cancel(self, job_id: str, caller: Caller = OPERATOR) -> Job:
@@ -373,6 +376,13 @@ def a_hub(
     hub.take_lease()
     hub.report(nodes=node_reports(NODES if nodes is None else nodes))
     return hub
+
+
+def _begin_a_millisecond() -> None:
+    """Ids of one wall millisecond sort by chance, and a submission takes less: what is made later has a later one."""
+    last = wall_ms()
+    while wall_ms() == last:
+        time.sleep(0.0001)
 
 
 def node_reports(nodes: dict[str, dict[str, int]], foreign: int = 0) -> tuple[NodeReport, ...]:
