@@ -10,9 +10,10 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 WORKERS ?= 2
 KILLS ?= 1000
-SLOW_MARKS := postgres or crash or e2e or long or kubernetes or prometheus
-# files in the order of tests/conftest.py, which begins with the longest
-PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+# the slow tests wait for other processes more than half of their time, so a worker more keeps the cores busy
+SLOW_WORKERS ?= $(shell echo $$(($(WORKERS) + 1)))
+# files in the order of tests/order.py, which begins with the longest
+PYTEST := $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder
 
 help: ## Show what there is.
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1|/p' Makefile | column -t -s '|'
@@ -35,13 +36,12 @@ lint: setup
 	@$(BIN)/lint-imports
 
 fast: setup
-	@$(PYTEST) tests/unit tests/property -m "not ($(SLOW_MARKS))"
+	@$(PYTEST) -n $(WORKERS) --part fast tests/unit tests/property
 
 test: check slow ## The check and everything else: databases, crashes, real processes.
 
 slow: controlplane prometheus
-	@$(PYTEST) tests/contract tests/integration tests/e2e
-	@$(PYTEST) tests/unit tests/property -m "$(SLOW_MARKS)" || [ $$? -eq 5 ]
+	@$(PYTEST) -n $(SLOW_WORKERS) --part slow tests
 
 controlplane: setup ## Build a Kubernetes control plane from Go modules, once per user.
 	@$(BIN)/gpuhub controlplane build
@@ -50,10 +50,10 @@ prometheus: setup ## Build Prometheus and promtool from their Go module, once pe
 	@$(BIN)/gpuhub prometheus build
 
 test-kubernetes: controlplane ## The tests against a real control plane.
-	@$(PYTEST) tests -m kubernetes
+	@$(PYTEST) -n $(SLOW_WORKERS) -m kubernetes tests
 
 test-agents: setup ## The agents' tests, with real collectors on a fake NVIDIA driver (needs gcc).
-	@$(PYTEST) tests/unit/agents tests/property/agents tests/integration/agents
+	@$(PYTEST) -n $(WORKERS) tests/unit/agents tests/property/agents tests/integration/agents
 
 bench: setup ## Measure; ONLY="name …" picks some.
 	@$(BIN)/python -m tests.bench $(ONLY)

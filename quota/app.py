@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import cache
 from typing import Any
 
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
@@ -12,6 +13,7 @@ from fastapi.routing import iter_route_contexts
 from fastapi.security import HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from sqlalchemy.exc import SQLAlchemyError
+from starlette.routing import BaseRoute
 
 from quota import docs_page, problems, schema_version, tasks, timekeeping
 from quota.audit import routes as audit_chain
@@ -53,6 +55,8 @@ from quota.settings import Settings
 from quota.throttle import Seats, Throttle
 
 VERSION = "0.3.0"
+BEARER = (Depends(HTTPBearer(auto_error=False)),)
+"""Only for the OpenAPI document: who calls is found out by each route itself."""
 LOOPBACK = frozenset({"127.0.0.1", "::1", "testclient"})
 
 
@@ -103,14 +107,25 @@ def create_app(settings: Settings, clock: Clock | None = None) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         swagger_ui_oauth2_redirect_url=None,
-        dependencies=[Depends(HTTPBearer(auto_error=False))],
+        dependencies=BEARER,
     )
     app.state.hub = hub
     app.state.doorkeeper = doorkeeper
     problems.install(app)
+    app.router.routes.extend(_rooms())
+    _add_own_routes(app)
+    docs_page.install(app)
+    _build(app.routes)
+    return app
+
+
+@cache
+def _rooms() -> tuple[BaseRoute, ...]:
+    """All rooms' routes, built once: they find their hub in the request, so applications of one process share them."""
+    together = APIRouter(dependencies=BEARER)
     # a request is compared with one route after the other, so the busiest come first
-    app.include_router(dispatch.busy)
-    app.include_router(forecasting.busy)
+    together.include_router(dispatch.busy)
+    together.include_router(forecasting.busy)
     for room in (
         dispatch,
         forecasting,
@@ -137,13 +152,16 @@ def create_app(settings: Settings, clock: Clock | None = None) -> FastAPI:
         exports,
         reconciliations,
     ):
-        app.include_router(room.router)
-    _add_own_routes(app)
-    docs_page.install(app)
-    # FastAPI builds the routes of an included router at the first request that passes it, with the process's
-    # warning filters changed meanwhile; threads that are at work by then would see each other's filters
-    list(iter_route_contexts(app.routes))
-    return app
+        together.include_router(room.router)
+    _build(together.routes)
+    return tuple(together.routes)
+
+
+def _build(routes: Sequence[BaseRoute]) -> None:
+    """FastAPI builds the routes of an included router at the first request that passes it, with the process's warning
+    filters changed meanwhile; threads that are at work by then would see each other's filters.
+    """
+    list(iter_route_contexts(routes))
 
 
 def _lockout_limits(settings: Settings) -> Limits:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import socket
-import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-import uvicorn
 from pydantic import BaseModel
 from sqlalchemy import Connection, Table, select
 
@@ -58,6 +55,7 @@ from quota.schemas.scheduling import (
     StopReason,
 )
 from quota.settings import Settings
+from tests.served import quiet, served
 
 START_MS = instant_ms("2026-11-22T00:00:00.000Z")
 MINUTE_MS = 60_000
@@ -174,6 +172,7 @@ class Hub:
             ends_at=self.now + 90 * DAY_MS if ends_at is None else ends_at,
             reason="a test",
         )
+        _begin_a_millisecond()
         return self.database.write(lambda tx: awards.award(tx, OPERATOR, body))
 
     def top_up(self, grant: Grant, hours: str) -> Grant:
@@ -186,6 +185,7 @@ class Hub:
 
     def submit(self, organization: str = "alpha", **fields: Any) -> Job:
         body = a_submission(**fields)
+        _begin_a_millisecond()
         return self.database.write(lambda tx: jobs.submit(tx, a_member(organization), body))
 
     def cancel(self, job_id: str, caller: Caller = OPERATOR) -> Job:
@@ -378,6 +378,13 @@ def a_hub(
     return hub
 
 
+def _begin_a_millisecond() -> None:
+    """Ids of one wall millisecond sort by chance, and a submission takes less: what is made later has a later one."""
+    last = wall_ms()
+    while wall_ms() == last:
+        time.sleep(0.0001)
+
+
 def node_reports(nodes: dict[str, dict[str, int]], foreign: int = 0) -> tuple[NodeReport, ...]:
     return tuple(
         NodeReport(
@@ -476,14 +483,13 @@ def an_api(url: str, **settings: Any) -> Iterator[Api]:
     secrets = _tokens(hub)
     made = Settings(database=url, tasks=False, feed_poll_s=0.05, **settings)
     application = create_app(made, clock=hub.clock)
-    listener = socket.create_server(("127.0.0.1", 0))
-    base_url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    server = uvicorn.Server(uvicorn.Config(application, log_level="critical", timeout_graceful_shutdown=1))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-    thread.start()
-    clients = {name: QuotaClient(base_url, secret, timeout_s=30.0) for name, secret in secrets.items()}
-    try:
-        _until_started(server, thread)
+    with ExitStack() as ended:
+        ended.callback(hub.close)
+        base_url = ended.enter_context(served(quiet(application)))
+        clients = {
+            name: ended.enter_context(QuotaClient(base_url, secret, timeout_s=30.0))
+            for name, secret in secrets.items()
+        }
         yield Api(
             hub,
             base_url,
@@ -494,14 +500,6 @@ def an_api(url: str, **settings: Any) -> Iterator[Api]:
             {firm: clients[firm] for firm in FIRMS},
             application,
         )
-    finally:
-        for client in clients.values():
-            client.close()
-        server.should_exit = True
-        thread.join(20)
-        listener.close()
-        hub.close()
-        assert not thread.is_alive(), "the server did not stop"
 
 
 def _tokens(hub: Hub) -> dict[str, str]:
@@ -512,14 +510,6 @@ def _tokens(hub: Hub) -> dict[str, str]:
         name: hub.database.write(lambda tx, body=body: tokens.create_token(tx, "test", body)).secret
         for name, body in bodies.items()
     }
-
-
-def _until_started(server: uvicorn.Server, thread: threading.Thread) -> None:
-    deadline = time.monotonic() + 20
-    while not server.started:
-        assert thread.is_alive(), "the server died at its start"
-        assert time.monotonic() < deadline, "the server did not start within 20 s"
-        time.sleep(0.01)
 
 
 @contextmanager

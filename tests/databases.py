@@ -115,5 +115,12 @@ def _sqlite_template() -> Path:
 
 
 def _postgres_run(statement: str) -> None:
-    with psycopg.connect(postgres_server(), autocommit=True) as connection:
-        connection.execute(statement)
+    _administrator().execute(statement)
+
+
+@cache
+def _administrator() -> psycopg.Connection:
+    """One connection for all tests: the server starts a process for each, which costs as much as a database."""
+    connection = psycopg.connect(postgres_server(), autocommit=True)
+    atexit.register(connection.close)
+    return connection

@@ -15,6 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from agents.gpus.nvml.codes import xid_class
 from agents.gpus.port import ReaderUnavailable
 from agents.model import NodeReading
+from quota.client.transport import is_encrypted
 
 T = TypeVar("T")
 
@@ -51,6 +52,7 @@ class SimulatedReader:
             headers={"Authorization": f"Bearer {token}"} if token else None,
             timeout=httpx2.Timeout(timeout_s, connect=min(2.0, timeout_s)),
             trust_env=False,
+            verify=is_encrypted(base_url),
             transport=transport,
         )
         self._node = TypeAdapter(NodeReading)

@@ -36,6 +36,7 @@ class Transport:
             headers={"Authorization": f"Bearer {token}", "Accept-Language": language},
             timeout=httpx2.Timeout(timeout_s, connect=min(5.0, timeout_s)),
             trust_env=False,
+            verify=is_encrypted(base_url),
         )
 
     def __enter__(self) -> Self:
@@ -135,6 +136,13 @@ class Transport:
         if answer.status_code >= 400:
             raise ServiceProblem(problem_of(answer))
         return answer
+
+
+def is_encrypted(url: str) -> bool:
+    """Whether calls to `url` speak TLS. Where they do not, no certificate is judged, and reading the roots that it
+    would be judged by, some 40 ms of every command's start, is spared.
+    """
+    return not url.lower().startswith("http:")
 
 
 def packed(body: BaseModel) -> bytes:

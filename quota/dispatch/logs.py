@@ -19,6 +19,7 @@ from sqlalchemy import select
 from starlette.types import Receive, Scope, Send
 
 from quota.audit import reading
+from quota.client.transport import is_encrypted
 from quota.db import Database
 from quota.dispatch.lease import Leader, read_leader
 from quota.errors import (
@@ -158,8 +159,7 @@ async def open_log(leader: Leader, wanted: Wanted, settings: Settings) -> Log:
         headers={"Authorization": f"Bearer {leader.secret}"},
         timeout=httpx2.Timeout(None, connect=CONNECT_S),
         trust_env=False,
-        # reading the machine's authorities takes a tenth of a second, and plain HTTP needs none
-        verify=leader.url.startswith("https:"),
+        verify=is_encrypted(leader.url),
     )
     answer = None
     try:

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 import httpx2
 from pydantic import ValidationError
 
+from quota.client.transport import is_encrypted
 from quota.db import Database
 from quota.dispatch.lease import Leader, read_leader
 from quota.dispatch.snapshots import take_state
@@ -66,8 +67,7 @@ async def _post(leader: Leader, question: bytes, limit_s: int) -> httpx2.Respons
         headers={"Authorization": f"Bearer {leader.secret}", "Content-Type": "application/json"},
         timeout=httpx2.Timeout(limit_s + SLACK_S, connect=CONNECT_S),
         trust_env=False,
-        # reading the machine's authorities takes a tenth of a second, and plain HTTP needs none
-        verify=leader.url.startswith("https:"),
+        verify=is_encrypted(leader.url),
     ) as client:
         url = f"{leader.url}/-/what-if"
         return await client.post(url, params={"limit_s": str(limit_s)}, content=question)

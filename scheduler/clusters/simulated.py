@@ -14,6 +14,7 @@ from typing import Any, Self
 
 import httpx2
 
+from quota.client.transport import is_encrypted
 from scheduler.clusters.logs import LogRequest, NoLogs, NoLogsReason, OpenLog
 from scheduler.clusters.port import (
     ClusterUnavailable,
@@ -53,6 +54,7 @@ class SimulatedCluster:
             timeout=httpx2.Timeout(timeout_s),
             limits=httpx2.Limits(max_connections=32, max_keepalive_connections=8),
             trust_env=False,
+            verify=is_encrypted(base_url),
             transport=transport,
         )
         # apart, so that readers of logs never keep a start or a stop from its connection
@@ -61,6 +63,7 @@ class SimulatedCluster:
             headers=headers,
             limits=httpx2.Limits(max_keepalive_connections=0),
             trust_env=False,
+            verify=is_encrypted(base_url),
             transport=transport,
         )
         self._version = 0

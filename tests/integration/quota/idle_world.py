@@ -16,6 +16,7 @@ from quota.dispatch.evidence import deliver
 from quota.idle import policy
 from quota.idle.tables import warnings
 from quota.jobs import exempting, idling
+from quota.jobs.tables import jobs
 from quota.schemas.identity import Caller, Role
 from quota.schemas.idle import Exemption, ExemptionEnd, IdlePolicy, IdlePolicyPut, NewExemption
 from quota.schemas.jobs import Job
@@ -55,7 +56,8 @@ class Agent:
     def batch(self) -> EvidenceBatch:
         """What is to be delivered."""
         self.seq += 1
-        return EvidenceBatch(rows=tuple(self._row(gpu, hour) for gpu, hour in sorted(self.undelivered)))
+        attempt = self.hub.row(jobs, id=self.job.id).attempt
+        return EvidenceBatch(rows=tuple(self._row(attempt, *cell) for cell in sorted(self.undelivered)))
 
     def deliver(self) -> EvidenceReply:
         """Deliver all that changed since."""
@@ -69,11 +71,11 @@ class Agent:
         self.rows.clear()
         self.undelivered.clear()
 
-    def _row(self, gpu: str, hour_ms: int) -> EvidenceRow:
+    def _row(self, attempt: int, gpu: str, hour_ms: int) -> EvidenceRow:
         busy, observed = self.rows[(gpu, hour_ms)]
         return EvidenceRow(
             job_id=self.job.id,
-            attempt=self.hub.job(self.job.id).attempt,
+            attempt=attempt,
             gpu_uuid=gpu,
             gpu_class="h100",
             node="n0",

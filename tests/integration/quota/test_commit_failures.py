@@ -18,7 +18,6 @@ from quota.audit import seals
 from quota.clock import instant_text
 from quota.identity.tables import tokens
 from quota.schema import metadata
-from tests import databases
 from tests.builders import Api, an_api
 from tests.integration.quota.door_world import operations
 from tests.integration.quota.mutations import REQUESTS, Request, more_room
@@ -32,19 +31,13 @@ LEASE = ("scheduler_lease",)
 """Asked again it is renewed: its end is later by the wall."""
 
 
-@pytest.fixture(
-    scope="module", params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)], name="api"
-)
-def _api(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
-    postgres = request.param == "postgres"
-    url = databases.new_postgres() if postgres else databases.new_sqlite(tmp_path_factory.mktemp("commits"))
+@pytest.fixture(scope="module", name="api")
+def _api(shared_database_url: str) -> Iterator[Api]:
     # no request may wait for a turn: there are some hundreds of them
-    with an_api(url, member_requests_per_s=0, staff_requests_per_s=0) as api:
+    with an_api(shared_database_url, member_requests_per_s=0, staff_requests_per_s=0) as api:
         more_room(api.hub)
         with capture_logs():  # to draw some hundred tracebacks would take longer than the tests
             yield api
-    if postgres:
-        databases.drop_postgres(url)
 
 
 def test_every_operation_that_changes_something_is_asked(api: Api) -> None:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import random
-import socket
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
-import uvicorn
 from sqlalchemy import text, update
 from sqlalchemy.exc import DBAPIError
 
@@ -43,6 +40,7 @@ from tests.builders import (
 from tests.integration.quota.grants_builders import balance, check_conserved
 from tests.integration.quota.limits_builders import divide, give, path
 from tests.property.ledger.ledger_checks import rebuilt_balances, stored_balances
+from tests.served import quiet, served
 
 pytestmark = pytest.mark.postgres
 
@@ -325,19 +323,8 @@ def _most_gpus(hub: Hub, grant_id: str) -> int:
 @contextmanager
 def another_replica(url: str, clock: Clock) -> Iterator[str]:
     """A second service of the same database; answers its address."""
-    listener = socket.create_server(("127.0.0.1", 0))
-    application = create_app(Settings(database=url, tasks=False), clock=clock)
-    server = uvicorn.Server(uvicorn.Config(application, log_level="critical", timeout_graceful_shutdown=1))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-    thread.start()
-    deadline_s = time.monotonic() + 20
-    while not server.started:
-        assert time.monotonic() < deadline_s, "the second replica did not start"
-        time.sleep(0.01)
-    yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    server.should_exit = True
-    thread.join(20)
-    listener.close()
+    with served(quiet(create_app(Settings(database=url, tasks=False), clock=clock))) as address:
+        yield address
 
 
 def test_a_key_raced_over_http_on_two_services_is_done_once(postgres_url: str) -> None:

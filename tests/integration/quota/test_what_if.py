@@ -107,7 +107,7 @@ def test_nobody_leads(api: Api) -> None:
 
 
 def test_one_question_at_a_time_and_not_for_ever(database_url: str) -> None:
-    with an_api(database_url, what_if_limit_s=2) as api:
+    with an_api(database_url, what_if_limit_s=5) as api:
         _fill(api.hub)
         desk = WhatIfDesk(lambda _: True, child=HUNG)
         with a_log_leader(api.hub, what_if=desk):

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import socket
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import uvicorn
 from sqlalchemy import Table
 
 from quota.app import create_app
@@ -24,6 +21,7 @@ from quota.identity.lockout import Limits
 from quota.schemas.identity import Caller, NewOrganization, NewToken, Role, TokenRotation, TokenWithSecret
 from quota.settings import Settings
 from tests.builders import OPERATOR, HandClock, table_rows
+from tests.served import served
 
 HERE = "10.1.2.3"
 WRONG = "ghub_" + "x" * 43
@@ -94,22 +92,8 @@ def a_replica(url: str, clock: Clock, **settings: Any) -> Iterator[str]:
     """One more process' worth of the service, in a thread; answers its address."""
     made = Settings(database=url, tasks=False, **settings)
     application = create_app(made, clock=clock)
-    listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(server_config(application, made))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-    thread.start()
-    try:
-        deadline = time.monotonic() + 20
-        while not server.started:
-            assert thread.is_alive(), "the server died at its start"
-            assert time.monotonic() < deadline, "the server did not start within 20 s"
-            thread.join(0.01)
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join(20)
-        listener.close()
-        assert not thread.is_alive(), "the server did not stop"
+    with served(server_config(application, made)) as url:
+        yield url
 
 
 def at_once(count: int, work: Any) -> list[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -86,9 +87,8 @@ def _bins(profile: Profile, gpu: int) -> list[Bin]:
 def _until(bins: list[Bin], minute: int) -> list[Bin]:
     """Those of the last hours that are complete by then."""
     now_ms = START_MS + minute * MINUTE_MS
-    return [
-        each for each in bins if now_ms - KEPT_MINUTES * MINUTE_MS <= each.from_ms and each.until_ms <= now_ms
-    ]
+    first = bisect_left(bins, now_ms - KEPT_MINUTES * MINUTE_MS, key=lambda each: each.from_ms)
+    return bins[first : bisect_right(bins, now_ms, key=lambda each: each.until_ms)]
 
 
 def _just_worked(profile: Profile, minute: int) -> bool:
