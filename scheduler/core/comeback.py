@@ -75,8 +75,10 @@ class Comeback:
         latest_ms = usual[-1][0] if len(usual) == pods else NEVER_MS - 1
         near = []
         for name, taken in promised.items():
-            node = profile.nodes[name]
-            if name in shelf.nodes and node.when(size, 0) <= latest_ms:
+            node = profile.nodes.get(
+                name
+            )  # none of a node that is gone, of which something may still be promised
+            if node and name in shelf.nodes and node.when(size, 0) <= latest_ms:
                 count = next((n for n in range(1, pods) if node.when((n + 1) * size, 0) > latest_ms), pods)
                 near.append((name, node, taken, count))
         return _Ground(profile, usual, latest_ms, near)
