@@ -333,6 +333,7 @@ class Queue:
             self.untold[group] = None
             if group.book is not before:
                 self._tail_moved = True
+                self.untold |= dict.fromkeys(group.family)  # another of them may speak now
                 if before:
                     leaf = self.leaves[before.grant.id]
                     leaf.drop(group)
