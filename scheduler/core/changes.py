@@ -121,7 +121,7 @@ def _sort_anew(known: Knowledge) -> None:
 def _put_grant(known: Knowledge, grant: Grant) -> None:
     book = known.books.get(grant.id)
     if book and book.differs_in_amounts(grant):
-        book.rewrite(grant, known.policy)
+        book.rewrite_amounts(grant)
         known.balances.put(grant)
         known.moved.update(known.organizations_on(grant.id, book.accounts))
         return

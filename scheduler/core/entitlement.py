@@ -46,13 +46,22 @@ class GrantBook:
 
     def rewrite(self, grant: Grant, policy: Policy) -> None:
         """Take a newer version of the grant; of two paces the later one holds."""
-        if grant.pace and (self._pace is None or grant.pace.as_of_ms > self._pace.as_of_ms):
-            self._pace = grant.pace
-        self.grant = grant
         self.parties = grant.parties
         self.paths_of: dict[str, list[tuple[str, ...]]] = {party: [] for party in self.parties}
         for path in grant.paths:
             self.paths_of[path.organization_id].append(tuple(account.id for account in path.accounts))
+        self._hold_share = policy.hold_share
+        self.starts_at_ms, self.ends_at_ms = grant.starts_at_ms, grant.ends_at_ms
+        self.term_ms = max(1, grant.ends_at_ms - grant.starts_at_ms)
+        self.bound_ms = int(self.term_ms * policy.lag_bound_share)
+        self._idle_bound_ms = int(self.term_ms * policy.idle_lag_share)
+        self.rewrite_amounts(grant)
+
+    def rewrite_amounts(self, grant: Grant) -> None:
+        """Take a newer version that `differs_in_amounts` only."""
+        if grant.pace and (self._pace is None or grant.pace.as_of_ms > self._pace.as_of_ms):
+            self._pace = grant.pace
+        self.grant = grant
         own = {path.accounts[-1].id: path.accounts[-1] for path in grant.paths if path.accounts}
         held = sum(account.held_gpu_us for account in own.values())
         self.held_by = _held_by(grant, self.parties, held)
@@ -63,12 +72,7 @@ class GrantBook:
         self.used = self.committed
         self._used_ms: int | None = None  # the same in the term; None: not known
         self._promised = 0
-        self._hold_share = policy.hold_share
         self.rate = 0
-        self.starts_at_ms, self.ends_at_ms = grant.starts_at_ms, grant.ends_at_ms
-        self.term_ms = max(1, grant.ends_at_ms - grant.starts_at_ms)
-        self.bound_ms = int(self.term_ms * policy.lag_bound_share)
-        self._idle_bound_ms = int(self.term_ms * policy.idle_lag_share)
         self.pace_rate = self.granted / self.term_ms
         """What its pace needs, in GPU-microseconds per millisecond."""
         self.pace_lag_ms = 0

@@ -7,6 +7,7 @@ milliseconds x GPUs x rate in thousandths.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import NamedTuple
 
 from scheduler.core.policy import Policy
 
@@ -159,8 +160,7 @@ class Path:
     """Whose jobs may take it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Pace:
+class Pace(NamedTuple):
     """How far a grant was behind (positive) its pace at a moment, and what had been spent by then."""
 
     lag_ms: int

@@ -13,6 +13,7 @@ from scheduler.core.model import (
     Change,
     Fund,
     GpuClass,
+    Grant,
     Job,
     JobState,
     Kind,
@@ -50,12 +51,10 @@ class Spare:
         """Keep what is opportunistic. Returns what the others see instead: the rest, and nodes without it."""
         passed, touched = list[Change](), set[str]()
         for change in changes:
-            kind = type(change)
-            if kind is Node:
-                assert isinstance(change, Node)
+            if isinstance(change, Node):
                 self._nodes[change.id] = change
                 touched.add(change.id)
-            elif self._passes(change):
+            elif type(change) is Grant or self._passes(change):
                 passed.append(change)
         touched |= self._look(passed, now_ms)
         # a node that went and came back within these changes comes after its tombstone
