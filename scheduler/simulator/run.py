@@ -60,6 +60,7 @@ def serve(settings: Settings) -> None:
         access_log=False,
         timeout_graceful_shutdown=2,
     )
+    listener.listen()  # whoever has read the line below may connect at once
     host, port = listener.getsockname()[:2]
     sys.stdout.write(f"simulated cluster on http://{host}:{port} with {len(model.nodes)} nodes\n")
     sys.stdout.flush()

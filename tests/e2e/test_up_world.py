@@ -17,7 +17,13 @@ from typer.testing import CliRunner
 from deploy.cli import firm_app
 
 GPUHUB = (sys.executable, "-m", "deploy.cli")
-PROGRAMS = {"quota": "quota", "cluster": "simulate", "scheduler": "scheduler run", "agent": "agent run"}
+PROGRAMS = {
+    "quota": "deploy.cli quota",
+    "cluster": "deploy.cli simulate",
+    "scheduler": "deploy.cli scheduler run",
+    "agent": "agents.node",
+}
+"""What stands behind `-m` in the command lines of the programs at work."""
 START_S = 90.0
 """A cold start takes about five seconds; the tests of others may keep both cores busy."""
 
@@ -51,7 +57,7 @@ def processes_of(data_dir: Path) -> dict[str, int]:
             continue
         for name, words in PROGRAMS.items():
             # The scheduler's command line does not name the directory; the mark in its environment does.
-            if f"-m deploy.cli {words}" in line and f"HUB_TEST_MARK={data_dir}\0" in environment:
+            if f"-m {words}" in line and f"HUB_TEST_MARK={data_dir}\0" in environment:
                 found[name] = int(entry.name)
     return found
 
