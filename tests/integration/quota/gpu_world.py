@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from itertools import count
 from typing import Any
 
@@ -27,7 +28,9 @@ from quota.schemas.gpus import (
 )
 from quota.schemas.identity import Caller, Role
 from quota.schemas.jobs import Job
-from tests.builders import OPERATOR, Hub
+from quota.schemas.programs import Grant
+from tests.builders import MINUTE_MS, OPERATOR, Hub, a_hub
+from tests.property.ledger.ledger_checks import violations
 
 AGENT = Caller(token_id="agent", role=Role.AGENT, organization_id=None, node="n*")
 _numbers = count(1)
@@ -120,3 +123,26 @@ def is_open(hub: Hub, node: str) -> bool:
 
 
 WELL, BAD, LOST = GpuHealth.HEALTHY, GpuHealth.UNHEALTHY, GpuHealth.LOST
+
+
+NODES = {"n0": {"h100": 8}, "n1": {"h100": 8}}
+
+
+@contextmanager
+def a_seen_hub(database_url: str) -> Iterator[Hub]:
+    """A hub whose agents have told of all GPUs, and whose ledger is in order at the end."""
+    made = a_hub(database_url, nodes=NODES)
+    for node in NODES:
+        see(made, node, 8)
+    yield made
+    with made.database.read() as connection:
+        assert violations(connection) == []
+    made.close()
+
+
+def ran(hub: Hub, grant: Grant, minutes: int = 30, **fields: object) -> Job:
+    """A job that has run for so long on one GPU."""
+    job = hub.submit(**{"walltime_s": 24 * 3600, "restartable": True} | fields)
+    hub.run(job, grant)
+    hub.clock.advance(minutes * MINUTE_MS)
+    return job

@@ -21,37 +21,22 @@ from quota.schemas.gpus import GpuReport, GpuVerdict
 from quota.schemas.jobs import Job
 from quota.schemas.programs import Grant
 from quota.schemas.usage import EvidenceBatch, EvidenceRow
-from tests.builders import HOUR_MS, MINUTE_MS, Hub, a_hub, ended, lost
-from tests.integration.quota.gpu_world import AGENT, a_row, a_verdict, held, see, tell
-from tests.property.ledger.ledger_checks import violations
+from tests.builders import HOUR_MS, MINUTE_MS, Hub, ended, lost
+from tests.integration.quota.gpu_world import AGENT, a_row, a_seen_hub, a_verdict, held, ran, tell
 
 MINUTE_US = 60_000_000
-NODES = {"n0": {"h100": 8}, "n1": {"h100": 8}}
 GPU = "GPU-n0-0"
 
 
 @pytest.fixture
 def hub(database_url: str) -> Iterator[Hub]:
-    made = a_hub(database_url, nodes=NODES)
-    for node in NODES:
-        see(made, node, 8)
-    yield made
-    with made.database.read() as connection:
-        assert violations(connection) == []
-    made.close()
+    with a_seen_hub(database_url) as made:
+        yield made
 
 
 @pytest.fixture
 def grant(hub: Hub) -> Grant:
     return hub.award(hours="100")
-
-
-def _ran(hub: Hub, grant: Grant, minutes: int = 30, **fields: object) -> Job:
-    """A job that has run for so long on one GPU."""
-    job = hub.submit(**{"walltime_s": 24 * 3600, "restartable": True} | fields)
-    hub.run(job, grant)
-    hub.clock.advance(minutes * MINUTE_MS)
-    return job
 
 
 def _strike(hub: Hub, job: Job, **fields: object) -> GpuVerdict:
@@ -76,7 +61,7 @@ def _refunds(hub: Hub, job: Job) -> list[tuple[int, str, str]]:
 def test_what_died_of_a_bad_gpu_waits_again_and_its_time_is_given_back(
     hub: Hub, grant: Grant, first: str
 ) -> None:
-    job = _ran(hub, grant)
+    job = ran(hub, grant)
     if first == "verdict":
         verdict = _strike(hub, job)
         _die(hub, job)
@@ -103,7 +88,7 @@ def test_what_died_of_a_bad_gpu_waits_again_and_its_time_is_given_back(
 def test_every_order_and_repetition_gives_the_same_end(hub: Hub, grant: Grant) -> None:
     """Of a fault that leaves the GPU in use, so that every order has the same node."""
     for order in permutations(["end", "verdict", "task", "again"]):
-        job = _ran(hub, grant, minutes=1)
+        job = ran(hub, grant, minutes=1)
         verdict = a_verdict(hub, GPU, holders=held((job, 1)), health="degraded", rule="xid_contained", xid=94)
         steps = {
             "end": lambda job=job: _die(hub, job),
@@ -120,7 +105,7 @@ def test_every_order_and_repetition_gives_the_same_end(hub: Hub, grant: Grant) -
 
 
 def test_a_death_between_the_two_steps_is_made_up_for_by_the_task(hub: Hub, grant: Grant) -> None:
-    job = _ran(hub, grant)
+    job = ran(hub, grant)
     _die(hub, job)
     report = GpuReport(verdicts=(a_verdict(hub, GPU, holders=held((job, 1))),))
     hub.database.write(lambda tx: gpu_reports.store(tx, AGENT, report))
@@ -132,7 +117,7 @@ def test_a_death_between_the_two_steps_is_made_up_for_by_the_task(hub: Hub, gran
 
 
 def test_the_refund_ends_at_the_cap_of_the_policy(hub: Hub, grant: Grant) -> None:
-    job = _ran(hub, grant, minutes=6 * 60)
+    job = ran(hub, grant, minutes=6 * 60)
     _die(hub, job)
     _strike(hub, job)
     assert sum(entry[0] for entry in _refunds(hub, job)) == 4 * HOUR_MS
@@ -140,14 +125,14 @@ def test_the_refund_ends_at_the_cap_of_the_policy(hub: Hub, grant: Grant) -> Non
 
 
 def test_only_the_time_since_the_last_checkpoint_is_given_back(hub: Hub, grant: Grant) -> None:
-    job = _ran(hub, grant, minutes=25, checkpoint_interval_s=600)
+    job = ran(hub, grant, minutes=25, checkpoint_interval_s=600)
     _die(hub, job)
     _strike(hub, job)
     assert [entry[0] for entry in _refunds(hub, job)] == [5 * MINUTE_MS]
 
 
 def test_two_verdicts_on_one_attempt_are_given_back_once(hub: Hub, grant: Grant) -> None:
-    job = _ran(hub, grant)
+    job = ran(hub, grant)
     first, second = (a_verdict(hub, GPU, holders=held((job, 1)), xid=xid) for xid in (48, 79))
     _die(hub, job)
     tell(hub, verdicts=[first])
@@ -158,7 +143,7 @@ def test_two_verdicts_on_one_attempt_are_given_back_once(hub: Hub, grant: Grant)
 
 
 def test_a_job_that_may_not_run_again_ends_with_the_fault_as_its_reason(hub: Hub, grant: Grant) -> None:
-    early, late = _ran(hub, grant, restartable=False), _ran(hub, grant, restartable=False)
+    early, late = ran(hub, grant, restartable=False), ran(hub, grant, restartable=False)
     _strike(hub, early)
     _die(hub, early)
     _die(hub, late)
@@ -181,7 +166,7 @@ def test_a_job_that_may_not_run_again_ends_with_the_fault_as_its_reason(hub: Hub
 def test_what_did_not_die_of_the_fault_is_left_as_it_was(
     hub: Hub, grant: Grant, fields: dict[str, object], exit_code: int
 ) -> None:
-    job = _ran(hub, grant)
+    job = ran(hub, grant)
     hub.finish(job, exit_code=exit_code)
     before = hub.job(job.id)
     ended_ms = hub.now
@@ -195,7 +180,7 @@ def test_what_did_not_die_of_the_fault_is_left_as_it_was(
 
 
 def test_who_was_cancelled_stays_cancelled(hub: Hub, grant: Grant) -> None:
-    job = _ran(hub, grant)
+    job = ran(hub, grant)
     hub.cancel(job.id)
     _strike(hub, job)
     _die(hub, job)
@@ -204,7 +189,7 @@ def test_who_was_cancelled_stays_cancelled(hub: Hub, grant: Grant) -> None:
 
 
 def test_after_an_hour_a_job_stays_ended_and_only_the_refund_is_made(hub: Hub, grant: Grant) -> None:
-    job = _ran(hub, grant)
+    job = ran(hub, grant)
     ended_ms = hub.now
     _die(hub, job)
     hub.clock.advance(61 * MINUTE_MS)
@@ -214,7 +199,7 @@ def test_after_an_hour_a_job_stays_ended_and_only_the_refund_is_made(hub: Hub, g
 
 
 def test_evidence_names_the_holder_where_the_agent_cannot(hub: Hub, grant: Grant) -> None:
-    job = _ran(hub, grant)
+    job = ran(hub, grant)
     measured = EvidenceRow(
         job_id=job.id,
         attempt=1,
@@ -234,7 +219,7 @@ def test_evidence_names_the_holder_where_the_agent_cannot(hub: Hub, grant: Grant
 
 
 def test_an_attempt_that_was_never_placed_there_gets_nothing(hub: Hub, grant: Grant) -> None:
-    job = _ran(hub, grant)
+    job = ran(hub, grant)
     _die(hub, job)
     tell(hub, verdicts=[a_verdict(hub, "GPU-n1-0", "n1", holders=held((job, 1)))])
     assert (hub.job(job.id).end_reason, _refunds(hub, job)) == ("failed", [])
@@ -244,7 +229,7 @@ def test_an_attempt_that_was_never_placed_there_gets_nothing(hub: Hub, grant: Gr
 def test_a_verdict_that_says_it_may_have_been_any_time_covers_the_last_hour_only(
     hub: Hub, grant: Grant
 ) -> None:
-    job = _ran(hub, grant)
+    job = ran(hub, grant)
     _die(hub, job)
     hub.clock.advance(62 * MINUTE_MS)
     _strike(hub, job, since=0, at=hub.now)
@@ -252,7 +237,7 @@ def test_a_verdict_that_says_it_may_have_been_any_time_covers_the_last_hour_only
 
 
 def test_a_lost_node_is_given_back_as_ever_and_not_twice(hub: Hub, grant: Grant) -> None:
-    job = _ran(hub, grant)
+    job = ran(hub, grant)
     hub.report(lost(job, hub.now))
     assert len(_refunds(hub, job)) == 1
     _strike(hub, job)
@@ -262,7 +247,7 @@ def test_a_lost_node_is_given_back_as_ever_and_not_twice(hub: Hub, grant: Grant)
 
 def test_an_unsettled_attempt_is_given_back_with_its_last_slice(hub: Hub, grant: Grant) -> None:
     """The cluster's watermark stands still: the verdict is there before anything was charged."""
-    job = _ran(hub, grant)
+    job = ran(hub, grant)
     hub.report(ended(job, hub.now, exit_code=139, reason="failed"), through=hub.now - 20 * MINUTE_MS)
     verdict = _strike(hub, job)
     assert (hub.job(job.id).state, _refunds(hub, job)) == ("queued", [])
@@ -272,7 +257,7 @@ def test_an_unsettled_attempt_is_given_back_with_its_last_slice(hub: Hub, grant:
 
 
 def test_the_audit_trail_tells_why(hub: Hub, grant: Grant) -> None:
-    job = _ran(hub, grant)
+    job = ran(hub, grant)
     _die(hub, job)
     verdict = _strike(hub, job)
     (row,) = hub.rows(audit, action="attempt.gpu_fault")

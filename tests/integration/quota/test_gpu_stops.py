@@ -17,36 +17,33 @@ from quota.schemas.gpus import GpuVerdict, Outcome
 from quota.schemas.jobs import Job
 from quota.schemas.programs import Grant
 from quota.schemas.scheduling import StopReason
-from tests.builders import HOUR_MS, MINUTE_MS, Hub, a_hub, ended, lost
-from tests.integration.quota.gpu_world import a_row, a_verdict, break_gpu, change, held, policy, see, tell
-from tests.property.ledger.ledger_checks import violations
+from tests.builders import HOUR_MS, MINUTE_MS, Hub, ended, lost
+from tests.integration.quota.gpu_world import (
+    a_row,
+    a_seen_hub,
+    a_verdict,
+    break_gpu,
+    change,
+    held,
+    policy,
+    ran,
+    see,
+    tell,
+)
 
-NODES = {"n0": {"h100": 8}, "n1": {"h100": 8}}
 GPU = "GPU-n0-0"
 GONE = StopReason.GPU_FAILED
 
 
 @pytest.fixture
 def hub(database_url: str) -> Iterator[Hub]:
-    made = a_hub(database_url, nodes=NODES)
-    for node in NODES:
-        see(made, node, 8)
-    yield made
-    with made.database.read() as connection:
-        assert violations(connection) == []
-    made.close()
+    with a_seen_hub(database_url) as made:
+        yield made
 
 
 @pytest.fixture
 def grant(hub: Hub) -> Grant:
     return hub.award(hours="100")
-
-
-def _ran(hub: Hub, grant: Grant, minutes: int = 30, **fields: object) -> Job:
-    job = hub.submit(**{"walltime_s": 24 * 3600, "restartable": True} | fields)
-    hub.run(job, grant)
-    hub.clock.advance(minutes * MINUTE_MS)
-    return job
 
 
 def _strike(hub: Hub, job: Job, rule: str = "hangs", **fields: object) -> GpuVerdict:
@@ -88,7 +85,7 @@ def test_the_rules_are_those_of_the_agents() -> None:
 def test_a_job_on_a_gpu_that_is_gone_is_stopped_waits_again_and_is_given_back(
     hub: Hub, grant: Grant, rule: str
 ) -> None:
-    job = _ran(hub, grant)
+    job = ran(hub, grant)
     verdict = _strike(hub, job, rule)
     assert _later(hub, 9.9) == 0
     assert _later(hub, 0.1) == 1
@@ -114,7 +111,7 @@ def test_a_job_on_a_gpu_that_is_gone_is_stopped_waits_again_and_is_given_back(
 
 
 def test_the_refund_ends_at_the_cap_and_at_the_checkpoint(hub: Hub, grant: Grant) -> None:
-    long, marked = _ran(hub, grant, 5 * 60), _ran(hub, grant, 25, checkpoint_interval_s=600)
+    long, marked = ran(hub, grant, 5 * 60), ran(hub, grant, 25, checkpoint_interval_s=600)
     verdict = a_verdict(hub, GPU, holders=held((long, 1), (marked, 1)), rule="lost", health="lost", xid=None)
     tell(hub, [a_row(hub, GPU, health="lost", proven=False)], [verdict])
     assert _later(hub, 10, health="lost") == 2
@@ -126,7 +123,7 @@ def test_the_refund_ends_at_the_cap_and_at_the_checkpoint(hub: Hub, grant: Grant
 
 
 def test_one_that_may_not_run_again_ends_with_the_fault_as_its_reason(hub: Hub, grant: Grant) -> None:
-    job = _ran(hub, grant, restartable=False)
+    job = ran(hub, grant, restartable=False)
     _strike(hub, job)
     _later(hub, 10)
     hub.stop(job, GONE)
@@ -137,7 +134,7 @@ def test_one_that_may_not_run_again_ends_with_the_fault_as_its_reason(hub: Hub, 
 
 @pytest.mark.parametrize("held_back", ["breaker", "observe_only"])
 def test_what_the_circuit_breaker_withholds_stops_nobody(hub: Hub, grant: Grant, held_back: str) -> None:
-    job = _ran(hub, grant)
+    job = ran(hub, grant)
     if held_back == "breaker":
         break_gpu(hub, "GPU-n1-0", "n1")
     else:
@@ -151,7 +148,7 @@ def test_what_the_circuit_breaker_withholds_stops_nobody(hub: Hub, grant: Grant,
 
 def test_the_wait_is_the_policys(hub: Hub, grant: Grant) -> None:
     policy(hub, stop_after_s=3600)
-    job = _ran(hub, grant)
+    job = ran(hub, grant)
     _strike(hub, job)
     assert _later(hub, 59) == 0
     assert _later(hub, 1) == 1
@@ -169,14 +166,14 @@ def test_the_wait_is_the_policys(hub: Hub, grant: Grant) -> None:
 def test_a_gpu_that_came_back_or_still_computes_keeps_its_job(
     hub: Hub, grant: Grant, fields: dict[str, object], rule: str
 ) -> None:
-    job = _ran(hub, grant)
+    job = ran(hub, grant)
     _strike(hub, job, rule)
     assert _later(hub, 20, **fields) == 0
     assert _asked(hub, job) is None
 
 
 def test_an_agent_that_fell_silent_since_stops_nobody(hub: Hub, grant: Grant) -> None:
-    job = _ran(hub, grant)
+    job = ran(hub, grant)
     _strike(hub, job)
     hub.clock.advance(11 * MINUTE_MS)
     assert fault_stops.stop_due(hub.database) == 0
@@ -184,7 +181,7 @@ def test_an_agent_that_fell_silent_since_stops_nobody(hub: Hub, grant: Grant) ->
 
 
 def test_a_job_beside_it_on_the_same_node_goes_on(hub: Hub, grant: Grant) -> None:
-    job, other = _ran(hub, grant), _ran(hub, grant, 0)
+    job, other = ran(hub, grant), ran(hub, grant, 0)
     _strike(hub, job)
     assert _later(hub, 10) == 1
     assert (_asked(hub, job), _asked(hub, other)) == ("gpu_failed", None)
@@ -192,7 +189,7 @@ def test_a_job_beside_it_on_the_same_node_goes_on(hub: Hub, grant: Grant) -> Non
 
 @pytest.mark.parametrize("exit_code", [0, 139])
 def test_one_that_ends_by_itself_before_the_stop_is_recorded(hub: Hub, grant: Grant, exit_code: int) -> None:
-    job = _ran(hub, grant)
+    job = ran(hub, grant)
     verdict = _strike(hub, job)
     _later(hub, 30)
     hub.finish(job, exit_code=exit_code)
@@ -206,7 +203,7 @@ def test_one_that_ends_by_itself_before_the_stop_is_recorded(hub: Hub, grant: Gr
 
 
 def test_one_that_succeeds_within_its_grace_succeeded(hub: Hub, grant: Grant) -> None:
-    job = _ran(hub, grant)
+    job = ran(hub, grant)
     _strike(hub, job)
     _later(hub, 10)
     hub.stop(job, GONE)
@@ -217,7 +214,7 @@ def test_one_that_succeeds_within_its_grace_succeeded(hub: Hub, grant: Grant) ->
 def test_a_cancel_and_an_operators_requeue_outweigh_it_and_it_outweighs_idleness(
     hub: Hub, grant: Grant
 ) -> None:
-    cancelled, requeued, idle = _ran(hub, grant), _ran(hub, grant, 0), _ran(hub, grant, 0)
+    cancelled, requeued, idle = ran(hub, grant), ran(hub, grant, 0), ran(hub, grant, 0)
     hub.ask_stop(idle, StopReason.IDLE_RECLAIMED)
     hub.ask_stop(requeued, StopReason.REQUEUED)
     hub.cancel(cancelled.id)
@@ -233,7 +230,7 @@ def test_a_cancel_and_an_operators_requeue_outweigh_it_and_it_outweighs_idleness
 
 
 def test_a_node_that_is_lost_meanwhile_gives_back_once(hub: Hub, grant: Grant) -> None:
-    job = _ran(hub, grant)
+    job = ran(hub, grant)
     _strike(hub, job)
     _later(hub, 10)
     hub.report(lost(job, hub.now))
@@ -245,7 +242,7 @@ def test_a_node_that_is_lost_meanwhile_gives_back_once(hub: Hub, grant: Grant) -
 def test_the_task_asks_and_asks_again_after_a_death_before_the_commit(
     hub: Hub, grant: Grant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job = _ran(hub, grant)
+    job = ran(hub, grant)
     _strike(hub, job)
     hub.clock.advance(10 * MINUTE_MS)
     see(hub, "n0", 8, health="unhealthy", proven=False)
