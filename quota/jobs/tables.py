@@ -125,7 +125,7 @@ Index("ix_attempts_open", attempts.c.cluster, attempts.c.settled)
 Index("ix_attempts_stop_for_job", attempts.c.stop_for_job)
 Index("ix_attempts_grant_id_capacity_held", attempts.c.grant_id, attempts.c.capacity_held)
 Index("ix_attempts_organization_id_capacity_held", attempts.c.organization_id, attempts.c.capacity_held)
-_IS_WASTED = text("end_reason IN ('abandoned','failed','node_failed','preempted','requeued')")
+_IS_WASTED = text(f"end_reason IN ({','.join(map(repr, WASTED))})")
 Index("ix_attempts_wasted", attempts.c.end_reason, sqlite_where=_IS_WASTED, postgresql_where=_IS_WASTED)
 Index("ix_attempts_capacity_held", attempts.c.capacity_held, attempts.c.job_id)
 
