@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from agents.gpus.nvml.codes import xid_class
 from agents.gpus.port import ReaderUnavailable
 from agents.model import NodeReading
-from quota.client.transport import is_encrypted
+from quota.addresses import is_encrypted
 
 T = TypeVar("T")
 

@@ -9,6 +9,7 @@ from typing import Protocol, Self, TypeVar
 import httpx2
 from pydantic import BaseModel
 
+from quota.addresses import is_encrypted
 from quota.refusals import ServiceProblem, ServiceUnavailable, problem_told
 from quota.schemas import service
 
@@ -136,13 +137,6 @@ class Transport:
         if answer.status_code >= 400:
             raise ServiceProblem(problem_of(answer))
         return answer
-
-
-def is_encrypted(url: str) -> bool:
-    """Whether calls to `url` speak TLS. Where they do not, no certificate is judged, and reading the roots that it
-    would be judged by, some 40 ms of every command's start, is spared.
-    """
-    return not url.lower().startswith("http:")
 
 
 def packed(body: BaseModel) -> bytes:

@@ -18,8 +18,8 @@ from fastapi.responses import StreamingResponse
 from sqlalchemy import select
 from starlette.types import Receive, Scope, Send
 
+from quota.addresses import is_encrypted
 from quota.audit import reading
-from quota.client.transport import is_encrypted
 from quota.db import Database
 from quota.dispatch.lease import Leader, read_leader
 from quota.errors import (

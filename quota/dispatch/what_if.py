@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import httpx2
 from pydantic import ValidationError
 
-from quota.client.transport import is_encrypted
+from quota.addresses import is_encrypted
 from quota.db import Database
 from quota.dispatch.lease import Leader, read_leader
 from quota.dispatch.snapshots import take_state

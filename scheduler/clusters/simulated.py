@@ -14,7 +14,7 @@ from typing import Any, Self
 
 import httpx2
 
-from quota.client.transport import is_encrypted
+from quota.addresses import is_encrypted
 from scheduler.clusters.logs import LogRequest, NoLogs, NoLogsReason, OpenLog
 from scheduler.clusters.port import (
     ClusterUnavailable,

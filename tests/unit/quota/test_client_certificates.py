@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from deploy.controlplane.credentials import prepare_credentials
+from quota.addresses import is_encrypted
 from quota.client import QuotaClient, ServiceUnavailable
-from quota.client.transport import is_encrypted
 
 
 @pytest.fixture
